@@ -1,0 +1,153 @@
+"""The bundled demo model as the MODEL, CLIP and VAE of ordinary host nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import torch
+
+from . import architecture
+from .autoencoder import Autoencoder, latent_rgb_factors
+from .files import FOLDER, read_weights
+
+CANVAS = (64, 256)
+"""The smallest and the largest side of a canvas in px; the model was trained on 128 × 128 and 192 × 128."""
+
+_TOKEN_KEY = "text_model.embeddings.token_embedding.weight"
+
+
+class DemoLatents(comfy.latent_formats.LatentFormat):
+    """Latents of the demo autoencoder: 4 channels, unscaled; the first three are the colours of the cells."""
+
+    latent_channels = architecture.LATENT_CHANNELS
+    scale_factor = 1.0
+
+    def __init__(self) -> None:
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = latent_rgb_factors()
+        self.taesd_decoder_name = None
+
+
+class DemoSD(comfy.supported_models_base.BASE):
+    """The demo model as a member of the SD 1 family."""
+
+    unet_config = architecture.UNET
+    unet_extra_config = {"num_heads": -1, "num_head_channels": architecture.UNET["num_head_channels"]}
+    latent_format = DemoLatents
+    sampling_settings = architecture.SCHEDULE
+    memory_usage_factor = 1.0
+
+    def model_type(self, state_dict: dict[str, torch.Tensor], prefix: str = "") -> comfy.model_base.ModelType:
+        return comfy.model_base.ModelType.V_PREDICTION
+
+
+class _TextEncoder(comfy.sd1_clip.SDClipModel):
+    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None) -> None:
+        super().__init__(
+            device=device, dtype=dtype, model_options=model_options or {},
+            textmodel_json_config=dict(architecture.TEXT), return_projected_pooled=False,
+        )  # fmt: skip
+
+
+class _ClipModel(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None) -> None:
+        super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=_TextEncoder)
+
+
+class _BytePairs(comfy.sd1_clip.SDTokenizer):
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None) -> None:
+        super().__init__(
+            embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {},
+            embedding_size=architecture.TEXT["hidden_size"],
+        )  # fmt: skip
+
+
+class _Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None) -> None:
+        super().__init__(
+            embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {}, tokenizer=_BytePairs
+        )
+
+
+class _Target:
+    clip, tokenizer, params = _ClipModel, _Tokenizer, {}
+
+
+def load_demo_model(folder: Path = FOLDER) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of the bundled weights.
+
+    Built outside inference mode, so that its weights are ordinary tensors whoever calls this.
+
+    Raises:
+        RuntimeError: a file is missing or damaged; the message says how to get it back.
+    """
+    files = [read_weights(folder / f"{name}.safetensors") for name in ("unet", "text", "decoder")]
+    with torch.inference_mode(False), torch.no_grad():
+        return _load_model(files[0]), _load_clip(files[1]), _load_vae(files[2])
+
+
+def _load_model(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    config = DemoSD(dict(architecture.UNET))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=offload)
+    _strict(model.diffusion_model, {k: v.float() for k, v in weights.items()}, "unet")
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "concepts.demo", _check_canvas)
+    return patcher
+
+
+def _check_canvas(executor: Any, noise: torch.Tensor, latent: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Refuses a canvas the demo model was never shown anything like, in a sentence instead of a smear."""
+    height, width = (side * architecture.LATENT_FACTOR for side in latent.shape[-2:])
+    if not all(CANVAS[0] <= side <= CANVAS[1] for side in (height, width)):
+        raise ValueError(
+            f"The demo model draws pictures of 128 × 128 (or 192 × 128), and this canvas is {width} × {height}; "
+            f"set width and height in Empty Latent Image to 128 (it takes {CANVAS[0]} to {CANVAS[1]})."
+        )
+    return executor(noise, latent, *args, **kwargs)
+
+
+def _load_clip(weights: dict[str, torch.Tensor]) -> comfy.sd.CLIP:
+    clip = comfy.sd.CLIP(_Target, parameters=1, model_options={"dtype": torch.float32})
+    table = architecture.untrained_rows()
+    table[weights.pop("token_ids").long()] = weights.pop("token_rows").float()
+    state = {k: v.float() for k, v in weights.items()} | {_TOKEN_KEY: table}
+    _strict(clip.cond_stage_model.clip_l.transformer, state, "text")
+    return clip
+
+
+def _load_vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:
+    # the host builds a VAE object around a network it knows; its smallest one is then exchanged for ours
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    autoencoder = Autoencoder().eval()
+    _strict(autoencoder.decoder, {k: v.float() for k, v in weights.items()}, "decoder")
+    vae.first_stage_model = autoencoder.to(vae.vae_dtype)
+    vae.patcher = comfy.model_patcher.ModelPatcher(
+        vae.first_stage_model, load_device=vae.device, offload_device=comfy.model_management.vae_offload_device()
+    )
+    vae.latent_channels = architecture.LATENT_CHANNELS
+    vae.downscale_ratio = vae.upscale_ratio = architecture.LATENT_FACTOR
+    # bytes of the widest activations: 80 channels at half the picture's resolution, a few alive at once
+    vae.memory_used_decode = lambda shape, dtype: shape[2] * shape[3] * 64 * 160 * 4
+    vae.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * 64
+    return vae
+
+
+def _strict(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
+    """Loads every weight, or says that the file does not fit this version of the pack."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"The demo model's file {name}.safetensors does not fit this version of the pack; run "
+            "'git checkout -- demo/weights' in the pack's folder, or clone the pack again."
+        ) from error

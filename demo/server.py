@@ -1,0 +1,137 @@
+"""Starting and stopping a headless host with the pack in it. Standard library only; the tests use it too."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACK_FOLDER = "comfyui-concepts"
+_LAST_LINES = 15
+
+
+class HostFailed(RuntimeError):
+    """The host did not start or ended by itself; the message ends with its last lines."""
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def check_port(port: int) -> None:
+    """Refuses a port somebody listens on.
+
+    Raises:
+        HostFailed: the port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise HostFailed(f"Port {port} is taken by another program; leave --port out to have a free one chosen.") from error
+
+
+class HostServer:
+    """A host in a process of its own, on the loopback address, with every folder it writes to in a temporary place.
+
+    Use as a context manager: leaving it, however, ends the host and removes its folders.
+    """
+
+    def __init__(self, host: Path, port: int | None = None, pack: Path = ROOT, arguments: tuple[str, ...] = ()) -> None:
+        self.host, self.pack, self.arguments = host, pack, arguments
+        if port is not None:
+            check_port(port)
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.base = Path(tempfile.mkdtemp(prefix="concepts-host-"))
+        self.log = self.base / "host.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> HostServer:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        for folder in ("custom_nodes", "models", "input", "output", "user", "temp"):
+            (self.base / folder).mkdir()
+        (self.base / "custom_nodes" / PACK_FOLDER).symlink_to(self.pack, target_is_directory=True)
+        command = [
+            sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch",
+            "--base-directory", str(self.base), "--database-url", "sqlite:///:memory:", *self.arguments,
+        ]  # fmt: skip
+        if os.environ.get("CONCEPTS_DEVICE", "cpu") == "cpu":
+            command.append("--cpu")
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        with open(self.log, "wb") as log:
+            # a session of its own, so that Ctrl-C reaches us first and we end it in order
+            self._process = subprocess.Popen(
+                command, cwd=self.host, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait(self, seconds: float = 120) -> None:
+        """Returns when the host answers.
+
+        Raises:
+            HostFailed: it ended, or did not answer in time.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.check()
+            try:
+                self.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.2)
+        raise HostFailed(f"The host did not answer within {seconds:.0f} s. Its last lines:\n{self.last_lines()}")
+
+    def check(self) -> None:
+        """Raises HostFailed if the process has ended by itself."""
+        if self._process is not None and self._process.poll() is not None:
+            raise HostFailed(f"The host ended with code {self._process.returncode}. Its last lines:\n{self.last_lines()}")
+
+    def get(self, path: str) -> dict:
+        """The JSON answer of a GET."""
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            return json.load(answer)
+
+    def last_lines(self) -> str:
+        """The end of the host's log, indented."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return "\n".join(f"  | {line}" for line in lines[-_LAST_LINES:])
+
+    @property
+    def pid(self) -> int | None:
+        """The host's process id while it runs."""
+        return None if self._process is None or self._process.poll() is not None else self._process.pid
+
+    def stop(self) -> None:
+        """Ends the host and removes its folders. Safe to call twice."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        shutil.rmtree(self.base, ignore_errors=True)

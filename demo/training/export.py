@@ -1,0 +1,45 @@
+"""Turns training checkpoints into the bundled weights: fp16, and of the token table only the rows that were trained."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..files import FOLDER
+
+_TOKEN_PREFIX = "text_model.embeddings.token_embedding."
+
+
+def _half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: v.half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in state.items()}
+
+
+def export_model(checkpoint: Path, folder: Path) -> None:
+    """``unet.safetensors`` and ``text.safetensors`` of a checkpoint of ``train_model``."""
+    state = load_file(checkpoint)
+    save_file(_half({k[5:]: v for k, v in state.items() if k.startswith("unet.")}), folder / "unet.safetensors")
+    text = {k[5:]: v for k, v in state.items() if k.startswith("text.")}
+    text["token_ids"] = text.pop(_TOKEN_PREFIX + "ids").int()
+    text["token_rows"] = text.pop(_TOKEN_PREFIX + "weight")
+    save_file(_half(text), folder / "text.safetensors")
+
+
+def main(arguments: list[str]) -> int:
+    """``dev.py train export``: copies what a training folder holds into the pack's weights."""
+    parser = argparse.ArgumentParser(prog="dev.py train export")
+    parser.add_argument("--out", type=Path, required=True, help="the training folder")
+    parser.add_argument("--to", type=Path, default=FOLDER)
+    options = parser.parse_args(arguments)
+    options.to.mkdir(parents=True, exist_ok=True)
+    if (options.out / "model-ema.safetensors").exists():
+        export_model(options.out / "model-ema.safetensors", options.to)
+    if (options.out / "decoder.safetensors").exists():
+        save_file(_half(load_file(options.out / "decoder.safetensors")), options.to / "decoder.safetensors")
+    for name in ("judge.safetensors", "held_out.webp", "held_out.json"):
+        if (options.out / name).exists():
+            shutil.copy(options.out / name, options.to / name)
+    return 0

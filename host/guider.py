@@ -1,0 +1,75 @@
+"""Guiders: how the pack takes part in the host's sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_patcher
+import comfy.samplers
+import node_helpers
+import torch
+
+from .views import ViewConds, predict_views
+
+Combine = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+"""N predictions in the canonical frame to one."""
+
+
+@dataclass(frozen=True)
+class ViewPrompt:
+    """One view of a picture and the CONDITIONINGs that describe it. ``view`` also has ``check(height, width)``."""
+
+    view: Any
+    positive: list
+    negative: list
+
+
+class ViewsGuider(comfy.samplers.CFGGuider):
+    """Samples one picture that satisfies a prompt in each of several views. Works with any sampler and scheduler.
+
+    Positive and negative predictions are combined apart in the canonical frame; the host's own cfg function then runs
+    once, with every patch that hangs on it.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[ViewPrompt], combine: Combine, cfg: float) -> None:
+        if not prompts:
+            raise ValueError("An anagram needs at least one view; connect an Anagram View to 'views'.")
+        super().__init__(model)
+        self.views = [prompt.view for prompt in prompts]
+        self.combine = combine
+        self.set_cfg(cfg)
+        for index, prompt in enumerate(prompts):
+            # each view gets its own copy of the negative: the host gives every copy a uuid of its own
+            positive = node_helpers.conditioning_set_values(prompt.positive, {"prompt_type": "positive"})
+            negative = node_helpers.conditioning_set_values(prompt.negative, {"prompt_type": "negative"})
+            self.inner_set_conds({f"positive {index}": positive, f"negative {index}": negative})
+
+    def sample(self, noise: torch.Tensor, latent_image: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if getattr(latent_image, "is_nested", False):
+            raise ValueError("Anagrams work on one latent, not on a packed pair; use an ordinary Empty Latent Image.")
+        for view in self.views:
+            view.check(*latent_image.shape[-2:])
+        return super().sample(noise, latent_image, *args, **kwargs)
+
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
+    ) -> torch.Tensor:
+        """The denoised picture in the canonical frame (the host's name for it is historical)."""
+        options = model_options or {}
+
+        def views_batch(args: dict[str, Any]) -> list[torch.Tensor]:
+            skip_negative = args["conds"][1] is None
+            views = [
+                ViewConds(v, self.conds[f"positive {i}"], None if skip_negative else self.conds[f"negative {i}"])
+                for i, v in enumerate(self.views)
+            ]
+            positive, negative = predict_views(self.inner_model, views, args["input"], args["sigma"], options)
+            return [self.combine(positive), self.combine(negative)]
+
+        routed = comfy.model_patcher.create_model_options_clone(options)
+        routed["sampler_calc_cond_batch_function"] = views_batch
+        return comfy.samplers.sampling_function(
+            self.inner_model, x, timestep, self.conds["negative 0"], self.conds["positive 0"], self.cfg, routed, seed
+        )

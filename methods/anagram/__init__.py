@@ -1,0 +1,1 @@
+"""Visual anagrams: one picture that reads differently in several views."""

@@ -1,0 +1,17 @@
+"""What a user drags. A node declares its sockets, converts units, and makes one call."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import anagram, demo
+
+NODES: tuple[type[io.ComfyNode], ...] = (*anagram.NODES, *demo.NODES)
+"""Every node of the pack, in menu order."""
+
+
+class ConceptsExtension(ComfyExtension):
+    """The pack as the host sees it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)

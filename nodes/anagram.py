@@ -1,0 +1,147 @@
+"""Anagrams: one picture that reads differently when it is flipped or turned."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..host.guider import ViewPrompt, ViewsGuider
+from ..host.schema import schema
+from ..methods.anagram.combine import average
+from ..methods.anagram.views import VIEWS, View, view_named
+
+CATEGORY = "concepts/anagram"
+
+
+class AnagramView(NamedTuple):
+    """One view of an anagram on a wire: a linked list, newest first."""
+
+    view: View
+    positive: Any
+    negative: Any | None
+    weight: float
+    previous: AnagramView | None
+
+    def in_order(self) -> list[AnagramView]:
+        """All views of the list, first to last."""
+        views, link = [], self
+        while link is not None:
+            views.append(link)
+            link = link.previous
+        return views[::-1]
+
+
+Views = io.Custom("CONCEPTS_VIEW")
+
+
+class ConceptsAnagramView(io.ComfyNode):
+    """Adds a view to the list of what a picture must show."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramView",
+            display_name="Anagram View",
+            category=CATEGORY,
+            description="Adds one reading of the picture: what it must show when it is turned this way. "
+            "Chain one for each reading.",
+            search_aliases=["visual anagram", "illusion", "multi view"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="What the picture shows in this view."),
+                io.Combo.Input(
+                    "view", options=list(VIEWS), default="identity",
+                    tooltip="How the picture is turned before this prompt describes it. 'identity' leaves it as it is, "
+                    "'flip' mirrors it upside down, 'rotate_180' turns it round. Start with identity and rotate_180.",
+                ),
+                io.Float.Input(
+                    "weight", default=1.0, min=0.0, max=10.0, step=0.05,
+                    tooltip="How much this view counts against the others. Raise it when this reading is the weaker one. "
+                    "Start with 1.0.",
+                ),
+                Views.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
+                io.Conditioning.Input(
+                    "negative", optional=True,
+                    tooltip="What this view must not show; without it the guider's negative is used.",
+                ),
+            ],
+            outputs=[Views.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, positive, view, weight, views=None, negative=None) -> io.NodeOutput:  # noqa: ANN001
+        return io.NodeOutput(AnagramView(view_named(view), positive, negative, weight, views))
+
+
+class ConceptsAnagramGuider(io.ComfyNode):
+    """A guider that denoises every view and averages them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramGuider",
+            display_name="Anagram Guider",
+            category=CATEGORY,
+            description="Guides the sampling so that every view shows its own prompt. "
+            "Goes into 'guider' of SamplerCustomAdvanced; any sampler and scheduler. "
+            "Cost: one model pass a view and step, all in one batch.",
+            search_aliases=["visual anagram", "illusion"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with."),
+                Views.Input("views", tooltip="What the picture shows in each view, from Anagram View."),
+                io.Conditioning.Input("negative", tooltip="What no view may show; an empty prompt is a good start."),
+                io.Float.Input(
+                    "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                    tooltip="How strictly the prompts are followed. Anagrams want a little more than usual: start with 5.0.",
+                ),
+            ],
+            outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, views, negative, cfg) -> io.NodeOutput:  # noqa: ANN001
+        listed = views.in_order()
+        weights = [v.weight for v in listed]
+        if sum(weights) <= 0:
+            raise ValueError("Every view has weight 0, so nothing would be drawn; set at least one weight above 0.")
+        prompts = [ViewPrompt(v.view, v.positive, negative if v.negative is None else v.negative) for v in listed]
+        return io.NodeOutput(ViewsGuider(model, prompts, lambda predictions: average(predictions, weights), cfg))
+
+
+class ConceptsAnagramShowViews(io.ComfyNode):
+    """Shows a picture in every view, upright."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramShowViews",
+            display_name="Show Anagram Views",
+            category=CATEGORY,
+            description="Turns the finished picture into each of its views, so that every reading stands upright.",
+            search_aliases=["visual anagram", "illusion", "contact sheet"],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("image", tooltip="The finished picture."),
+                Views.Input("views", tooltip="The views it was made with."),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "upright", display_name="views",
+                    tooltip="For every picture of the batch, each of its views in order, as one batch.",
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, image, views) -> io.NodeOutput:  # noqa: ANN001
+        pictures = image.movedim(-1, 1)  # (batch, 3, height, width)
+        turned = []
+        for link in views.in_order():
+            link.view.check(*pictures.shape[-2:])
+            turned.append(link.view.forward(pictures))
+        upright = torch.stack(turned, 1).flatten(0, 1).movedim(1, -1).contiguous()
+        return io.NodeOutput(upright, ui=ui.PreviewImage(upright, cls=cls))
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (ConceptsAnagramView, ConceptsAnagramGuider, ConceptsAnagramShowViews)

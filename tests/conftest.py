@@ -1,0 +1,67 @@
+"""What every test stands on: the pack imported as the host imports it, next to the real host, and one real server."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _load_runner():
+    spec = importlib.util.spec_from_file_location("concepts_runner", ROOT / "demo" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if "COMFYUI_PATH" not in os.environ:
+    raise pytest.UsageError("the tests run next to a host; start them with: python3 dev.py test")
+_arguments, sys.argv = sys.argv, sys.argv[:1]  # the host reads the command line when it is imported
+_runner = _load_runner()
+_runner.enter_host(Path(os.environ["COMFYUI_PATH"]))
+_runner.import_pack()
+import comfy.model_management  # noqa: E402, F401  reads the command line now, not in the middle of a test
+
+sys.argv = _arguments
+
+
+@pytest.fixture(scope="session")
+def host_path() -> Path:
+    return Path(os.environ["COMFYUI_PATH"])
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    """(MODEL, CLIP, VAE) of the bundled weights."""
+    from comfyui_concepts.demo.loader import load_demo_model
+
+    return load_demo_model()
+
+
+@pytest.fixture(scope="session")
+def server(host_path):
+    """One real host with the pack in it, for the whole session."""
+    from comfyui_concepts.demo.server import HostServer
+
+    with HostServer(host_path) as running:
+        running.wait()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def object_info(server):
+    return server.get("/object_info")
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    """The host runs every node under inference mode, so the tests do."""
+    import torch
+
+    with torch.inference_mode():
+        yield
