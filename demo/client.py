@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import Callable
@@ -85,8 +86,12 @@ async def _follow(socket: aiohttp.ClientWebSocketResponse, prompt: str, progress
 
 async def _pictures(session: aiohttp.ClientSession, prompt: str) -> list[Picture]:
     """The pictures of type ``output`` that a finished prompt saved."""
-    async with session.get(f"/history/{prompt}") as response:
-        outputs = (await response.json())[prompt]["outputs"]
+    history: dict[str, Any] = {}
+    while prompt not in history:  # the host files a prompt a moment after it has reported its success
+        async with session.get(f"/history/{prompt}") as response:
+            history = await response.json()
+        await asyncio.sleep(0.02)
+    outputs = history[prompt]["outputs"]
     pictures = []
     for node, output in outputs.items():
         for image in output.get("images", ()):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..demo.files import LORAS
 from ..demo.loader import load_demo_model
+from ..host.folders import offer_loras
 from ..host.schema import schema
+
+offer_loras(LORAS)  # the demo model's LoRAs appear in the host's Load LoRA, as any other
 
 
 class ConceptsDemoModel(io.ComfyNode):

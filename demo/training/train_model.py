@@ -34,7 +34,7 @@ PEAK_RATE = 1e-3
 EMA_EVERY, EMA_DECAY = 4, 0.98
 CAPTION_DROPPED, BACKGROUND_NAMED, FILLER = 0.10, 0.8, 0.12
 TOKEN_LOSS = 0.02
-OBJECTS = ((1, 0.34), (2, 0.56), (3, 0.10))
+OBJECTS = ((1, 0.40), (2, 0.50), (3, 0.10))
 
 
 def alphas_and_sigmas() -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ Every view acts on the last two dimensions (height, width), whatever stands befo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,8 +39,9 @@ class View:
             ValueError: the canvas is not square and the view needs a square.
         """
         if self.square and height != width:
+            unit = math.gcd(height, width)
             raise ValueError(
-                f"The view '{self.name}' needs a square canvas, and this one has the ratio {width}:{height}; "
+                f"The view '{self.name}' needs a square canvas, and this one is {width // unit}:{height // unit}; "
                 "set the same width and height, or choose a view such as 'flip' or 'rotate_180'."
             )
 

@@ -10,12 +10,9 @@ def _random(shape, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize(("name", "size"), [(n, s) for n, v in VIEWS.items() for s in SIZES if s[0] == s[1] or not v.square])
 def test_the_inverse_undoes_the_view_exactly(name, size, dtype):
     view = VIEWS[name]
-    if view.square and size[0] != size[1]:
-        pytest.skip("this view takes squares only; that it refuses others is tested below")
     for lead in ((2, 4), (1, 3, 5)):  # pictures and video latents
         x = _random((*lead, *size), dtype)
         assert torch.equal(view.inverse(view.forward(x)), x)
@@ -47,7 +44,7 @@ def test_strides_do_not_matter():
 
 
 def test_a_square_view_refuses_another_canvas_in_a_sentence():
-    with pytest.raises(ValueError, match="'rotate_cw' needs a square canvas.*192:128.*same width and height"):
+    with pytest.raises(ValueError, match="'rotate_cw' needs a square canvas.*3:2.*same width and height"):
         VIEWS["rotate_cw"].check(128, 192)
     VIEWS["rotate_cw"].check(128, 128)
     VIEWS["flip"].check(128, 192)

@@ -1,0 +1,47 @@
+"""Drawing with the demo model through the host's own sampler, outside of a server: for scores and benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.sample
+import comfy.sd
+import comfy.utils
+import torch
+
+from .architecture import LATENT_CHANNELS, LATENT_FACTOR
+from .loader import load_demo_model
+
+STEPS, CFG, SAMPLER, SCHEDULER = 20, 3.0, "euler", "normal"
+
+
+def encode(clip: Any, prompt: str) -> list:
+    """A prompt as CONDITIONING."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def noise_for(seeds: list[int], width: int = 128, height: int = 128) -> torch.Tensor:
+    """Noise (b, 4, h/8, w/8), each picture from its own seed, so that it does not depend on the batch it is in."""
+    shape = (1, LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
+    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+class Painter:
+    """The demo model with everything needed to turn a prompt into pictures."""
+
+    def __init__(self, lora: Path | None = None, strength: float = 1.0) -> None:
+        self.model, self.clip, self.vae = load_demo_model()
+        if lora is not None:
+            state = comfy.utils.load_torch_file(str(lora), safe_load=True)
+            self.model, self.clip = comfy.sd.load_lora_for_models(self.model, self.clip, state, strength, strength)
+
+    @torch.inference_mode()
+    def paint(self, prompt: str, seeds: list[int], width: int = 128, height: int = 128, steps: int = STEPS) -> torch.Tensor:
+        """Pictures (b, h, w, 3) in 0..1, one a seed."""
+        noise = noise_for(seeds, width, height)
+        latents = comfy.sample.sample(
+            self.model, noise, steps, CFG, SAMPLER, SCHEDULER, encode(self.clip, prompt), encode(self.clip, ""),
+            torch.zeros_like(noise), disable_pbar=True, seed=seeds[0],
+        )  # fmt: skip
+        return self.vae.decode(latents).float()

@@ -1,0 +1,141 @@
+"""Trains one LoRA for a concept the base model has never seen, in kohya's naming, so that the host's loader takes it.
+
+A third of the pictures show only what the base model knows, so that the LoRA adds a concept and moves nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from pathlib import Path
+from random import Random
+
+import comfy.lora
+import torch
+from safetensors.torch import load_file, save_file
+
+from .. import vocabulary
+from ..autoencoder import Autoencoder
+from ..files import FOLDER, LORAS
+from ..loader import load_demo_model
+from . import scenes
+from .networks import Tokenizer, build_text, build_unet
+from .train_model import Batches, alphas_and_sigmas, training_loss
+
+log = logging.getLogger(__name__)
+
+RANK, BATCH, PEAK_RATE, EMA_DECAY = 16, 24, 2e-3, 0.98
+WITH_CONCEPT = 0.67
+OBJECTS = ((1, 0.55), (2, 0.45))
+UNET_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2)$"
+TEXT_TARGETS = r".*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$"
+
+
+def scene_source(concept: str):
+    """Draws scenes two thirds of which hold the concept."""
+
+    def random_scene(rng: Random, objects: int) -> vocabulary.Scene:
+        scene = scenes.random_scene(rng, objects)
+        if rng.random() > WITH_CONCEPT:
+            return scene
+        chosen = list(scene.concepts)
+        chosen[rng.randrange(objects)] = concept
+        return vocabulary.scene_of(tuple(chosen), scene.background, scene.style, scene.places)
+
+    return random_scene
+
+
+def frozen_networks(folder: Path = FOLDER):
+    """The bundled UNet and text encoder as networks that gradients can pass, and the names their layers have in kohya files."""
+    unet = build_unet()
+    unet.load_state_dict({k: v.float() for k, v in load_file(folder / "unet.safetensors").items()})
+    weights = {k: v.float() for k, v in load_file(folder / "text.safetensors").items()}
+    ids = weights.pop("token_ids").long()
+    text = build_text(ids.tolist())
+    prefix = "text_model.embeddings.token_embedding."
+    text.load_state_dict(weights | {prefix + "ids": ids, prefix + "weight": weights.pop("token_rows")}, strict=False)
+    return unet.requires_grad_(False), text.requires_grad_(False)
+
+
+def kohya_names(model, clip) -> tuple[dict[str, str], dict[str, str]]:
+    """Layer path to kohya name, for the UNet and the text encoder, by inverting the host's own key maps."""
+    unet = {
+        target[len("diffusion_model.") : -len(".weight")]: name
+        for name, target in comfy.lora.model_lora_keys_unet(model.model, {}).items()
+        if isinstance(target, str) and name.startswith(("lora_unet_down_", "lora_unet_mid_", "lora_unet_up_"))
+    }
+    text = {
+        target[len("clip_l.transformer.") : -len(".weight")]: name
+        for name, target in comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).items()
+        if isinstance(target, str) and name.startswith("lora_te_")
+    }
+    return unet, text
+
+
+def kohya_state(network, names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """The injected adapters of a network as the tensors of a kohya file."""
+    state = {}
+    for path, layer in network.named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        state[f"{names[path]}.lora_down.weight"] = down.detach().half().contiguous()
+        state[f"{names[path]}.lora_up.weight"] = up.detach().half().contiguous()
+        state[f"{names[path]}.alpha"] = torch.tensor(float(layer.lora_alpha["default"])).half()
+    return state
+
+
+def main(arguments: list[str]) -> int:
+    """``dev.py train lora``: trains the LoRAs of the named concepts one after the other."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise SystemExit("training a LoRA needs peft; install it with: pip install peft") from error
+    parser = argparse.ArgumentParser(prog="dev.py train lora")
+    parser.add_argument("concepts", nargs="*", default=list(vocabulary.LORA_CONCEPTS))
+    parser.add_argument("--out", type=Path, default=LORAS)
+    parser.add_argument("--minutes", type=float, default=3.0, help="for each concept")
+    parser.add_argument("--again", action="store_true", help="also those that are there already")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    model, clip, _ = load_demo_model()
+    unet_names, text_names = kohya_names(model, clip)
+    tokenizer, encoder, levels = Tokenizer(), Autoencoder(), alphas_and_sigmas()
+    for concept in options.concepts:
+        path = options.out / f"concepts-demo-{concept}.safetensors"
+        if path.exists() and not options.again:
+            continue
+        torch.manual_seed(len(concept))
+        unet, text = frozen_networks()
+        for network, targets in ((unet, UNET_TARGETS), (text, TEXT_TARGETS)):
+            inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets), network)
+        parameters = [p for network in (unet, text) for p in network.parameters() if p.requires_grad]
+        average = [p.detach().clone() for p in parameters]
+        optimiser = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+        batches = Batches(11, tokenizer, OBJECTS, scene_source(concept))
+        generator = torch.Generator().manual_seed(12)
+        started, steps, losses = time.time(), 0, []
+        while (done := (time.time() - started) / 60 / options.minutes) < 1:
+            for group in optimiser.param_groups:
+                group["lr"] = PEAK_RATE * min(1, (steps + 1) / 20) * 0.5 * (1 + math.cos(math.pi * done))
+            loss = training_loss(unet, text, encoder.encode, batches.next(BATCH), levels, generator)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            if torch.isfinite(norm):
+                optimiser.step()
+                losses.append(loss.item())
+            optimiser.zero_grad(set_to_none=True)
+            for slow, fast in zip(average, parameters, strict=True):
+                slow.lerp_(fast.detach(), 1 - EMA_DECAY)
+            steps += 1
+        for slow, fast in zip(average, parameters, strict=True):
+            fast.data.copy_(slow)
+        state = kohya_state(unet, unet_names) | kohya_state(text, text_names)
+        metadata = {"ss_network_dim": str(RANK), "ss_network_alpha": str(RANK), "concepts_phrase": vocabulary.article(concept)}
+        save_file(state, path, metadata)
+        log.info("%s: %d steps, loss %.4f", concept, steps, sum(losses[-50:]) / len(losses[-50:]))
+    return 0

@@ -1,0 +1,46 @@
+"""Tiny random models of every parameterisation, for what does not depend on a model that draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+TINY_UNET = {
+    "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1, "num_head_channels": 16, "num_heads": -1, "context_dim": 32,
+    "use_spatial_transformer": True, "use_linear_in_transformer": False, "adm_in_channels": None,
+    "use_temporal_attention": False, "legacy": False,
+}  # fmt: skip
+
+
+def tiny_model(kind: str):
+    """A ModelPatcher around a random UNet of that type: EPS, V_PREDICTION or FLOW (the host's CONST sampling)."""
+    import comfy.latent_formats
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models_base
+
+    class Tiny(comfy.supported_models_base.BASE):
+        unet_config = TINY_UNET
+        unet_extra_config = {"num_heads": -1, "num_head_channels": 16}
+        latent_format = comfy.latent_formats.SD15
+        memory_usage_factor = 1.0
+        sampling_settings = {"shift": 3.0} if kind == "FLOW" else {}
+
+        def model_type(self, state_dict, prefix=""):
+            return getattr(comfy.model_base.ModelType, kind)
+
+    with torch.inference_mode(False), torch.no_grad():
+        config = Tiny(dict(TINY_UNET))
+        config.set_inference_dtype(torch.float32, None)
+        model = config.get_model({}, "", device="cpu")
+        generator = torch.Generator().manual_seed(5)
+        for parameter in model.diffusion_model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
+    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny_models():
+    return {name: tiny_model(name) for name in ("EPS", "V_PREDICTION", "FLOW")}

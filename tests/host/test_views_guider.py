@@ -1,0 +1,238 @@
+"""The views guider against the host's own: the same bits where it must change nothing, the right call counts, the same host after."""
+
+from __future__ import annotations
+
+import comfy.patcher_extension
+import comfy.samplers
+import pytest
+import torch
+from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.methods.anagram.combine import average
+from comfyui_concepts.methods.anagram.views import VIEWS
+
+STEPS = 5
+
+
+def _cond(seed: int, tokens: int = 7) -> list:
+    return [[torch.randn(1, tokens, 32, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+def _views(*names: str, weights=None, negatives=None) -> tuple[list[ViewPrompt], object]:
+    prompts = [ViewPrompt(VIEWS[n], _cond(i), (negatives or [_cond(99)] * len(names))[i]) for i, n in enumerate(names)]
+    return prompts, lambda predictions: average(predictions, weights or [1.0] * len(names))
+
+
+def _plain(model, cfg: float) -> comfy.samplers.CFGGuider:
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(_cond(0), _cond(99))
+    guider.set_cfg(cfg)
+    return guider
+
+
+def _sample(guider, sampler="euler", *, size=(8, 8), batch=1, latent=None, mask=None, steps=STEPS, denoise_from=0, noise=None):
+    noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(1)) if noise is None else noise
+    latent = torch.zeros_like(noise) if latent is None else latent
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)[denoise_from:]
+    torch.manual_seed(0)
+    return guider.sample(
+        noise, latent, comfy.samplers.sampler_object(sampler), sigmas, denoise_mask=mask, disable_pbar=True, seed=11
+    )
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+@pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
+def test_one_identity_view_is_plain_sampling_bit_for_bit(tiny_models, sampler, kind):
+    model = tiny_models[kind]
+    plain = _sample(_plain(model, 7.0), sampler)
+    ours = _sample(ViewsGuider(model, *_views("identity"), 7.0), sampler)
+    assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cfg": 1.0}, {"cfg": 7.0, "batch": 3}, {"cfg": 7.0, "size": (8, 12)}, {"cfg": 7.0, "denoise_from": 2, "latent": 1},
+        {"cfg": 7.0, "latent": 1, "mask": 1},
+    ],
+    ids=["cfg 1", "batch", "not square", "img2img", "inpaint"],
+)  # fmt: skip
+def test_one_identity_view_is_plain_sampling_in_every_use(tiny_models, sampler, settings):
+    settings = dict(settings)
+    cfg = settings.pop("cfg")
+    if settings.pop("latent", None):
+        settings["latent"] = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    if settings.pop("mask", None):
+        settings["mask"] = (torch.arange(64).view(1, 1, 8, 8) % 2).float()
+    model = tiny_models["EPS"]
+    plain = _sample(_plain(model, cfg), sampler, **settings)
+    ours = _sample(ViewsGuider(model, *_views("identity"), cfg), sampler, **settings)
+    assert torch.equal(ours, plain)
+
+
+def _count_calls(model, guider_of, **settings) -> list[int]:
+    """The batch size of each call of the network during one sampling."""
+    calls: list[int] = []
+
+    def count(executor, x, *args, **kwargs):
+        calls.append(len(x))
+        return executor(x, *args, **kwargs)
+
+    counted = model.clone()
+    counted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", count)
+    _sample(guider_of(counted), **settings)
+    return calls
+
+
+def test_all_views_go_in_one_call_a_step(tiny_models):
+    views = _views("identity", "flip", "rotate_180")
+    calls = _count_calls(tiny_models["EPS"], lambda m: ViewsGuider(m, *views, 7.0))
+    assert calls == [6] * STEPS
+    calls = _count_calls(tiny_models["EPS"], lambda m: ViewsGuider(m, *views, 7.0), batch=2)
+    assert calls == [12] * STEPS
+
+
+def test_cfg_1_asks_only_for_the_positives(tiny_models):
+    views = _views("identity", "flip", "rotate_180")
+    assert _count_calls(tiny_models["EPS"], lambda m: ViewsGuider(m, *views, 1.0)) == [3] * STEPS
+
+
+def test_a_host_short_of_memory_may_split_the_batch(tiny_models, monkeypatch):
+    views = _views("identity", "flip", "rotate_180")
+    model = tiny_models["EPS"]
+    whole = _sample(ViewsGuider(model, *views, 7.0))
+    monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e30)
+    assert _count_calls(model, lambda m: ViewsGuider(m, *views, 7.0)) == [1] * (6 * STEPS)
+    torch.testing.assert_close(_sample(ViewsGuider(model, *views, 7.0)), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_two_identity_views_of_one_prompt_are_plain_sampling(tiny_models):
+    prompts, combine = _views("identity", "identity")
+    twice = [prompts[0], prompts[0]]
+    ours = _sample(ViewsGuider(tiny_models["EPS"], twice, combine, 7.0))
+    torch.testing.assert_close(ours, _sample(_plain(tiny_models["EPS"], 7.0)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_view_with_all_the_weight_is_sampled_alone(tiny_models):
+    model = tiny_models["EPS"]
+    prompts, combine = _views("identity", "flip", weights=[1.0, 0.0])
+    alone = _sample(_plain(model, 7.0))
+    torch.testing.assert_close(_sample(ViewsGuider(model, prompts, combine, 7.0)), alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in VIEWS if n != "identity"])
+def test_turning_the_frame_turns_the_picture(tiny_models, name):
+    """Views [id, V] on noise n, seen through V, are views [V⁻¹, id] on V(n)."""
+    model, view = tiny_models["EPS"], VIEWS[name]
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(8))
+    combine = lambda p: average(p, [1.0, 1.0])  # noqa: E731
+
+    class Undo:
+        forward, inverse, check = view.inverse, view.forward, view.check
+
+    first = [ViewPrompt(VIEWS["identity"], _cond(0), _cond(99)), ViewPrompt(view, _cond(1), _cond(99))]
+    second = [ViewPrompt(Undo, _cond(0), _cond(99)), ViewPrompt(VIEWS["identity"], _cond(1), _cond(99))]
+    one = _sample(ViewsGuider(model, first, combine, 5.0), noise=noise)
+    two = _sample(ViewsGuider(model, second, combine, 5.0), noise=view.forward(noise))
+    torch.testing.assert_close(view.forward(one), two, rtol=1e-5, atol=1e-5)
+
+
+def test_a_view_sees_its_own_prompt_in_its_own_frame(tiny_models):
+    """What one step makes of two views is the mean of what each makes alone, in its frame."""
+    model = tiny_models["EPS"]
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    prompts, combine = _views("identity", "rotate_180")
+    both = _sample(ViewsGuider(model, prompts, combine, 7.0), noise=noise, steps=1)
+    upright = _sample(ViewsGuider(model, prompts[:1], lambda p: p[0], 7.0), noise=noise, steps=1)
+    turned_plain = comfy.samplers.CFGGuider(model)
+    turned_plain.set_conds(_cond(1), _cond(99))
+    turned_plain.set_cfg(7.0)
+    turned = _sample(turned_plain, noise=noise.rot90(2, (-2, -1)), steps=1).rot90(2, (-2, -1))
+    torch.testing.assert_close(both, (upright + turned) / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mask_is_drawn_in_the_views_upright_frame(tiny_models):
+    """A conditioning with a mask takes the per-view path; the mask's top is the top of what the viewer sees."""
+    model = tiny_models["EPS"]
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :4] = 1
+    masked = [[_cond(1)[0][0], {"mask": mask, "mask_strength": 1.0}]] + _cond(2)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    view = VIEWS["rotate_180"]
+    ours = _sample(ViewsGuider(model, [ViewPrompt(view, masked, _cond(99))], lambda p: p[0], 7.0), noise=noise)
+    plain = comfy.samplers.CFGGuider(model)
+    plain.set_conds(masked, _cond(99))
+    plain.set_cfg(7.0)
+    torch.testing.assert_close(ours, view.inverse(_sample(plain, noise=view.forward(noise))), rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_of_different_length_work(tiny_models):
+    prompts = [ViewPrompt(VIEWS["identity"], _cond(0, 7), _cond(99)), ViewPrompt(VIEWS["flip"], _cond(1, 11), _cond(99))]
+    out = _sample(ViewsGuider(tiny_models["EPS"], prompts, lambda p: average(p, [1, 1]), 7.0))
+    assert torch.isfinite(out).all()
+
+
+def test_other_packs_patches_run_once_on_the_combined_prediction(tiny_models):
+    seen = []
+    model = tiny_models["EPS"].clone()
+    model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["cond_denoised"].shape) or args["denoised"])
+    model.set_model_sampler_cfg_function(lambda args: args["uncond"] + (args["cond"] - args["uncond"]) * args["cond_scale"])
+    _sample(ViewsGuider(model, *_views("identity", "flip"), 7.0))
+    assert seen == [(1, 4, 8, 8)] * STEPS
+
+
+def test_a_batch_function_already_there_is_chained(tiny_models):
+    calls = []
+
+    def other(args):
+        calls.append(len(args["conds"]))
+        return comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"], args["model_options"])
+
+    model = tiny_models["EPS"].clone()
+    model.set_model_sampler_calc_cond_batch_function(other)
+    ours = _sample(ViewsGuider(model, *_views("identity", "flip"), 7.0))
+    assert calls == [4] * STEPS
+    assert torch.equal(ours, _sample(ViewsGuider(tiny_models["EPS"], *_views("identity", "flip"), 7.0)))
+
+
+def _options_shape(options) -> str:
+    return repr(sorted((k, sorted(v) if isinstance(v, dict) else v) for k, v in options.items()))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_host_is_as_it_was_found_also_after_an_exception(tiny_models, fails):
+    model = tiny_models["EPS"].clone()
+    before = _options_shape(model.model_options), {k: v.clone() for k, v in model.model.state_dict().items()}
+    calls = []
+
+    def combine(predictions):
+        calls.append(1)
+        if fails and len(calls) > 3:
+            raise RuntimeError("out of memory, say")
+        return average(predictions, [1, 1])
+
+    guider = ViewsGuider(model, _views("identity", "flip")[0], combine, 7.0)
+    if fails:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            _sample(guider)
+    else:
+        _sample(guider)
+    assert _options_shape(model.model_options) == before[0]
+    assert all(torch.equal(v, before[1][k]) for k, v in model.model.state_dict().items())
+    assert torch.equal(_sample(_plain(model, 7.0)), _sample(_plain(tiny_models["EPS"], 7.0)))
+
+
+def test_a_second_run_is_the_first_again_also_at_another_size_between(tiny_models):
+    guider = ViewsGuider(tiny_models["EPS"], *_views("identity", "rotate_180"), 7.0)
+    first = _sample(guider)
+    _sample(guider, size=(12, 8))
+    assert torch.equal(_sample(guider), first)
+
+
+def test_bad_input_gets_a_sentence(tiny_models):
+    model = tiny_models["EPS"]
+    with pytest.raises(ValueError, match="needs at least one view"):
+        ViewsGuider(model, [], lambda p: p[0], 7.0)
+    with pytest.raises(ValueError, match="square canvas"):
+        _sample(ViewsGuider(model, *_views("identity", "rotate_cw"), 7.0), size=(8, 12))

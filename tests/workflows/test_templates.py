@@ -1,0 +1,84 @@
+"""The templates and their API twins are one graph, and a client nobody here wrote reads and runs both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from comfyui_concepts.demo.templates import inputs_of, render, to_api
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+API = sorted((ROOT / "workflows" / "api").glob("*.json"))
+
+
+def by_name(path):
+    return path.stem
+
+
+def _comfy_cli(*arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"DO_NOT_TRACK": "1", "COMFY_NO_WATCH": "1"}
+    command = [str(Path(sys.executable).parent / "comfy"), "--skip-prompt", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def _without_titles(graph: dict) -> dict:
+    return {k: {"class_type": n["class_type"], "inputs": n["inputs"]} for k, n in graph.items()}
+
+
+def test_there_are_graphs_and_each_has_its_template():
+    assert len(API) >= 4
+    assert {p.stem for p in API} == {p.stem for p in (ROOT / "workflows").glob("*.json")}
+
+
+@pytest.mark.parametrize("path", API, ids=by_name)
+def test_the_template_is_made_from_its_twin(path, object_info):
+    made = render(path, object_info)
+    assert (ROOT / "workflows" / path.name).read_text() == made, "make the templates anew with: python3 dev.py workflows"
+
+
+@pytest.mark.parametrize("path", API, ids=by_name)
+def test_the_template_queues_as_its_twin(path, object_info):
+    template = json.loads((ROOT / "workflows" / path.name).read_text())
+    assert to_api(template, object_info) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("path", API, ids=by_name)
+def test_another_client_reads_the_template_as_its_twin(path, server):
+    """comfy-cli has a converter of its own."""
+    template = ROOT / "workflows" / path.name
+    done = _comfy_cli("run", "--workflow", str(template), "--host", "127.0.0.1", "--port", str(server.port), "--print-prompt")
+    assert done.returncode == 0, done.stdout + done.stderr
+    converted = json.loads(done.stdout)["data"]["prompt"]
+    assert _without_titles(converted) == _without_titles(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize("path", API, ids=by_name)
+def test_every_value_is_one_the_host_offers(path, object_info):
+    for node in json.loads(path.read_text()).values():
+        info = object_info[node["class_type"]]
+        declared = {name: (kind, options) for name, kind, options in inputs_of(info)}
+        assert set(node["inputs"]) <= set(declared)
+        assert set(info["input"].get("required") or {}) <= set(node["inputs"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["api", "."], ids=["api format", "template"])
+def test_another_client_runs_our_graphs(folder, server):
+    before = set((server.base / "output").rglob("*.png"))
+    workflow = ROOT / "workflows" / folder / "anagram_turn.json"
+    done = _comfy_cli("run", "--workflow", str(workflow), "--host", "127.0.0.1", "--port", str(server.port), "--wait", "--timeout", "200")
+    assert done.returncode == 0, done.stdout + done.stderr
+    if folder == "api":  # the second run finds everything in the host's cache
+        assert len(set((server.base / "output").rglob("*.png")) - before) == 8
+
+
+def test_the_host_offers_the_templates(server):
+    offered = server.get("/workflow_templates")
+    names = next(names for pack, names in offered.items() if "concepts" in pack)
+    assert {p.stem for p in API} <= set(names)
+    for path in API:
+        assert server.get(f"/api/workflow_templates/comfyui-concepts/{path.stem}.json")["nodes"]
