@@ -5,7 +5,7 @@ from __future__ import annotations
 WEB_DIRECTORY = "./web"
 
 
-async def comfy_entrypoint():  # noqa: ANN201  the host's type is only importable inside the host
+async def comfy_entrypoint():
     """The host calls this once to learn the pack's nodes."""
     from .nodes import ConceptsExtension
 

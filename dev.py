@@ -105,10 +105,10 @@ def find_python(host: Path, given: str | None) -> Path:
     if given:
         python = Path(shutil.which(given) or given)
         if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
-            raise SetupError(f"--python {given}: this interpreter cannot import torch; install it there or leave --python out.")
+            raise SetupError(
+                f"--python {given}: this interpreter cannot import torch; install it there or leave --python out."
+            )
         return python
-    if sys.version_info < (3, 10):
-        raise SetupError(f"Python 3.10 or newer is needed, and this is {sys.version.split()[0]}.")
     ours = (ROOT / "requirements-dev.txt").read_text()
     recipe = "\n".join([sys.version, *TORCH, TORCHAUDIO, *host_requirements(host), ours])
     folder = CACHE / f"env-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
@@ -123,7 +123,9 @@ def make_environment(folder: Path, host: Path) -> None:
     say(f"making the environment in {folder} (once; about 6 GB)")
     shutil.rmtree(folder, ignore_errors=True)
     if shutil.disk_usage(CACHE).free < 9e9:
-        raise SetupError(f"The environment needs 9 GB free below {CACHE}; free some, or set CONCEPTS_CACHE to another disk.")
+        raise SetupError(
+            f"The environment needs 9 GB free below {CACHE}; free some, or set CONCEPTS_CACHE to another disk."
+        )
     run([sys.executable, "-m", "venv", str(folder)], "creating it")
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     run([*pip, *TORCH], "installing torch (the long part)")
@@ -178,7 +180,9 @@ def command(verb: str, rest: list[str]) -> list[str]:
         return ["-m", "pytest", "-c", "pyproject.toml", "--rootdir", "tests", *(rest or ["tests"])]
     if verb in ("score", "bench", "train"):
         family, *others = rest or [""]
-        known = {"score": ("model",), "bench": ("anagram",), "train": ("model", "decoder", "judge", "lora", "export")}[verb]
+        known = {"score": ("model",), "bench": ("anagram",), "train": ("model", "decoder", "judge", "lora", "export")}[
+            verb
+        ]
         if family not in known:
             raise SetupError(f"{verb} what? Try: {verb} {' | '.join(known)}")
         if verb == "train":

@@ -18,7 +18,7 @@ class Board:
     rows: list[dict] = field(default_factory=list)
 
     @contextmanager
-    def row(self, method: str):  # noqa: ANN201
+    def row(self, method: str):
         """Measures one row: the body fills the dict it is given; the row is printed when it is done."""
         metrics: dict[str, float] = {}
         started = time.monotonic()

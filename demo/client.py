@@ -52,7 +52,10 @@ async def run_graph(
         GraphFailed: the host refused the graph, a node raised, or the run was interrupted.
     """
     client = str(uuid.uuid4())
-    async with aiohttp.ClientSession(url) as session, session.ws_connect(f"/ws?clientId={client}", max_msg_size=0) as socket:
+    async with (
+        aiohttp.ClientSession(url) as session,
+        session.ws_connect(f"/ws?clientId={client}", max_msg_size=0) as socket,
+    ):
         request: dict[str, Any] = {"prompt": graph, "client_id": client, "prompt_id": str(uuid.uuid4())}
         if workflow is not None:
             request["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}

@@ -71,7 +71,9 @@ async def run_all(server: HostServer, graphs: list[Path], folder: Path, judge: J
         workflow = json.loads(template.read_text()) if template.exists() else None
         started = time.monotonic()
         try:
-            pictures = await run_graph(server.url, json.loads(path.read_text()), workflow=workflow, progress=_show_progress)
+            pictures = await run_graph(
+                server.url, json.loads(path.read_text()), workflow=workflow, progress=_show_progress
+            )
         except (GraphFailed, OSError) as error:
             server.check()
             _say(f"    failed: {error}")

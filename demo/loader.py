@@ -50,7 +50,9 @@ class DemoSD(comfy.supported_models_base.BASE):
 
 
 class _TextEncoder(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None) -> None:
+    def __init__(
+        self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None
+    ) -> None:
         super().__init__(
             device=device, dtype=dtype, model_options=model_options or {},
             textmodel_json_config=dict(architecture.TEXT), return_projected_pooled=False,
@@ -58,7 +60,9 @@ class _TextEncoder(comfy.sd1_clip.SDClipModel):
 
 
 class _ClipModel(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None) -> None:
+    def __init__(
+        self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None
+    ) -> None:
         super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=_TextEncoder)
 
 

@@ -22,7 +22,8 @@ def import_pack(root: Path = ROOT, name: str = PACKAGE) -> None:
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, root / "__init__.py", submodule_search_locations=[str(root)])
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

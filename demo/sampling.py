@@ -37,7 +37,9 @@ class Painter:
             self.model, self.clip = comfy.sd.load_lora_for_models(self.model, self.clip, state, strength, strength)
 
     @torch.inference_mode()
-    def paint(self, prompt: str, seeds: list[int], width: int = 128, height: int = 128, steps: int = STEPS) -> torch.Tensor:
+    def paint(
+        self, prompt: str, seeds: list[int], width: int = 128, height: int = 128, steps: int = STEPS
+    ) -> torch.Tensor:
         """Pictures (b, h, w, 3) in 0..1, one a seed."""
         noise = noise_for(seeds, width, height)
         latents = comfy.sample.sample(

@@ -48,9 +48,7 @@ def held_out() -> tuple[torch.Tensor, list[dict]]:
     answers = json.loads((FOLDER / "held_out.json").read_text())
     sheet = np.asarray(Image.open(FOLDER / "held_out.webp").convert("RGB"), np.float32) / 255
     columns = answers["columns"]
-    tiles = [
-        sheet[i // columns * TILE :][:TILE, i % columns * SIDE :][:, :SIDE] for i in range(len(answers["scenes"]))
-    ]
+    tiles = [sheet[i // columns * TILE :][:TILE, i % columns * SIDE :][:, :SIDE] for i in range(len(answers["scenes"]))]
     return torch.from_numpy(np.stack(tiles)), answers["scenes"]
 
 
@@ -106,7 +104,9 @@ def score_judge(judge: Judge, metrics: dict) -> None:
     metrics["calibration_error"] = expected_calibration_error(*looked_at(judge, hard, scenes))
 
 
-def score_objects(painter: Painter, judge: Judge, scenes: list[vocabulary.Scene], seeds: list[int], sheet: Path | None) -> dict:
+def score_objects(
+    painter: Painter, judge: Judge, scenes: list[vocabulary.Scene], seeds: list[int], sheet: Path | None
+) -> dict:
     """The shares of pictures in which the objects are named right, stand where they should, and lie on the right colour."""
     named, placed, background, rows, wrong = [], [], [], [], []
     for index, scene in enumerate(scenes):
@@ -118,7 +118,11 @@ def score_objects(painter: Painter, judge: Judge, scenes: list[vocabulary.Scene]
         named += [sorted(row) == sorted(scene.concepts) for row in names]
         placed += [row == list(scene.concepts) for row in names]
         background += [background_of(p) == scene.background for p in pictures]
-        wrong += [f"{scene.caption()}: {', '.join(map(str, row))}" for row, ok in zip(seen, placed[-len(seeds) :], strict=True) if not ok]
+        wrong += [
+            f"{scene.caption()}: {', '.join(map(str, row))}"
+            for row, ok in zip(seen, placed[-len(seeds) :], strict=True)
+            if not ok
+        ]
         if index % 12 == 11:
             print(f"    {index + 1} of {len(scenes)} prompts", flush=True)
     for line in wrong:
@@ -178,7 +182,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def score_loras(judge: Judge, seeds: list[int], sheet) -> dict:  # noqa: ANN001
+def score_loras(judge: Judge, seeds: list[int], sheet) -> dict:
     """Each unseen concept with its LoRA; the same prompt without it; and what the LoRA leaves of a concept the base knows."""
     with_lora, without, kept, names = [], [], [], []
     plain = Painter()

@@ -42,7 +42,9 @@ def check_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise HostFailed(f"Port {port} is taken by another program; leave --port out to have a free one chosen.") from error
+            raise HostFailed(
+                f"Port {port} is taken by another program; leave --port out to have a free one chosen."
+            ) from error
 
 
 class HostServer:
@@ -108,7 +110,9 @@ class HostServer:
     def check(self) -> None:
         """Raises HostFailed if the process has ended by itself."""
         if self._process is not None and self._process.poll() is not None:
-            raise HostFailed(f"The host ended with code {self._process.returncode}. Its last lines:\n{self.last_lines()}")
+            raise HostFailed(
+                f"The host ended with code {self._process.returncode}. Its last lines:\n{self.last_lines()}"
+            )
 
     def get(self, path: str) -> dict:
         """The JSON answer of a GET."""

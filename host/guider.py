@@ -54,7 +54,11 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         return super().sample(noise, latent_image, *args, **kwargs)
 
     def predict_noise(
-        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: dict[str, Any] | None = None,
+        seed: int | None = None,
     ) -> torch.Tensor:
         """The denoised picture in the canonical frame (the host's name for it is historical)."""
         options = model_options or {}

@@ -62,15 +62,13 @@ def predict_views(
     """
     if any(needs_own_frame(c) for v in views for c in (v.positive, v.negative)):
         return _predict_one_by_one(model, views, x, sigma, model_options)
-    frames = {
-        entry["uuid"]: v.view for v in views for conds in (v.positive, v.negative) for entry in conds or ()
-    }
+    frames = {entry["uuid"]: v.view for v in views for conds in (v.positive, v.negative) for entry in conds or ()}
     conds = [v.positive for v in views] + [v.negative for v in views]
     out = _evaluate(model, conds, x, sigma, in_frames(model_options, frames))
     return out[: len(views)], out[len(views) :]
 
 
-def _predict_one_by_one(model, views, x, sigma, model_options):  # noqa: ANN001, ANN202  as predict_views
+def _predict_one_by_one(model, views, x, sigma, model_options):
     """A model call a view on the turned latent itself: ControlNet hints, masks and areas then lie as they were drawn."""
     positive, negative = [], []
     for v in views:
@@ -80,7 +78,7 @@ def _predict_one_by_one(model, views, x, sigma, model_options):  # noqa: ANN001,
     return positive, negative
 
 
-def _evaluate(model, conds, x, sigma, model_options):  # noqa: ANN001, ANN202
+def _evaluate(model, conds, x, sigma, model_options):
     """The host's batched evaluation, or whatever another pack put in its single slot."""
     other = model_options.get("sampler_calc_cond_batch_function")
     if other is None:
@@ -92,7 +90,7 @@ def in_frames(model_options: dict[str, Any], frames: Mapping[Any, Invertible]) -
     """A copy of the options under which rows whose uuid is in ``frames`` are shown to the model in that view."""
     options = comfy.model_patcher.create_model_options_clone(model_options)
 
-    def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):  # noqa: ANN001, ANN003, ANN202
+    def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         rows = [frames.get(uuid) for uuid in (transformer_options or {}).get("uuids", ())]
         if not any(rows):
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
@@ -111,4 +109,6 @@ def in_frames(model_options: dict[str, Any], frames: Mapping[Any, Invertible]) -
 def _by_row(x: torch.Tensor, rows: Sequence[Invertible | None], direction: str) -> torch.Tensor:
     """Applies each row's view to its chunk of the batch."""
     chunks = x.chunk(len(rows))
-    return torch.cat([chunk if view is None else getattr(view, direction)(chunk) for chunk, view in zip(chunks, rows, strict=True)])
+    return torch.cat(
+        [chunk if view is None else getattr(view, direction)(chunk) for chunk, view in zip(chunks, rows, strict=True)]
+    )

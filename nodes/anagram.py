@@ -70,7 +70,7 @@ class ConceptsAnagramView(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, positive, view, weight, views=None, negative=None) -> io.NodeOutput:  # noqa: ANN001
+    def execute(cls, positive, view, weight, views=None, negative=None) -> io.NodeOutput:
         return io.NodeOutput(AnagramView(view_named(view), positive, negative, weight, views))
 
 
@@ -100,7 +100,7 @@ class ConceptsAnagramGuider(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, views, negative, cfg) -> io.NodeOutput:  # noqa: ANN001
+    def execute(cls, model, views, negative, cfg) -> io.NodeOutput:
         listed = views.in_order()
         weights = [v.weight for v in listed]
         if sum(weights) <= 0:
@@ -134,7 +134,7 @@ class ConceptsAnagramShowViews(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, image, views) -> io.NodeOutput:  # noqa: ANN001
+    def execute(cls, image, views) -> io.NodeOutput:
         pictures = image.movedim(-1, 1)  # (batch, 3, height, width)
         turned = []
         for link in views.in_order():

@@ -27,7 +27,9 @@ class ConceptsDemoModel(io.ComfyNode):
             search_aliases=["tiny model", "emoji", "load checkpoint"],
             inputs=[],
             outputs=[
-                io.Model.Output("model", display_name="MODEL", tooltip="The diffusion model; v-prediction, SD 1 family."),
+                io.Model.Output(
+                    "model", display_name="MODEL", tooltip="The diffusion model; v-prediction, SD 1 family."
+                ),
                 io.Clip.Output("clip", display_name="CLIP", tooltip="The text encoder, for CLIP Text Encode."),
                 io.Vae.Output("vae", display_name="VAE", tooltip="For VAE Decode and VAE Encode."),
             ],

@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HOST_MODULES = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "node_helpers", "execution", "latent_preview", "server"}
+HOST_MODULES = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfy_execution",
+    "folder_paths",
+    "nodes",
+    "node_helpers",
+    "execution",
+    "latent_preview",
+    "server",
+}
 FORBIDDEN = {
     "methods": HOST_MODULES | {"host", "demo"},
     "host": {"nodes", "demo"},
@@ -56,9 +67,26 @@ def _calls_and_imports(path: Path) -> set[str]:
 
 
 def test_what_runs_in_the_host_reads_only_safetensors_and_no_network():
-    unsafe = {"torch.load", "pickle", "eval", "exec", "compile", "subprocess", "urllib", "requests", "socket", "huggingface_hub", "os.system"}
+    unsafe = {
+        "torch.load",
+        "pickle",
+        "eval",
+        "exec",
+        "compile",
+        "subprocess",
+        "urllib",
+        "requests",
+        "socket",
+        "huggingface_hub",
+        "os.system",
+    }
     shipped = [p for room in ("host", "methods", "nodes") for p in (ROOT / room).rglob("*.py")]
-    shipped += [ROOT / "__init__.py", ROOT / "demo" / "loader.py", ROOT / "demo" / "files.py", ROOT / "demo" / "judge.py"]
+    shipped += [
+        ROOT / "__init__.py",
+        ROOT / "demo" / "loader.py",
+        ROOT / "demo" / "files.py",
+        ROOT / "demo" / "judge.py",
+    ]
     for path in shipped:
         wrong = _calls_and_imports(path) & unsafe
         assert not wrong, f"{path.relative_to(ROOT)} uses {wrong}"

@@ -79,7 +79,9 @@ class Tokenizer:
 
     def __init__(self) -> None:
         self._bpe = comfy.sd1_clip.SDTokenizer().tokenizer
-        self.words = tuple(sorted(w[:-4] for w in self._bpe.get_vocab() if w.endswith("</w>") and w[:-4].isalpha() and w.isascii()))
+        self.words = tuple(
+            sorted(w[:-4] for w in self._bpe.get_vocab() if w.endswith("</w>") and w[:-4].isalpha() and w.isascii())
+        )
 
     @cache  # noqa: B019  one tokenizer lives as long as its process
     def word(self, word: str) -> tuple[int, ...]:

@@ -153,7 +153,9 @@ def main(arguments: list[str]) -> int:
         for group in optimiser.param_groups:
             group["lr"] = rate
         x, y = examples(rng, BATCH, half=steps % 2 == 1)
-        loss = F.cross_entropy(network(disturb(x)), y)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(disturb(x))
+        loss = F.cross_entropy(logits.float(), y)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -162,5 +164,8 @@ def main(arguments: list[str]) -> int:
         if steps % 100 == 0:
             log.info("%.1f min, step %d, loss %.3f", minutes, steps, np.mean(losses[-100:]))
     log.info("temperature %.2f", calibrate(network))
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}, options.out / "judge.safetensors")
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()},
+        options.out / "judge.safetensors",
+    )
     return 0

@@ -135,7 +135,11 @@ def main(arguments: list[str]) -> int:
         for slow, fast in zip(average, parameters, strict=True):
             fast.data.copy_(slow)
         state = kohya_state(unet, unet_names) | kohya_state(text, text_names)
-        metadata = {"ss_network_dim": str(RANK), "ss_network_alpha": str(RANK), "concepts_phrase": vocabulary.article(concept)}
+        metadata = {
+            "ss_network_dim": str(RANK),
+            "ss_network_alpha": str(RANK),
+            "concepts_phrase": vocabulary.article(concept),
+        }
         save_file(state, path, metadata)
         log.info("%s: %d steps, loss %.4f", concept, steps, sum(losses[-50:]) / len(losses[-50:]))
     return 0

@@ -34,7 +34,7 @@ PEAK_RATE = 1e-3
 EMA_EVERY, EMA_DECAY = 4, 0.98
 CAPTION_DROPPED, BACKGROUND_NAMED, FILLER = 0.10, 0.8, 0.12
 TOKEN_LOSS = 0.02
-OBJECTS = ((1, 0.40), (2, 0.50), (3, 0.10))
+OBJECTS = ((1, 0.50), (2, 0.42), (3, 0.08))
 
 
 def alphas_and_sigmas() -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,7 +101,7 @@ class Batches:
 
     def next(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pictures (b, 3, h, w) in [-1, 1], token ids (b, 77), noun positions (b, objects), masks (b, objects, h/8, w/8)."""
-        counts, weights = zip(*self.objects, strict=True)
+        counts, _weights = zip(*self.objects, strict=True)
         wide = 3 in counts and self.rng.random() < dict(self.objects)[3]
         square = [(c, w) for c, w in self.objects if c != 3]
         pictures, tokens, nouns, masks = [], [], [], []
@@ -190,7 +190,9 @@ def _worker(rank: int, unet, text, arguments: argparse.Namespace, clock: torch.T
 
 def _state(unet, text) -> dict[str, torch.Tensor]:
     """Both networks' tensors, under ``unet.`` and ``text.``."""
-    both = {f"unet.{k}": v for k, v in unet.state_dict().items()} | {f"text.{k}": v for k, v in text.state_dict().items()}
+    both = {f"unet.{k}": v for k, v in unet.state_dict().items()} | {
+        f"text.{k}": v for k, v in text.state_dict().items()
+    }
     return {k: v.detach().clone() for k, v in both.items()}
 
 

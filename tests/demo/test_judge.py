@@ -60,7 +60,9 @@ def test_below_the_threshold_it_is_unsure():
 def test_calibration_error_against_the_plain_sum():
     verdicts = [Verdict("a", 0.95), Verdict("a", 0.95), Verdict("a", 0.55), Verdict("a", 0.55)]
     # confident bin: 1.0 right at 0.95; other bin: 0.5 right at 0.55; half of the cases each
-    assert score_model.expected_calibration_error(verdicts, ["a", "a", "a", "b"]) == pytest.approx(0.5 * 0.05 + 0.5 * 0.05)
+    assert score_model.expected_calibration_error(verdicts, ["a", "a", "a", "b"]) == pytest.approx(
+        0.5 * 0.05 + 0.5 * 0.05
+    )
 
 
 @pytest.mark.parametrize("name", vocabulary.BACKGROUNDS)

@@ -30,7 +30,9 @@ def _encode(clip, text):
 def _paint(parts, prompt, *, seed=1, steps=20, size=(16, 16), batch=1):
     model, clip, vae = parts
     latent = {"samples": torch.zeros(batch, 4, *size)}
-    (out,) = host_nodes.common_ksampler(model, seed, steps, 3.0, "euler", "normal", _encode(clip, prompt), _encode(clip, ""), latent)
+    (out,) = host_nodes.common_ksampler(
+        model, seed, steps, 3.0, "euler", "normal", _encode(clip, prompt), _encode(clip, ""), latent
+    )
     return vae.decode(out["samples"])
 
 
@@ -78,7 +80,9 @@ def test_encoding_follows_every_symmetry_exactly():
     picture = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
     autoencoder = Autoencoder().double()
     for symmetry in SYMMETRIES:
-        torch.testing.assert_close(autoencoder.encode(_move(picture, *symmetry)), _move(autoencoder.encode(picture), *symmetry))
+        torch.testing.assert_close(
+            autoencoder.encode(_move(picture, *symmetry)), _move(autoencoder.encode(picture), *symmetry)
+        )
 
 
 def test_decoding_follows_every_symmetry_nearly(demo_model):
@@ -115,8 +119,12 @@ def test_a_lora_at_strength_0_is_the_plain_model(demo_model):
     model, clip, vae = demo_model
     state = comfy.utils.load_torch_file(str(LORAS / "concepts-demo-lion.safetensors"), safe_load=True)
     plain = _paint(demo_model, "a lion", steps=3)
-    assert torch.equal(_paint((*comfy.sd.load_lora_for_models(model, clip, state, 0.0, 0.0), vae), "a lion", steps=3), plain)
-    assert not torch.equal(_paint((*comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0), vae), "a lion", steps=3), plain)
+    assert torch.equal(
+        _paint((*comfy.sd.load_lora_for_models(model, clip, state, 0.0, 0.0), vae), "a lion", steps=3), plain
+    )
+    assert not torch.equal(
+        _paint((*comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0), vae), "a lion", steps=3), plain
+    )
 
 
 def test_the_files_are_safetensors_and_small():

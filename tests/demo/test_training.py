@@ -50,7 +50,9 @@ def test_every_caption_uses_trained_tokens_only(tokenizer):
 
 def test_the_schedule_is_the_hosts(demo_model):
     alphas, sigmas = train_model.alphas_and_sigmas()
-    torch.testing.assert_close(sigmas / alphas, demo_model[0].get_model_object("model_sampling").sigmas, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        sigmas / alphas, demo_model[0].get_model_object("model_sampling").sigmas, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_fresh_unet_predicts_zero():
@@ -77,7 +79,12 @@ def test_a_few_steps_of_training_lower_the_loss(tokenizer):
     with torch.inference_mode(False), torch.enable_grad():
         unet, text = build_unet(), build_text(train_model.used_tokens(tokenizer))
         ids, at = tokenizer("a cat", ("cat",))
-        batch = (torch.full((4, 3, 128, 128), 0.4), torch.tensor([ids] * 4), torch.tensor([at] * 4), torch.ones(4, 1, 16, 16))
+        batch = (
+            torch.full((4, 3, 128, 128), 0.4),
+            torch.tensor([ids] * 4),
+            torch.tensor([at] * 4),
+            torch.ones(4, 1, 16, 16),
+        )
         optimiser = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-3)
         encode = lambda x: torch.full((len(x), 4, 16, 16), 0.5)  # noqa: E731
         losses = []
@@ -93,5 +100,8 @@ def test_a_few_steps_of_training_lower_the_loss(tokenizer):
 
 def test_kohya_names_are_the_ordinary_ones(demo_model):
     unet, text = train_lora.kohya_names(demo_model[0], demo_model[1])
-    assert unet["input_blocks.1.1.transformer_blocks.0.attn1.to_q"] == "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    assert (
+        unet["input_blocks.1.1.transformer_blocks.0.attn1.to_q"]
+        == "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    )
     assert text["text_model.encoder.layers.1.mlp.fc1"] == "lora_te_text_model_encoder_layers_1_mlp_fc1"

@@ -45,7 +45,10 @@ def test_an_interpreter_without_torch_is_refused(tmp_path):
     bare.write_text("#!/bin/sh\nexit 1\n")
     bare.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "dev.py"), "--python", str(bare), "demo"], capture_output=True, text=True, timeout=60
+        [sys.executable, str(ROOT / "dev.py"), "--python", str(bare), "demo"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 2
     assert "cannot import torch" in done.stderr
@@ -89,8 +92,20 @@ def _listening(port: int) -> bool:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
 def test_stopping_in_the_middle_ends_the_host_too(how, tmp_path):
     port = free_port()
-    command = [sys.executable, str(ROOT / "dev.py"), "--python", sys.executable, "demo", "--port", str(port), "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        str(ROOT / "dev.py"),
+        "--python",
+        sys.executable,
+        "demo",
+        "--port",
+        str(port),
+        "--out",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     for line in process.stdout:
         if line.startswith("    up in"):
             break
@@ -107,13 +122,17 @@ def test_stopping_in_the_middle_ends_the_host_too(how, tmp_path):
 
 
 def _listing(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()
+    }
 
 
 @pytest.mark.slow
 def test_a_host_that_was_given_is_left_untouched_and_a_second_demo_is_quick_to_start(host_path, tmp_path):
     before = _listing(host_path)
-    done = _dev("demo", "--workflow", "demo_first_picture", "--out", str(tmp_path / "deep" / "out"), COMFYUI_PATH=str(host_path))
+    done = _dev(
+        "demo", "--workflow", "demo_first_picture", "--out", str(tmp_path / "deep" / "out"), COMFYUI_PATH=str(host_path)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert _listing(host_path) == before
     pictures = sorted((tmp_path / "deep" / "out").glob("*.png"))

@@ -29,7 +29,9 @@ def _plain(model, cfg: float) -> comfy.samplers.CFGGuider:
     return guider
 
 
-def _sample(guider, sampler="euler", *, size=(8, 8), batch=1, latent=None, mask=None, steps=STEPS, denoise_from=0, noise=None):
+def _sample(
+    guider, sampler="euler", *, size=(8, 8), batch=1, latent=None, mask=None, steps=STEPS, denoise_from=0, noise=None
+):
     noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(1)) if noise is None else noise
     latent = torch.zeros_like(noise) if latent is None else latent
     sampling = guider.model_patcher.get_model_object("model_sampling")
@@ -157,7 +159,7 @@ def test_a_mask_is_drawn_in_the_views_upright_frame(tiny_models):
     model = tiny_models["EPS"]
     mask = torch.zeros(1, 8, 8)
     mask[:, :4] = 1
-    masked = [[_cond(1)[0][0], {"mask": mask, "mask_strength": 1.0}]] + _cond(2)
+    masked = [[_cond(1)[0][0], {"mask": mask, "mask_strength": 1.0}], *_cond(2)]
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     view = VIEWS["rotate_180"]
     ours = _sample(ViewsGuider(model, [ViewPrompt(view, masked, _cond(99))], lambda p: p[0], 7.0), noise=noise)
@@ -168,7 +170,10 @@ def test_a_mask_is_drawn_in_the_views_upright_frame(tiny_models):
 
 
 def test_prompts_of_different_length_work(tiny_models):
-    prompts = [ViewPrompt(VIEWS["identity"], _cond(0, 7), _cond(99)), ViewPrompt(VIEWS["flip"], _cond(1, 11), _cond(99))]
+    prompts = [
+        ViewPrompt(VIEWS["identity"], _cond(0, 7), _cond(99)),
+        ViewPrompt(VIEWS["flip"], _cond(1, 11), _cond(99)),
+    ]
     out = _sample(ViewsGuider(tiny_models["EPS"], prompts, lambda p: average(p, [1, 1]), 7.0))
     assert torch.isfinite(out).all()
 
@@ -177,7 +182,9 @@ def test_other_packs_patches_run_once_on_the_combined_prediction(tiny_models):
     seen = []
     model = tiny_models["EPS"].clone()
     model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["cond_denoised"].shape) or args["denoised"])
-    model.set_model_sampler_cfg_function(lambda args: args["uncond"] + (args["cond"] - args["uncond"]) * args["cond_scale"])
+    model.set_model_sampler_cfg_function(
+        lambda args: args["uncond"] + (args["cond"] - args["uncond"]) * args["cond_scale"]
+    )
     _sample(ViewsGuider(model, *_views("identity", "flip"), 7.0))
     assert seen == [(1, 4, 8, 8)] * STEPS
 
@@ -187,7 +194,9 @@ def test_a_batch_function_already_there_is_chained(tiny_models):
 
     def other(args):
         calls.append(len(args["conds"]))
-        return comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"], args["model_options"])
+        return comfy.samplers.calc_cond_batch(
+            args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
+        )
 
     model = tiny_models["EPS"].clone()
     model.set_model_sampler_calc_cond_batch_function(other)

@@ -10,7 +10,9 @@ def _random(shape, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("name", "size"), [(n, s) for n, v in VIEWS.items() for s in SIZES if s[0] == s[1] or not v.square])
+@pytest.mark.parametrize(
+    ("name", "size"), [(n, s) for n, v in VIEWS.items() for s in SIZES if s[0] == s[1] or not v.square]
+)
 def test_the_inverse_undoes_the_view_exactly(name, size, dtype):
     view = VIEWS[name]
     for lead in ((2, 4), (1, 3, 5)):  # pictures and video latents

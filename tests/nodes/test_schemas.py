@@ -50,5 +50,9 @@ def test_saved_workflows_keep_working():
     assert set(golden) <= set(now), "a node was removed or renamed"
     for name, shape in golden.items():
         for side in ("inputs", "outputs"):
-            assert now[name][side][: len(shape[side])] == shape[side], f"{name}: {side} were reordered, renamed or removed"
-    assert set(now) <= set(golden), f"add the new nodes to golden.json: {json.dumps({n: now[n] for n in set(now) - set(golden)})}"
+            assert now[name][side][: len(shape[side])] == shape[side], (
+                f"{name}: {side} were reordered, renamed or removed"
+            )
+    assert set(now) <= set(golden), (
+        f"add the new nodes to golden.json: {json.dumps({n: now[n] for n in set(now) - set(golden)})}"
+    )

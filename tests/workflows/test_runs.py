@@ -57,7 +57,11 @@ def test_a_wide_canvas_runs_with_views_that_take_it(server):
         ("anagram_turn", {"n6_view": "spin"}, "spin"),
         ("anagram_turn", {"n5_weight": 0.0, "n6_weight": 0.0}, "Every view has weight 0"),
         ("anagram_turn", {"n7_views": None}, "views"),
-        ("demo_first_picture", {"n4_width": 512, "n4_height": 512}, "draws pictures of 128 × 128.*512 × 512.*set width and height"),
+        (
+            "demo_first_picture",
+            {"n4_width": 512, "n4_height": 512},
+            "draws pictures of 128 × 128.*512 × 512.*set width and height",
+        ),
         ("demo_first_picture", {"n4_width": 16, "n4_height": 16}, "this canvas is 16 × 16"),
     ],
 )
@@ -79,10 +83,15 @@ def test_a_lora_of_another_model_is_harmless(server, host_path):
     folder = server.base / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
     name = "lora_unet_down_blocks_9_attentions_9_transformer_blocks_0_attn1_to_q"
-    save_file({f"{name}.lora_down.weight": torch.ones(4, 320), f"{name}.lora_up.weight": torch.ones(320, 4)}, folder / "foreign.safetensors")
+    save_file(
+        {f"{name}.lora_down.weight": torch.ones(4, 320), f"{name}.lora_up.weight": torch.ones(320, 4)},
+        folder / "foreign.safetensors",
+    )
     graph = _graph("demo_lora_concept", n5_steps=3, n4_batch_size=1)
     graph["8"]["inputs"]["lora_name"] = "foreign.safetensors"
-    plain = _graph("demo_lora_concept", n5_steps=3, n4_batch_size=1, n5_model=["1", 0], n2_clip=["1", 1], n3_clip=["1", 1])
+    plain = _graph(
+        "demo_lora_concept", n5_steps=3, n4_batch_size=1, n5_model=["1", 0], n2_clip=["1", 1], n3_clip=["1", 1]
+    )
     del plain["8"]
     shown = [Image.open(io.BytesIO(_run(server, g)[0].data)).tobytes() for g in (graph, plain)]
     assert shown[0] == shown[1]
@@ -107,7 +116,11 @@ def test_cancel_ends_the_run_within_seconds(server):
 
 def test_the_pack_writes_only_where_the_host_does(server):
     """Everything the host and the pack wrote lies in output, temp, user and the log."""
-    tops = {p.relative_to(server.base).parts[0] for p in server.base.rglob("*") if p.is_file() and "custom_nodes" not in p.parts}
+    tops = {
+        p.relative_to(server.base).parts[0]
+        for p in server.base.rglob("*")
+        if p.is_file() and "custom_nodes" not in p.parts
+    }
     assert tops <= {"output", "temp", "user", "host.log", "models", "input"}
     changed = [p for p in ROOT.rglob("*.pyc") if ".git" not in p.parts]
     assert not changed

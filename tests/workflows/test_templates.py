@@ -37,7 +37,9 @@ def test_there_are_graphs_and_each_has_its_template():
 @pytest.mark.parametrize("path", API, ids=by_name)
 def test_the_template_is_made_from_its_twin(path, object_info):
     made = render(path, object_info)
-    assert (ROOT / "workflows" / path.name).read_text() == made, "make the templates anew with: python3 dev.py workflows"
+    assert (ROOT / "workflows" / path.name).read_text() == made, (
+        "make the templates anew with: python3 dev.py workflows"
+    )
 
 
 @pytest.mark.parametrize("path", API, ids=by_name)
@@ -50,7 +52,9 @@ def test_the_template_queues_as_its_twin(path, object_info):
 def test_another_client_reads_the_template_as_its_twin(path, server):
     """comfy-cli has a converter of its own."""
     template = ROOT / "workflows" / path.name
-    done = _comfy_cli("run", "--workflow", str(template), "--host", "127.0.0.1", "--port", str(server.port), "--print-prompt")
+    done = _comfy_cli(
+        "run", "--workflow", str(template), "--host", "127.0.0.1", "--port", str(server.port), "--print-prompt"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     converted = json.loads(done.stdout)["data"]["prompt"]
     assert _without_titles(converted) == _without_titles(json.loads(path.read_text()))
@@ -70,7 +74,18 @@ def test_every_value_is_one_the_host_offers(path, object_info):
 def test_another_client_runs_our_graphs(folder, server):
     before = set((server.base / "output").rglob("*.png"))
     workflow = ROOT / "workflows" / folder / "anagram_turn.json"
-    done = _comfy_cli("run", "--workflow", str(workflow), "--host", "127.0.0.1", "--port", str(server.port), "--wait", "--timeout", "200")
+    done = _comfy_cli(
+        "run",
+        "--workflow",
+        str(workflow),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(server.port),
+        "--wait",
+        "--timeout",
+        "200",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     if folder == "api":  # the second run finds everything in the host's cache
         assert len(set((server.base / "output").rglob("*.png")) - before) == 8
