@@ -13,7 +13,7 @@ import torch
 
 from ..host.guider import ViewPrompt, ViewsGuider
 from ..methods.anagram.combine import average
-from ..methods.anagram.views import VIEWS
+from ..methods.anagram.views import VIEWS, view_named
 from .sampling import CFG, STEPS, Painter, encode, noise_for
 
 
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         sample(guider)
 
     for views in (1, 2, 3, 4):
-        prompts = [ViewPrompt(view, prompt, negative) for view in list(VIEWS.values())[:views]]
+        prompts = [ViewPrompt(view, prompt, negative) for view in map(view_named, list(VIEWS)[:views])]
         measured = ratios(plain, lambda p=prompts: sample(ViewsGuider(painter.model, p, _mean, CFG)), options.runs)
         print(
             f"{views} views: {statistics.median(measured):.2f} × plain sampling "

@@ -13,13 +13,18 @@ import torch
 
 from .views import ViewConds, predict_views
 
+_PIXEL_CHANNELS = 3  # a model whose latents have three channels works on the picture itself
+
 Combine = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """N predictions in the canonical frame to one."""
 
 
 @dataclass(frozen=True)
 class ViewPrompt:
-    """One view of a picture and the CONDITIONINGs that describe it. ``view`` also has ``check(height, width)``."""
+    """One view of a picture and the CONDITIONINGs that describe it.
+
+    ``view`` also has ``check(height, width)`` and ``latent``, which is ``pixels only`` if it means nothing on a latent.
+    """
 
     view: Any
     positive: list
@@ -50,8 +55,18 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         if getattr(latent_image, "is_nested", False):
             raise ValueError("Anagrams work on one latent, not on a packed pair; use an ordinary Empty Latent Image.")
         for view in self.views:
-            view.check(*latent_image.shape[-2:])
+            self._check(view, latent_image)
         return super().sample(noise, latent_image, *args, **kwargs)
+
+    def _check(self, view: Any, latent_image: torch.Tensor) -> None:
+        latent_format = self.model_patcher.get_model_object("latent_format")
+        if view.latent == "pixels only" and latent_format.latent_channels != _PIXEL_CHANNELS:
+            raise ValueError(
+                f"The view '{view.name}' moves single pixels or their brightness, which has no meaning on the "
+                f"{latent_format.latent_channels} channels of this model's latents; use a model that works on pixels, or a "
+                "view such as 'rotate_180' or 'patch_permute'."
+            )
+        view.check(*latent_image.shape[-2:])
 
     def predict_noise(
         self,

@@ -53,12 +53,23 @@ class ConceptsAnagramView(io.ComfyNode):
                 io.Combo.Input(
                     "view", options=list(VIEWS), default="identity",
                     tooltip="How the picture is turned before this prompt describes it. 'identity' leaves it as it is, "
-                    "'flip' mirrors it upside down, 'rotate_180' turns it round. Start with identity and rotate_180.",
+                    "'flip' mirrors it upside down, 'rotate_180' turns it round, 'jigsaw' and 'patch_permute' cut it up. "
+                    "Start with identity and rotate_180.",
                 ),
                 io.Float.Input(
                     "weight", default=1.0, min=0.0, max=10.0, step=0.05,
                     tooltip="How much this view counts against the others. Raise it when this reading is the weaker one. "
                     "Start with 1.0.",
+                ),
+                io.Int.Input(
+                    "parts", default=0, min=0, max=64,
+                    tooltip="Into how many tiles, stripes or rings a cut-up view divides each side; other views ignore it. "
+                    "0 takes the view's own number (patch_permute 8, stripes 8, tile_transpose 4, rings 3). Start with 0.",
+                ),
+                io.Int.Input(
+                    "arrangement", default=0, min=0, max=2**31 - 1,
+                    tooltip="Which of the random arrangements jigsaw, patch_permute and pixel_permute use; other views "
+                    "ignore it. The same number always cuts the same way. Start with 0.",
                 ),
                 Views.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
                 io.Conditioning.Input(

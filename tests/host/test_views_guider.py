@@ -8,9 +8,12 @@ import pytest
 import torch
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.methods.anagram.combine import average
-from comfyui_concepts.methods.anagram.views import VIEWS
+from comfyui_concepts.methods.anagram.views import VIEWS as REGISTRY
+from comfyui_concepts.methods.anagram.views import Settings, view_named
 
 STEPS = 5
+ON_LATENTS = [n for n in REGISTRY if view_named(n).latent != "pixels only"]
+VIEWS = {name: view_named(name, Settings(parts=4 if name == "stripes" else 0, seed=1)) for name in REGISTRY}
 
 
 def _cond(seed: int, tokens: int = 7) -> list:
@@ -123,7 +126,7 @@ def test_a_view_with_all_the_weight_is_sampled_alone(tiny_models):
     torch.testing.assert_close(_sample(ViewsGuider(model, prompts, combine, 7.0)), alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [n for n in VIEWS if n != "identity"])
+@pytest.mark.parametrize("name", [n for n in ON_LATENTS if n != "identity"])
 def test_turning_the_frame_turns_the_picture(tiny_models, name):
     """Views [id, V] on noise n, seen through V, are views [V⁻¹, id] on V(n)."""
     model, view = tiny_models["EPS"], VIEWS[name]
@@ -131,7 +134,7 @@ def test_turning_the_frame_turns_the_picture(tiny_models, name):
     combine = lambda p: average(p, [1.0, 1.0])  # noqa: E731
 
     class Undo:
-        forward, inverse, check = view.inverse, view.forward, view.check
+        forward, inverse, check, latent = view.inverse, view.forward, view.check, view.latent
 
     first = [ViewPrompt(VIEWS["identity"], _cond(0), _cond(99)), ViewPrompt(view, _cond(1), _cond(99))]
     second = [ViewPrompt(Undo, _cond(0), _cond(99)), ViewPrompt(VIEWS["identity"], _cond(1), _cond(99))]
@@ -243,5 +246,7 @@ def test_bad_input_gets_a_sentence(tiny_models):
     model = tiny_models["EPS"]
     with pytest.raises(ValueError, match="needs at least one view"):
         ViewsGuider(model, [], lambda p: p[0], 7.0)
+    with pytest.raises(ValueError, match="'negate' moves single pixels.*4 channels.*'rotate_180'"):
+        _sample(ViewsGuider(model, *_views("identity", "negate"), 7.0))
     with pytest.raises(ValueError, match="square canvas"):
         _sample(ViewsGuider(model, *_views("identity", "rotate_cw"), 7.0), size=(8, 12))

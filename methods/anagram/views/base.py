@@ -1,0 +1,115 @@
+"""What a view is: an invertible, orthogonal transform of a picture or latent.
+
+A view keeps the statistics of noise, so a denoiser may be asked in any view of the same noisy picture
+(Geng et al., "Visual Anagrams", 2311.17919, section 3.2: the transform must be orthogonal).
+Every view acts on the last two dimensions (height, width), whatever stands before them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+Latent = Literal["good", "whole cells", "pixels only"]
+"""What a view means on a latent: as on the picture; only where its parts are whole latent cells; nothing."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a view may be told; each view reads what it needs.
+
+    Attributes:
+        parts: how many tiles, stripes or rings across; 0 takes the view's own default.
+        seed: which of the random arrangements.
+    """
+
+    parts: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """An invertible transform: ``inverse(forward(x)) == x`` exactly.
+
+    Attributes:
+        name: the registry's key, also what a workflow file stores.
+        forward: canonical frame to view frame, ``(…, height, width)`` to the same shape.
+        inverse: view frame to canonical frame.
+        square: whether the canvas must be square.
+        parts: both sides of the canvas must be a multiple of this.
+        latent: what the view means on a latent.
+    """
+
+    name: str
+    forward: Transform
+    inverse: Transform
+    square: bool = False
+    parts: int = 1
+    latent: Latent = "good"
+
+    def check(self, height: int, width: int) -> None:
+        """Refuses a canvas this view cannot take; height and width in pixels or latent cells.
+
+        Raises:
+            ValueError: the canvas is not square, or its sides are no multiple of ``parts``.
+        """
+        if self.square and height != width:
+            unit = math.gcd(height, width)
+            raise ValueError(
+                f"The view '{self.name}' needs a square canvas, and this one is {width // unit}:{height // unit}; "
+                "set the same width and height, or choose a view such as 'flip' or 'rotate_180'."
+            )
+        if height % self.parts or width % self.parts:
+            common = math.gcd(height, width)
+            fitting = [str(n) for n in range(2, min(common, 64) + 1) if common % n == 0]
+            raise ValueError(
+                f"The view '{self.name}' cuts each side into {self.parts} equal parts, and a side of {width} × {height} "
+                f"(pixels, or cells of a latent) does not divide so; try parts = {' or '.join(fitting) or '1'}."
+            )
+
+
+def permutation(
+    name: str,
+    index: Callable[[int, int], torch.Tensor],
+    square: bool = False,
+    parts: int = 1,
+    latent: Latent = "whole cells",
+) -> View:
+    """A view that moves pixels: ``out[k] = in[index[k]]`` over raster positions ``k = y·width + x``.
+
+    Args:
+        index: height and width to the source of every position, (height · width,), a bijection.
+    """
+
+    @lru_cache(maxsize=8)
+    def both(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        forward = index(height, width)
+        return forward.to(device), forward.argsort().to(device)
+
+    def gather(x: torch.Tensor, side: int) -> torch.Tensor:
+        with torch.inference_mode(False):  # the index outlives this call, and may meet autograd in another
+            order = both(x.shape[-2], x.shape[-1], x.device)[side]
+        return x.flatten(-2)[..., order].unflatten(-1, x.shape[-2:])
+
+    return View(name, lambda x: gather(x, 0), lambda x: gather(x, 1), square, parts, latent)
+
+
+def raster(height: int, width: int) -> torch.Tensor:
+    """Raster positions, (height, width): what an index-making view rearranges."""
+    return torch.arange(height * width).view(height, width)
+
+
+def shuffled(count: int, seed: int) -> torch.Tensor:
+    """A random order of ``count`` things that depends on the seed alone; never the order they were in, if there is another."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(count, generator=generator)
+    while count > 1 and torch.equal(order, torch.arange(count)):
+        order = torch.randperm(count, generator=generator)
+    return order

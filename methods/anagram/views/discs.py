@@ -1,0 +1,41 @@
+"""Views that turn a disc or rings about the centre."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Settings, View, permutation, raster
+
+RADIUS = 0.375  # of the side: 96 px of 256
+
+
+def _squared_distance(side: int) -> torch.Tensor:
+    """Four times the squared distance of each pixel centre from the canvas centre, whole numbers, (side, side)."""
+    offset = 2 * torch.arange(side) - (side - 1)
+    return offset[:, None] ** 2 + offset[None] ** 2
+
+
+def inner_circle(_: Settings) -> View:
+    """The inner disc turned round, the rest left as it is. Radius 3/8 of the side, strictly inside."""
+
+    def index(height: int, width: int) -> torch.Tensor:
+        still = raster(height, width)
+        inside = _squared_distance(height) < (2 * RADIUS * height) ** 2
+        return torch.where(inside, torch.rot90(still, 2, dims=(0, 1)), still).flatten()
+
+    return permutation("inner_circle", index, square=True)
+
+
+def rings(settings: Settings) -> View:
+    """Rings about the centre, every second one turned a quarter clockwise; 3 rings unless told, the corners with the outermost."""
+    parts = settings.parts or 3
+
+    def index(height: int, width: int) -> torch.Tensor:
+        still = raster(height, width)
+        radius = _squared_distance(height).double().sqrt() / height  # 1 at the middle of an edge
+        ring = (radius * parts).long().clamp(max=parts - 1)
+        # counted from outside, so that the corners stay where they are
+        turned = (parts - 1 - ring) % 2 == 1
+        return torch.where(turned, torch.rot90(still, -1, dims=(0, 1)), still).flatten()
+
+    return permutation("rings", index, square=True)
