@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def _widget_values(inputs: list[tuple[str, str, dict[str, Any]]], given: dict[st
     return values
 
 
-def to_ui(graph: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+def to_ui(name: str, graph: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
     """The graph in UI format.
 
     Raises:
@@ -114,7 +115,7 @@ def to_ui(graph: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
             declared["link"] = link
             nodes[source[0]]["outputs"][source[1]]["links"].append(link)
     return {
-        "id": f"concepts-{len(nodes)}", "revision": 0,
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-concepts/{name}")), "revision": 0,
         "last_node_id": max(map(int, nodes)), "last_link_id": len(links),
         "nodes": list(nodes.values()), "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4,
     }  # fmt: skip
@@ -141,7 +142,7 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
 
 def render(path: Path, object_info: dict[str, Any]) -> str:
     """The text of the template for one graph in API format."""
-    return json.dumps(to_ui(json.loads(path.read_text()), object_info), indent=1) + "\n"
+    return json.dumps(to_ui(path.stem, json.loads(path.read_text()), object_info), indent=1) + "\n"
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..host.guider import ViewPrompt, ViewsGuider
 from ..host.schema import schema
 from ..methods.anagram.combine import average
-from ..methods.anagram.views import VIEWS, View, view_named
+from ..methods.anagram.views import VIEWS, Settings, View, view_named
 
 CATEGORY = "concepts/anagram"
 
@@ -81,8 +81,9 @@ class ConceptsAnagramView(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, positive, view, weight, views=None, negative=None) -> io.NodeOutput:
-        return io.NodeOutput(AnagramView(view_named(view), positive, negative, weight, views))
+    def execute(cls, positive, view, weight, parts=0, arrangement=0, views=None, negative=None) -> io.NodeOutput:
+        chosen = view_named(view, Settings(parts=parts, seed=arrangement))
+        return io.NodeOutput(AnagramView(chosen, positive, negative, weight, views))
 
 
 class ConceptsAnagramGuider(io.ComfyNode):

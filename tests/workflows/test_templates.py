@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_the_template_is_made_from_its_twin(path, object_info):
 def test_the_template_queues_as_its_twin(path, object_info):
     template = json.loads((ROOT / "workflows" / path.name).read_text())
     assert to_api(template, object_info) == json.loads(path.read_text())
+    assert str(uuid.UUID(template["id"])) == template["id"]  # the editor refuses any other kind of id
 
 
 @pytest.mark.parametrize("path", API, ids=by_name)
