@@ -12,7 +12,8 @@ import comfy.samplers
 import torch
 
 from ..host.guider import ViewPrompt, ViewsGuider
-from ..methods.anagram.combine import average
+from ..methods.anagram.combine import AVERAGING, combiner
+from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.views import VIEWS, view_named
 from .sampling import CFG, STEPS, Painter, encode, noise_for
 
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
     for views in (1, 2, 3, 4):
         prompts = [ViewPrompt(view, prompt, negative) for view in map(view_named, list(VIEWS)[:views])]
-        measured = ratios(plain, lambda p=prompts: sample(ViewsGuider(painter.model, p, _mean, CFG)), options.runs)
+        measured = ratios(plain, lambda p=prompts: sample(_anagram(painter, p)), options.runs)
         print(
             f"{views} views: {statistics.median(measured):.2f} × plain sampling "
             f"({min(measured):.2f} to {max(measured):.2f}, {options.runs} pairs, {STEPS} steps, euler)",
@@ -62,5 +63,6 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _mean(predictions: list[torch.Tensor]) -> torch.Tensor:
-    return average(predictions, [1.0] * len(predictions))
+def _anagram(painter: Painter, prompts: list[ViewPrompt]) -> ViewsGuider:
+    combine = combiner(AVERAGING, [1.0] * len(prompts))
+    return ViewsGuider(painter.model, prompts, lambda **known: combine(Predictions(**known)), CFG)

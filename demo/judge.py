@@ -102,13 +102,15 @@ class Judge:
 
     def describe(self, picture: torch.Tensor) -> str:
         """One picture (h, w, 3) in a few words, for a person."""
-        pictures = picture.unsqueeze(0)
-        whole = self.look(pictures)[0]
-        colour = background_of(picture)
-        if whole.name not in (SEVERAL, UNSURE) and picture.shape[1] <= 1.3 * picture.shape[0]:
-            return f"{whole}, {colour} background"
-        parts = THIRDS if picture.shape[1] > 1.3 * picture.shape[0] else (LEFT, RIGHT)
-        return ", ".join(str(self.look(pictures, part)[0]) for part in parts) + f", {colour} background"
+        colour = f"{background_of(picture)} background"
+        pictures, wide = picture.unsqueeze(0), picture.shape[1] > 1.3 * picture.shape[0]
+        (whole,) = self.look(pictures)
+        parts = [self.look(pictures, box)[0] for box in (THIRDS if wide else (LEFT, RIGHT))]
+        apart = all(part.name not in (NOTHING, SEVERAL, UNSURE) for part in parts)
+        surer = apart and min(part.confidence for part in parts) > whole.confidence
+        if wide or whole.name == SEVERAL or surer:
+            return ", ".join(map(str, parts)) + f", {colour}"
+        return f"{whole}, {colour}"
 
 
 def background_of(picture: torch.Tensor) -> str:

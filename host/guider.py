@@ -11,12 +11,14 @@ import comfy.samplers
 import node_helpers
 import torch
 
+from .sampling import levels, progress_of, step_of
 from .views import ViewConds, predict_views
 
 _PIXEL_CHANNELS = 3  # a model whose latents have three channels works on the picture itself
 
-Combine = Callable[[Sequence[torch.Tensor]], torch.Tensor]
-"""N predictions in the canonical frame to one."""
+Combine = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+"""All views' predictions to one positive and one negative, in the canonical frame. Called with the keywords ``x``,
+``signal``, ``noise``, ``progress``, ``step``, ``positive``, ``negative`` (None without one) and ``cfg``."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,30 @@ class ViewsGuider(comfy.samplers.CFGGuider):
                 ViewConds(v, self.conds[f"positive {i}"], None if skip_negative else self.conds[f"negative {i}"])
                 for i, v in enumerate(self.views)
             ]
-            positive, negative = predict_views(self.inner_model, views, args["input"], args["sigma"], options)
-            return [self.combine(positive), self.combine(negative)]
+            predictions = predict_views(self.inner_model, views, args["input"], args["sigma"], options)
+            return self._combined(args["input"], args["sigma"], options, *predictions, skip_negative)
 
         routed = comfy.model_patcher.create_model_options_clone(options)
         routed["sampler_calc_cond_batch_function"] = views_batch
         return comfy.samplers.sampling_function(
             self.inner_model, x, timestep, self.conds["negative 0"], self.conds["positive 0"], self.cfg, routed, seed
         )
+
+    def _combined(
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        options: dict[str, Any],
+        positive: list[torch.Tensor],
+        negative: list[torch.Tensor],
+        skip_negative: bool,
+    ) -> list[torch.Tensor]:
+        """One positive and one negative prediction; without a negative the host expects zeros."""
+        model_sampling, level = self.inner_model.model_sampling, float(sigma.max())
+        signal, noise = levels(model_sampling, level)
+        cond, uncond = self.combine(
+            x=x, signal=signal, noise=noise, progress=progress_of(model_sampling, level),
+            step=step_of(options.get("transformer_options", {}), level), positive=tuple(positive),
+            negative=None if skip_negative else tuple(negative), cfg=self.cfg,
+        )  # fmt: skip
+        return [cond, torch.zeros_like(cond) if uncond is None else uncond]

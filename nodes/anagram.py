@@ -9,7 +9,10 @@ from comfy_api.latest import io, ui
 
 from ..host.guider import ViewPrompt, ViewsGuider
 from ..host.schema import schema
-from ..methods.anagram.combine import average
+from ..methods.anagram.balance import BALANCES
+from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, Combination, combiner
+from ..methods.anagram.prediction import Predictions
+from ..methods.anagram.rectify import GAINS
 from ..methods.anagram.views import VIEWS, Settings, View, view_named
 
 CATEGORY = "concepts/anagram"
@@ -34,6 +37,7 @@ class AnagramView(NamedTuple):
 
 
 Views = io.Custom("CONCEPTS_VIEW")
+Options = io.Custom("CONCEPTS_ANAGRAM_OPTIONS")
 
 
 class ConceptsAnagramView(io.ComfyNode):
@@ -107,18 +111,76 @@ class ConceptsAnagramGuider(io.ComfyNode):
                     "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
                     tooltip="How strictly the prompts are followed. Anagrams want a little more than usual: start with 5.0.",
                 ),
+                Options.Input(
+                    "options", optional=True,
+                    tooltip="How the views are combined, from Anagram Options; empty is the plain mean.",
+                ),
             ],
             outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, views, negative, cfg) -> io.NodeOutput:
+    def execute(cls, model, views, negative, cfg, options=None) -> io.NodeOutput:
         listed = views.in_order()
-        weights = [v.weight for v in listed]
-        if sum(weights) <= 0:
-            raise ValueError("Every view has weight 0, so nothing would be drawn; set at least one weight above 0.")
+        combine = combiner(options or AVERAGING, [v.weight for v in listed])
         prompts = [ViewPrompt(v.view, v.positive, negative if v.negative is None else v.negative) for v in listed]
-        return io.NodeOutput(ViewsGuider(model, prompts, lambda predictions: average(predictions, weights), cfg))
+        return io.NodeOutput(ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), cfg))
+
+
+PRESETS = {"averaging": AVERAGING, "multi-task (fast, no gradient)": MULTI_TASK_FAST, "custom": None}
+
+
+class ConceptsAnagramOptions(io.ComfyNode):
+    """How the views are combined."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramOptions",
+            display_name="Anagram Options",
+            category=CATEGORY,
+            description="How the answers of the views become one picture: remedies for one reading winning over the "
+            "others, and for the contrast that averaging takes away.",
+            search_aliases=["visual anagram", "variance rectification", "balance"],
+            inputs=[
+                io.Combo.Input(
+                    "preset", options=list(PRESETS), default="multi-task (fast, no gradient)",
+                    tooltip="'averaging' is the plain mean; 'multi-task (fast, no gradient)' adds variance rectification; "
+                    "'custom' reads the widgets below, which the others ignore. Start with multi-task.",
+                ),
+                io.Combo.Input(
+                    "balance", options=list(BALANCES), default="manual",
+                    tooltip="'manual' takes each view's own weight; 'prioritise first' gives the last fifth of the steps to "
+                    "the first view; 'alternate' asks one view a step; 'guidance norm' raises the view whose prompt is "
+                    "less satisfied (experimental). Start with manual.",
+                ),
+                io.Combo.Input(
+                    "rectification", options=["off", *GAINS], default="match",
+                    tooltip="Gives back the power that averaging takes from the noise. 'match' restores what the views have "
+                    "on average; 'unit' restores unit variance, as the paper. Start with match.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=1.0, step=0.05,
+                    tooltip="How much of the rectification is applied; 0 is off. Start with 1.0.",
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.05, min=0.0, max=1.0, step=0.01,
+                    tooltip="From where in the sampling the rectification works. Start with 0.05.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=0.92, min=0.0, max=1.0, step=0.01,
+                    tooltip="Up to where in the sampling the rectification works; the last steps only sharpen. Start with 0.92.",
+                ),
+            ],
+            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, preset, balance, rectification, strength, start_percent, end_percent) -> io.NodeOutput:
+        if preset not in PRESETS:
+            raise ValueError(f"There is no preset '{preset}'; try one of {', '.join(PRESETS)}.")
+        custom = Combination(balance, rectification, strength, start_percent, end_percent)
+        return io.NodeOutput(PRESETS[preset] or custom)
 
 
 class ConceptsAnagramShowViews(io.ComfyNode):
@@ -156,4 +218,9 @@ class ConceptsAnagramShowViews(io.ComfyNode):
         return io.NodeOutput(upright, ui=ui.PreviewImage(upright, cls=cls))
 
 
-NODES: tuple[type[io.ComfyNode], ...] = (ConceptsAnagramView, ConceptsAnagramGuider, ConceptsAnagramShowViews)
+NODES: tuple[type[io.ComfyNode], ...] = (
+    ConceptsAnagramView,
+    ConceptsAnagramGuider,
+    ConceptsAnagramOptions,
+    ConceptsAnagramShowViews,
+)

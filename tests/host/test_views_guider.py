@@ -7,7 +7,8 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
-from comfyui_concepts.methods.anagram.combine import average
+from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination, combiner
+from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import VIEWS as REGISTRY
 from comfyui_concepts.methods.anagram.views import Settings, view_named
 
@@ -20,9 +21,14 @@ def _cond(seed: int, tokens: int = 7) -> list:
     return [[torch.randn(1, tokens, 32, generator=torch.Generator().manual_seed(seed)), {}]]
 
 
+def _combine(*weights, settings=AVERAGING):
+    combine = combiner(settings, weights)
+    return lambda **known: combine(Predictions(**known))
+
+
 def _views(*names: str, weights=None, negatives=None) -> tuple[list[ViewPrompt], object]:
     prompts = [ViewPrompt(VIEWS[n], _cond(i), (negatives or [_cond(99)] * len(names))[i]) for i, n in enumerate(names)]
-    return prompts, lambda predictions: average(predictions, weights or [1.0] * len(names))
+    return prompts, _combine(*(weights or [1.0] * len(names)))
 
 
 def _plain(model, cfg: float) -> comfy.samplers.CFGGuider:
@@ -131,7 +137,7 @@ def test_turning_the_frame_turns_the_picture(tiny_models, name):
     """Views [id, V] on noise n, seen through V, are views [V⁻¹, id] on V(n)."""
     model, view = tiny_models["EPS"], VIEWS[name]
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(8))
-    combine = lambda p: average(p, [1.0, 1.0])  # noqa: E731
+    combine = _combine(1, 1)
 
     class Undo:
         forward, inverse, check, latent = view.inverse, view.forward, view.check, view.latent
@@ -149,7 +155,7 @@ def test_a_view_sees_its_own_prompt_in_its_own_frame(tiny_models):
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     prompts, combine = _views("identity", "rotate_180")
     both = _sample(ViewsGuider(model, prompts, combine, 7.0), noise=noise, steps=1)
-    upright = _sample(ViewsGuider(model, prompts[:1], lambda p: p[0], 7.0), noise=noise, steps=1)
+    upright = _sample(ViewsGuider(model, prompts[:1], _combine(1), 7.0), noise=noise, steps=1)
     turned_plain = comfy.samplers.CFGGuider(model)
     turned_plain.set_conds(_cond(1), _cond(99))
     turned_plain.set_cfg(7.0)
@@ -165,7 +171,7 @@ def test_a_mask_is_drawn_in_the_views_upright_frame(tiny_models):
     masked = [[_cond(1)[0][0], {"mask": mask, "mask_strength": 1.0}], *_cond(2)]
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     view = VIEWS["rotate_180"]
-    ours = _sample(ViewsGuider(model, [ViewPrompt(view, masked, _cond(99))], lambda p: p[0], 7.0), noise=noise)
+    ours = _sample(ViewsGuider(model, [ViewPrompt(view, masked, _cond(99))], _combine(1), 7.0), noise=noise)
     plain = comfy.samplers.CFGGuider(model)
     plain.set_conds(masked, _cond(99))
     plain.set_cfg(7.0)
@@ -177,7 +183,7 @@ def test_prompts_of_different_length_work(tiny_models):
         ViewPrompt(VIEWS["identity"], _cond(0, 7), _cond(99)),
         ViewPrompt(VIEWS["flip"], _cond(1, 11), _cond(99)),
     ]
-    out = _sample(ViewsGuider(tiny_models["EPS"], prompts, lambda p: average(p, [1, 1]), 7.0))
+    out = _sample(ViewsGuider(tiny_models["EPS"], prompts, _combine(1, 1), 7.0))
     assert torch.isfinite(out).all()
 
 
@@ -218,11 +224,11 @@ def test_the_host_is_as_it_was_found_also_after_an_exception(tiny_models, fails)
     before = _options_shape(model.model_options), {k: v.clone() for k, v in model.model.state_dict().items()}
     calls = []
 
-    def combine(predictions):
+    def combine(**known):
         calls.append(1)
         if fails and len(calls) > 3:
             raise RuntimeError("out of memory, say")
-        return average(predictions, [1, 1])
+        return _combine(1, 1)(**known)
 
     guider = ViewsGuider(model, _views("identity", "flip")[0], combine, 7.0)
     if fails:
@@ -245,8 +251,45 @@ def test_a_second_run_is_the_first_again_also_at_another_size_between(tiny_model
 def test_bad_input_gets_a_sentence(tiny_models):
     model = tiny_models["EPS"]
     with pytest.raises(ValueError, match="needs at least one view"):
-        ViewsGuider(model, [], lambda p: p[0], 7.0)
+        ViewsGuider(model, [], _combine(1), 7.0)
     with pytest.raises(ValueError, match="'negate' moves single pixels.*4 channels.*'rotate_180'"):
         _sample(ViewsGuider(model, *_views("identity", "negate"), 7.0))
     with pytest.raises(ValueError, match="square canvas"):
         _sample(ViewsGuider(model, *_views("identity", "rotate_cw"), 7.0), size=(8, 12))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+def test_the_combiner_is_told_where_in_the_sampling_it_is(tiny_models, kind):
+    told = []
+
+    def combine(**known):
+        told.append((known["progress"], known["step"], known["signal"], known["noise"]))
+        return _combine(1)(**known)
+
+    _sample(ViewsGuider(tiny_models[kind], _views("identity")[0], combine, 7.0))
+    progress, step, signal, noise = zip(*told, strict=True)
+    assert list(step) == list(range(STEPS))
+    assert all(0 <= p <= 1 for p in progress)
+    assert list(progress) == sorted(progress)
+    assert progress[0] < 0.01 < 0.7 < progress[-1]
+    sampling = tiny_models[kind].get_model_object("model_sampling")
+    assert sampling.percent_to_sigma(progress[2]) == pytest.approx(noise[2], rel=1e-2)
+    assert all(s == (pytest.approx(1 - n) if kind == "FLOW" else 1.0) for s, n in zip(signal, noise, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
+def test_rectification_with_one_view_is_plain_sampling_bit_for_bit(tiny_models, kind, cfg):
+    combine = _combine(1.0, settings=Combination(balance="prioritise first", rectification="match"))
+    ours = _sample(ViewsGuider(tiny_models[kind], _views("identity")[0], combine, cfg))
+    assert torch.equal(ours, _sample(_plain(tiny_models[kind], cfg)))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+@pytest.mark.parametrize("balance", ["manual", "prioritise first", "alternate", "guidance norm"])
+def test_every_balance_samples_every_kind_of_model(tiny_models, kind, balance):
+    prompts, averaging = _views("identity", "rotate_180")
+    combine = _combine(1, 1, settings=Combination(balance=balance, rectification="match"))
+    ours = _sample(ViewsGuider(tiny_models[kind], prompts, combine, 7.0), batch=2)
+    assert torch.isfinite(ours).all()
+    assert not torch.equal(ours, _sample(ViewsGuider(tiny_models[kind], prompts, averaging, 7.0), batch=2))
