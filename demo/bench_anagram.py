@@ -32,7 +32,7 @@ def ratios(plain: Callable[[], object], other: Callable[[], object], runs: int) 
 
 @torch.inference_mode()
 def main(arguments: list[str]) -> int:
-    """Prints the median and the range of the ratio for 1 to 4 views, in one batched call and one call a view."""
+    """Prints the median and the range of the ratio for 1 to 4 views in one batched call."""
     parser = argparse.ArgumentParser(prog="dev.py bench anagram")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args(arguments)

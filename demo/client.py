@@ -49,8 +49,17 @@ async def run_graph(
         workflow: the same graph in UI format; the host embeds it in the PNGs, so that dropping one restores the graph.
 
     Raises:
-        GraphFailed: the host refused the graph, a node raised, or the run was interrupted.
+        GraphFailed: the host refused the graph or a part of it, a node raised, the run was interrupted, or the host ended.
     """
+    try:
+        return await _run(url, graph, workflow, progress)
+    except aiohttp.ClientError as error:
+        raise GraphFailed(f"the host did not answer as ComfyUI does ({type(error).__name__}: {error})") from error
+
+
+async def _run(
+    url: str, graph: dict[str, Any], workflow: dict[str, Any] | None, progress: Progress | None
+) -> list[Picture]:
     client = str(uuid.uuid4())
     async with (
         aiohttp.ClientSession(url) as session,
@@ -61,7 +70,8 @@ async def run_graph(
             request["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
         async with session.post("/prompt", json=request) as response:
             answer = await response.json()
-            if response.status != 200:
+            # the host runs what it can of a graph, and answers 200, if some of its outputs are in order
+            if response.status != 200 or answer.get("node_errors"):
                 raise GraphFailed(refusal(answer))
         await _follow(socket, answer["prompt_id"], progress)
         return await _pictures(session, answer["prompt_id"])

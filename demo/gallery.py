@@ -7,7 +7,6 @@ import asyncio
 import io
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -74,7 +73,9 @@ async def run_all(server: HostServer, graphs: list[Path], folder: Path, judge: J
             pictures = await run_graph(
                 server.url, json.loads(path.read_text()), workflow=workflow, progress=_show_progress
             )
-        except (GraphFailed, OSError) as error:
+            if not pictures:
+                raise GraphFailed("it ran, and saved no picture; end it with a Save Image")
+        except GraphFailed as error:
             server.check()
             _say(f"    failed: {error}")
             failed += 1
@@ -85,10 +86,6 @@ async def run_all(server: HostServer, graphs: list[Path], folder: Path, judge: J
     return failed
 
 
-def _terminated(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: list[str]) -> int:
     """Exit code 0 only if every graph ran."""
     parser = argparse.ArgumentParser(prog="dev.py demo")
@@ -96,7 +93,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "output", help="where the pictures go (default: output/)")
     parser.add_argument("--port", type=int, help="the host's port (default: a free one)")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminated)
     try:
         graphs, judge = chosen(options.workflow), Judge.load()
         options.out.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import vocabulary
-from .files import read_weights
+from .files import load_strictly, read_weights
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 NOTHING, SEVERAL, UNSURE = "nothing", "several", "unsure"
@@ -85,10 +85,11 @@ class Judge:
         """The judge with the bundled weights.
 
         Raises:
-            RuntimeError: the file is missing or damaged.
+            RuntimeError: the file is missing, damaged or of another version.
         """
         network = JudgeNetwork()
-        network.load_state_dict({k: v.float() for k, v in read_weights(weights).items()}, strict=False)
+        state = {k: v.float() if v.is_floating_point() else v for k, v in read_weights(weights).items()}
+        load_strictly(network, state, "judge")
         return cls(network)
 
     @torch.inference_mode()

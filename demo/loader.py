@@ -17,7 +17,7 @@ import torch
 
 from . import architecture
 from .autoencoder import Autoencoder, latent_rgb_factors
-from .files import FOLDER, read_weights
+from .files import FOLDER, does_not_fit, load_strictly, read_weights
 
 CANVAS = (64, 256)
 """The smallest and the largest side of a canvas in px; the model was trained on 128 × 128 and 192 × 128."""
@@ -103,29 +103,53 @@ def _load_model(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPa
     config = DemoSD(dict(architecture.UNET))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device=offload)
-    _strict(model.diffusion_model, {k: v.float() for k, v in weights.items()}, "unet")
+    load_strictly(model.diffusion_model, {k: v.float() for k, v in weights.items()}, "unet")
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "concepts.demo", _check_canvas)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "concepts.demo", _check_run)
     return patcher
 
 
-def _check_canvas(executor: Any, noise: torch.Tensor, latent: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Refuses a canvas the demo model was never shown anything like, in a sentence instead of a smear."""
-    height, width = (side * architecture.LATENT_FACTOR for side in latent.shape[-2:])
+def _check_run(executor: Any, noise: torch.Tensor, latent: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Refuses what would end in a smear or in a line of the host's log, in a sentence, before the first step."""
+    _check_canvas(*(side * architecture.LATENT_FACTOR for side in latent.shape[-2:]))
+    _check_loras(executor.class_obj.model_patcher)
+    return executor(noise, latent, *args, **kwargs)
+
+
+def _check_canvas(height: int, width: int) -> None:
     if not all(CANVAS[0] <= side <= CANVAS[1] for side in (height, width)):
         raise ValueError(
             f"The demo model draws pictures of 128 × 128 (or 192 × 128), and this canvas is {width} × {height}; "
             f"set width and height in Empty Latent Image to 128 (it takes {CANVAS[0]} to {CANVAS[1]})."
         )
-    return executor(noise, latent, *args, **kwargs)
+
+
+def _check_loras(patcher: Any) -> None:
+    """The layers of all SD 1 models share their names, so the host takes a LoRA of a large one and only logs what fails."""
+    state = patcher.model_state_dict()
+    for key, patches in patcher.patches.items():
+        for patch in patches:
+            factors = getattr(patch[1], "weights", ())[:2]
+            if len(factors) < 2 or not all(isinstance(f, torch.Tensor) for f in factors):
+                continue
+            made, wanted = (factors[0].shape[0], factors[1][0].numel()), (state[key].shape[0], state[key][0].numel())
+            if made != wanted:
+                raise ValueError(
+                    f"A LoRA loaded onto the demo model was made for another model: it changes {made[0]} × {made[1]} "
+                    f"values of '{key}', which has {wanted[0]} × {wanted[1]}; take one named concepts-demo-…, or load the "
+                    "checkpoint it was made for."
+                )
 
 
 def _load_clip(weights: dict[str, torch.Tensor]) -> comfy.sd.CLIP:
     clip = comfy.sd.CLIP(_Target, parameters=1, model_options={"dtype": torch.float32})
     table = architecture.untrained_rows()
-    table[weights.pop("token_ids").long()] = weights.pop("token_rows").float()
-    state = {k: v.float() for k, v in weights.items()} | {_TOKEN_KEY: table}
-    _strict(clip.cond_stage_model.clip_l.transformer, state, "text")
+    rest = {k: v.float() for k, v in weights.items() if k not in ("token_ids", "token_rows")}
+    try:
+        table[weights["token_ids"].long()] = weights["token_rows"].float()
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise does_not_fit("text") from error
+    load_strictly(clip.cond_stage_model.clip_l.transformer, rest | {_TOKEN_KEY: table}, "text")
     return clip
 
 
@@ -133,7 +157,7 @@ def _load_vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:
     # the host builds a VAE object around a network it knows; its smallest one is then exchanged for ours
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     autoencoder = Autoencoder().eval()
-    _strict(autoencoder.decoder, {k: v.float() for k, v in weights.items()}, "decoder")
+    load_strictly(autoencoder.decoder, {k: v.float() for k, v in weights.items()}, "decoder")
     vae.first_stage_model = autoencoder.to(vae.vae_dtype)
     vae.patcher = comfy.model_patcher.ModelPatcher(
         vae.first_stage_model, load_device=vae.device, offload_device=comfy.model_management.vae_offload_device()
@@ -144,14 +168,3 @@ def _load_vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:
     vae.memory_used_decode = lambda shape, dtype: shape[2] * shape[3] * 64 * 160 * 4
     vae.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * 64
     return vae
-
-
-def _strict(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
-    """Loads every weight, or says that the file does not fit this version of the pack."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"The demo model's file {name}.safetensors does not fit this version of the pack; run "
-            "'git checkout -- demo/weights' in the pack's folder, or clone the pack again."
-        ) from error

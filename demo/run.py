@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -39,8 +40,20 @@ def enter_host(host: Path) -> None:
         comfy.cli_args.args.cpu = True
 
 
+def end_in_order() -> None:
+    """Lets a terminate or a hang-up end this process as Ctrl-C does, so that a host it has started is ended too."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+
+
 def main() -> int:
     """Runs ``main(arguments)`` of the named module of the pack and returns its exit code."""
+    end_in_order()
     module, arguments = sys.argv[1], sys.argv[2:]
     sys.argv = sys.argv[:1]  # the host reads the command line when it is imported
     enter_host(Path(os.environ["COMFYUI_PATH"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import shutil
@@ -18,6 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACK_FOLDER = "comfyui-concepts"
 _LAST_LINES = 15
+_PR_SET_PDEATHSIG = 1
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
+
+
+def _die_with_parent() -> None:
+    """On Linux, has the kernel end the host if we are killed without a chance to do it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class HostFailed(RuntimeError):
@@ -37,14 +47,16 @@ def check_port(port: int) -> None:
     Raises:
         HostFailed: the port is taken.
     """
+    advice = "leave --port out to have a free one chosen"
+    if not 0 < port < 65536:
+        raise HostFailed(f"There is no port {port}, only 1 to 65535; {advice}.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise HostFailed(
-                f"Port {port} is taken by another program; leave --port out to have a free one chosen."
-            ) from error
+            reason = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
+            raise HostFailed(f"Port {port} {reason}; {advice}.") from error
 
 
 class HostServer:
@@ -88,7 +100,13 @@ class HostServer:
         with open(self.log, "wb") as log:
             # a session of its own, so that Ctrl-C reaches us first and we end it in order
             self._process = subprocess.Popen(
-                command, cwd=self.host, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=self.host,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
 
     def wait(self, seconds: float = 120) -> None:
@@ -116,7 +134,7 @@ class HostServer:
 
     def get(self, path: str) -> dict:
         """The JSON answer of a GET."""
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+        with _DIRECT.open(self.url + path, timeout=10) as answer:
             return json.load(answer)
 
     def last_lines(self) -> str:

@@ -62,17 +62,22 @@ def predict_views(
     """
     if any(needs_own_frame(c) for v in views for c in (v.positive, v.negative)):
         return _predict_one_by_one(model, views, x, sigma, model_options)
-    frames = {entry["uuid"]: v.view for v in views for conds in (v.positive, v.negative) for entry in conds or ()}
     conds = [v.positive for v in views] + [v.negative for v in views]
-    out = _evaluate(model, conds, x, sigma, in_frames(model_options, frames))
+    out = _evaluate(model, conds, x, sigma, in_frames(model_options, frames_of(views)))
     return out[: len(views)], out[len(views) :]
+
+
+def frames_of(views: Sequence[ViewConds]) -> dict[Any, Invertible]:
+    """The view of every conditioning entry, by the entry's uuid."""
+    return {entry["uuid"]: v.view for v in views for conds in (v.positive, v.negative) for entry in conds or ()}
 
 
 def _predict_one_by_one(model, views, x, sigma, model_options):
     """A model call a view on the turned latent itself: ControlNet hints, masks and areas then lie as they were drawn."""
     positive, negative = [], []
     for v in views:
-        pair = _evaluate(model, [v.positive, v.negative], v.view.forward(x).contiguous(), sigma, model_options)
+        options = in_frames(model_options, frames_of([v]), latent_is_turned=True)
+        pair = _evaluate(model, [v.positive, v.negative], v.view.forward(x).contiguous(), sigma, options)
         positive.append(v.view.inverse(pair[0]))
         negative.append(v.view.inverse(pair[1]))
     return positive, negative
@@ -86,17 +91,26 @@ def _evaluate(model, conds, x, sigma, model_options):
     return other({"conds": conds, "input": x, "sigma": sigma, "model": model, "model_options": model_options})
 
 
-def in_frames(model_options: dict[str, Any], frames: Mapping[Any, Invertible]) -> dict[str, Any]:
-    """A copy of the options under which rows whose uuid is in ``frames`` are shown to the model in that view."""
+def in_frames(
+    model_options: dict[str, Any], frames: Mapping[Any, Invertible], latent_is_turned: bool = False
+) -> dict[str, Any]:
+    """A copy of the options under which rows whose uuid is in ``frames`` are shown to the model in that view.
+
+    Args:
+        latent_is_turned: the latent is in the view's frame already, and so shall the answer be; only what the host puts
+            beside it (the picture of an inpainting model) is still to be turned.
+    """
     options = comfy.model_patcher.create_model_options_clone(model_options)
 
     def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         rows = [frames.get(uuid) for uuid in (transformer_options or {}).get("uuids", ())]
         if not any(rows):
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        x = _by_row(x, rows, "forward")
-        if c_concat is not None:  # inpainting models: the picture beside the latent turns with it
+        if c_concat is not None:
             c_concat = _by_row(c_concat, rows, "forward")
+        if latent_is_turned:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        x = _by_row(x, rows, "forward")
         out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         return _by_row(out, rows, "inverse")
 

@@ -29,7 +29,8 @@ class AnagramView(NamedTuple):
 
     def in_order(self) -> list[AnagramView]:
         """All views of the list, first to last."""
-        views, link = [], self
+        views: list[AnagramView] = []
+        link: AnagramView | None = self
         while link is not None:
             views.append(link)
             link = link.previous
@@ -210,10 +211,10 @@ class ConceptsAnagramShowViews(io.ComfyNode):
     @classmethod
     def execute(cls, image, views) -> io.NodeOutput:
         pictures = image.movedim(-1, 1)  # (batch, 3, height, width)
-        turned = []
+        turned = []  # a signed view (the negative) of a picture in 0..1 is one more than its value
         for link in views.in_order():
             link.view.check(*pictures.shape[-2:])
-            turned.append(link.view.forward(pictures))
+            turned.append(1 + link.view.forward(pictures) if link.view.signed else link.view.forward(pictures))
         upright = torch.stack(turned, 1).flatten(0, 1).movedim(1, -1).contiguous()
         return io.NodeOutput(upright, ui=ui.PreviewImage(upright, cls=cls))
 

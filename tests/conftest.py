@@ -23,6 +23,7 @@ if "COMFYUI_PATH" not in os.environ:
     raise pytest.UsageError("the tests run next to a host; start them with: python3 dev.py test")
 _arguments, sys.argv = sys.argv, sys.argv[:1]  # the host reads the command line when it is imported
 _runner = _load_runner()
+_runner.end_in_order()
 _runner.enter_host(Path(os.environ["COMFYUI_PATH"]))
 _runner.import_pack()
 import comfy.model_management  # noqa: E402, F401  reads the command line now, not in the middle of a test
@@ -33,6 +34,27 @@ sys.argv = _arguments
 @pytest.fixture(scope="session")
 def host_path() -> Path:
     return Path(os.environ["COMFYUI_PATH"])
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Name to size and time of change of every file that git or a running host would care about."""
+    passing = {".git", "output", ".pytest_cache", ".ruff_cache", ".mypy_cache"}
+    files = (p for p in folder.rglob("*") if p.is_file() and not passing & set(p.relative_to(folder).parts))
+    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
+
+
+_AT_START = {folder: _listing(folder) for folder in (ROOT, Path(os.environ["COMFYUI_PATH"]))}
+
+
+@pytest.fixture(scope="session")
+def untouched():
+    """Call it to assert that neither the repository nor the host's folder has changed since the session began."""
+
+    def check() -> None:
+        for folder, before in _AT_START.items():
+            assert _listing(folder) == before
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ HOST_MODULES = {
 FORBIDDEN = {
     "methods": HOST_MODULES | {"host", "demo"},
     "host": {"nodes", "demo"},
-    "nodes": set(),
+    "nodes": HOST_MODULES - {"comfy_api"},  # the host's node API and nothing else of it
 }
 
 

@@ -7,6 +7,7 @@ place; plain ``torch.nn`` layers and a layer norm that copies its input make bot
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import comfy.clip_model
 import comfy.sd1_clip
@@ -16,6 +17,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from torch import nn
 
 from .. import architecture
+from ..files import FOLDER, read_weights
 
 
 class _LayerNorm(nn.LayerNorm):
@@ -70,6 +72,18 @@ def build_text(ids: list[int]) -> comfy.clip_model.CLIPTextModel:
     text.set_input_embeddings(UsedTokens(ids))
     nn.init.eye_(text.text_projection.weight).requires_grad_(False)  # the UNet takes no pooled output
     return text
+
+
+def bundled_networks(folder: Path = FOLDER) -> tuple[UNetModel, comfy.clip_model.CLIPTextModel]:
+    """The bundled UNet and text encoder as networks that can be trained on."""
+    unet = build_unet()
+    unet.load_state_dict({k: v.float() for k, v in read_weights(folder / "unet.safetensors").items()})
+    weights = {k: v.float() for k, v in read_weights(folder / "text.safetensors").items()}
+    ids = weights.pop("token_ids").long()
+    text = build_text(ids.tolist())
+    prefix = "text_model.embeddings.token_embedding."
+    text.load_state_dict(weights | {prefix + "ids": ids, prefix + "weight": weights.pop("token_rows")})
+    return unet, text
 
 
 class Tokenizer:

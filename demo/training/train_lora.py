@@ -14,14 +14,14 @@ from random import Random
 
 import comfy.lora
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from .. import vocabulary
 from ..autoencoder import Autoencoder
-from ..files import FOLDER, LORAS
+from ..files import LORAS
 from ..loader import load_demo_model
 from . import scenes
-from .networks import Tokenizer, build_text, build_unet
+from .networks import Tokenizer, bundled_networks
 from .train_model import Batches, alphas_and_sigmas, training_loss
 
 log = logging.getLogger(__name__)
@@ -45,18 +45,6 @@ def scene_source(concept: str):
         return vocabulary.scene_of(tuple(chosen), scene.background, scene.style, scene.places)
 
     return random_scene
-
-
-def frozen_networks(folder: Path = FOLDER):
-    """The bundled UNet and text encoder as networks that gradients can pass, and the names their layers have in kohya files."""
-    unet = build_unet()
-    unet.load_state_dict({k: v.float() for k, v in load_file(folder / "unet.safetensors").items()})
-    weights = {k: v.float() for k, v in load_file(folder / "text.safetensors").items()}
-    ids = weights.pop("token_ids").long()
-    text = build_text(ids.tolist())
-    prefix = "text_model.embeddings.token_embedding."
-    text.load_state_dict(weights | {prefix + "ids": ids, prefix + "weight": weights.pop("token_rows")}, strict=False)
-    return unet.requires_grad_(False), text.requires_grad_(False)
 
 
 def kohya_names(model, clip) -> tuple[dict[str, str], dict[str, str]]:
@@ -110,7 +98,7 @@ def main(arguments: list[str]) -> int:
         if path.exists() and not options.again:
             continue
         torch.manual_seed(len(concept))
-        unet, text = frozen_networks()
+        unet, text = (network.requires_grad_(False) for network in bundled_networks())
         for network, targets in ((unet, UNET_TARGETS), (text, TEXT_TARGETS)):
             inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets), network)
         parameters = [p for network in (unet, text) for p in network.parameters() if p.requires_grad]

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from .. import architecture, vocabulary
 from ..autoencoder import Autoencoder
 from . import scenes
-from .networks import Tokenizer, build_text, build_unet
+from .networks import Tokenizer, build_text, build_unet, bundled_networks
 
 log = logging.getLogger(__name__)
 
@@ -209,10 +209,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--nice", type=int, default=10)
+    parser.add_argument("--warm", action="store_true", help="start from the bundled weights instead of from nothing")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    unet, text = build_unet(), build_text(used_tokens(Tokenizer()))
+    unet, text = bundled_networks() if options.warm else (build_unet(), build_text(used_tokens(Tokenizer())))
     clock = torch.zeros(2)
     if (options.out / "model-raw.safetensors").exists():
         state = load_file(options.out / "model-raw.safetensors")

@@ -90,6 +90,14 @@ def test_missing_weights_get_a_sentence(tmp_path):
         Judge.load(tmp_path / "judge.safetensors")
 
 
+def test_weights_of_another_network_get_a_sentence(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"head.weight": torch.zeros(3, 320)}, tmp_path / "judge.safetensors")
+    with pytest.raises(RuntimeError, match="judge.safetensors does not fit this version"):
+        Judge.load(tmp_path / "judge.safetensors")
+
+
 def test_boxes_are_in_canvas_fractions(judge):
     pictures, _ = score_model.held_out()
     assert judge.look(pictures[:1], WHOLE) == judge.look(pictures[:1])

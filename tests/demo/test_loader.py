@@ -154,7 +154,50 @@ def test_faulty_weights_get_a_sentence(tmp_path, name, fault):
     elif fault == "not safetensors":
         path.write_bytes(b"hello")
     elif fault == "of another version":
-        extra = {"token_ids": torch.zeros(1).int(), "token_rows": torch.zeros(1, 128)} if name == "text" else {}
-        save_file(extra | {"something.weight": torch.zeros(2)}, path)
+        save_file({"something.weight": torch.zeros(2)}, path)
     with pytest.raises(RuntimeError, match=rf"{name}\.safetensors .*git checkout -- demo/weights"):
         load_demo_model(folder)
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(2, 64), torch.zeros(3, 128)])
+def test_token_rows_of_another_version_get_a_sentence(tmp_path, rows):
+    from safetensors.torch import load_file, save_file
+
+    folder = _copy_weights(tmp_path)
+    weights = load_file(folder / "text.safetensors") | {"token_ids": torch.tensor([1, 2]), "token_rows": rows}
+    (folder / "text.safetensors").unlink()
+    save_file(weights, folder / "text.safetensors")
+    with pytest.raises(RuntimeError, match=r"text\.safetensors does not fit this version"):
+        load_demo_model(folder)
+
+
+def _lora(up: int, down: int) -> dict:
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    return {f"{name}.lora_down.weight": torch.ones(4, down), f"{name}.lora_up.weight": torch.ones(up, 4)}
+
+
+def test_a_lora_of_a_large_model_is_refused_in_a_sentence(demo_model):
+    """Its layers have the same names; the host takes it, and would only log that the shapes are wrong."""
+    model, clip, vae = demo_model
+    foreign, _ = comfy.sd.load_lora_for_models(model, clip, _lora(320, 768), 1.0, 0.0)
+    with pytest.raises(
+        ValueError, match="made for another model: it changes 320 × 768.*which has 64 × 128.*concepts-demo-"
+    ):
+        _paint((foreign, clip, vae), "a cat", steps=1)
+    fitting, _ = comfy.sd.load_lora_for_models(model, clip, _lora(64, 128), 1.0, 0.0)
+    _paint((fitting, clip, vae), "a cat", steps=1)
+    _paint(demo_model, "a cat", steps=1)  # and the plain model is as before
+
+
+@pytest.mark.parametrize("concept", vocabulary.LORA_CONCEPTS)
+def test_diffusers_reads_every_key_of_a_lora(concept):
+    """Another library's reader of kohya files knows the names."""
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers
+    from safetensors.torch import load_file
+
+    state = load_file(LORAS / f"concepts-demo-{concept}.safetensors")
+    layers = sum(key.endswith(".lora_up.weight") for key in state)
+    converted, alphas = _convert_non_diffusers_lora_to_diffusers(dict(state))
+    assert len(converted) == 2 * layers
+    assert len(alphas) == layers
+    assert all(key.startswith(("unet.", "text_encoder.")) for key in converted)

@@ -14,7 +14,7 @@ TINY_UNET = {
 }  # fmt: skip
 
 
-def tiny_model(kind: str):
+def tiny_model(kind: str, dtype: torch.dtype = torch.float32):
     """A ModelPatcher around a random UNet of that type: EPS, V_PREDICTION or FLOW (the host's CONST sampling)."""
     import comfy.latent_formats
     import comfy.model_base
@@ -33,11 +33,11 @@ def tiny_model(kind: str):
 
     with torch.inference_mode(False), torch.no_grad():
         config = Tiny(dict(TINY_UNET))
-        config.set_inference_dtype(torch.float32, None)
+        config.set_inference_dtype(dtype, None if dtype is torch.float32 else torch.float32)
         model = config.get_model({}, "", device="cpu")
         generator = torch.Generator().manual_seed(5)
         for parameter in model.diffusion_model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
+            parameter.copy_((torch.randn(parameter.shape, generator=generator) * 0.08).to(dtype))
     return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
 
 

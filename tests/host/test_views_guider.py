@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.controlnet
 import comfy.patcher_extension
 import comfy.samplers
 import pytest
@@ -293,3 +294,187 @@ def test_every_balance_samples_every_kind_of_model(tiny_models, kind, balance):
     ours = _sample(ViewsGuider(tiny_models[kind], prompts, combine, 7.0), batch=2)
     assert torch.isfinite(ours).all()
     assert not torch.equal(ours, _sample(ViewsGuider(tiny_models[kind], prompts, averaging, 7.0), batch=2))
+
+
+class FakeControl(comfy.controlnet.ControlBase):
+    """Stands in for a ControlNet (there are no weights of one here): adds one half to the middle of the network."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = log
+
+    def pre_run(self, model, percent_to_timestep_function):
+        super().pre_run(model, percent_to_timestep_function)
+        self.log.append("pre_run")
+
+    def cleanup(self):
+        super().cleanup()
+        self.log.append("cleanup")
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        self.log.append((batched_number, x_noisy.clone()))
+        return {"middle": [torch.full((1, 64, 4, 4), 0.5)], "input": [], "output": []}
+
+
+@pytest.mark.parametrize("also_negative", [False, True])
+def test_a_control_acts_as_in_plain_sampling(tiny_models, also_negative):
+    """With the older Apply ControlNet the host itself copies the control to the negative."""
+    logs = [], []
+    results = []
+    for log, make in zip(logs, (_plain_of, _anagram_of), strict=True):
+        positive = [[_cond(0)[0][0], {"control": FakeControl(log), "control_apply_to_uncond": also_negative}]]
+        results.append(_sample(make(tiny_models["EPS"], positive)))
+    assert torch.equal(results[0], results[1])
+    assert [c[0] for c in logs[0] if isinstance(c, tuple)] == [c[0] for c in logs[1] if isinstance(c, tuple)]
+    assert logs[0].count("cleanup") == logs[1].count("cleanup") > 0
+    assert not torch.equal(results[0], _sample(_plain(tiny_models["EPS"], 7.0)))
+
+
+def _plain_of(model, positive, negative=None):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative or _cond(99))
+    guider.set_cfg(7.0)
+    return guider
+
+
+def _anagram_of(model, positive, negative=None, view="identity"):
+    return ViewsGuider(model, [ViewPrompt(VIEWS[view], positive, negative or _cond(99))], _combine(1), 7.0)
+
+
+def test_a_control_sees_the_picture_upright(tiny_models):
+    log = []
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    positive = [[_cond(1)[0][0], {"control": FakeControl(log)}]]
+    _sample(_anagram_of(tiny_models["EPS"], positive, view="rotate_180"), noise=noise, steps=1)
+    seen = next(c[1] for c in log if isinstance(c, tuple))
+    torch.testing.assert_close(seen / seen.std(), (noise / noise.std()).rot90(2, (-2, -1)), rtol=1e-3, atol=1e-3)
+
+
+def test_an_area_stays_in_its_view(tiny_models):
+    """View 1 with and without an area on view 0: its own entries are the same."""
+    entries = []
+    areas = [[_cond(0)[0][0], {"area": (4, 8, 0, 0), "strength": 1.0}], *_cond(2)]
+    for first in (areas, _cond(2)):
+        prompts = [ViewPrompt(VIEWS["identity"], first, _cond(99)), ViewPrompt(VIEWS["flip"], _cond(1), _cond(98))]
+        guider = ViewsGuider(tiny_models["EPS"], prompts, _combine(1, 1), 7.0)
+        inner = guider.predict_noise
+
+        def spy(*args, guider=guider, inner=inner, **kwargs):
+            entries.append([len(getattr(guider.view_conds[1], side)) for side in ("positive", "negative")])
+            return inner(*args, **kwargs)
+
+        guider.predict_noise = spy
+        _sample(guider, steps=1)
+    assert entries[0] == entries[-1] == [1, 1]
+
+
+def test_a_patch_that_asks_the_model_again_is_answered_in_the_views_frame(tiny_models):
+    """Perturbed-attention guidance and its kin call the model with our conditioning after guidance."""
+    gaps = []
+
+    def again(args):
+        (asked,) = comfy.samplers.calc_cond_batch(
+            args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"]
+        )
+        gaps.append((asked - args["cond_denoised"]).abs().max().item())
+        return args["denoised"]
+
+    model = tiny_models["EPS"].clone()
+    model.set_model_sampler_post_cfg_function(again)
+    _sample(_anagram_of(model, _cond(1), view="rotate_180"))
+    assert len(gaps) == STEPS
+    assert max(gaps) < 1e-3
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["batched", "one by one"])
+def test_the_picture_beside_the_latent_turns_with_it(tiny_models, masked):
+    """Inpainting models take a picture beside the latent (``c_concat``); the network must see both in one frame."""
+    seen = []
+    model = tiny_models["EPS"].clone()
+    beside = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+
+    def put_beside(executor, x, t, c_concat=None, *args, **kwargs):
+        return executor(x, t, beside.repeat(len(x), 1, 1, 1), *args, **kwargs)
+
+    def watch(executor, x, t, c_concat=None, *args, **kwargs):
+        seen.append(c_concat[:1].clone())
+        return executor(x, t, None, *args, **kwargs)
+
+    wrappers = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+    model.add_wrapper_with_key(wrappers, "test outside", put_beside)
+    positive = [[_cond(1)[0][0], {"mask": torch.ones(1, 8, 8), "mask_strength": 1.0}]] if masked else _cond(1)
+    guider = _anagram_of(model, positive, view="rotate_180")
+    guider.predict_noise = _with_last_wrapper(guider, wrappers, watch)
+    _sample(guider, steps=2)
+    assert seen
+    assert all(torch.equal(c, beside.rot90(2, (-2, -1))) for c in seen)
+
+
+def _with_last_wrapper(guider, kind, wrapper):
+    """predict_noise with a wrapper nearest to the network, inside the guider's own."""
+    import comfyui_concepts.host.guider as module
+    import comfyui_concepts.host.views as views
+
+    inner, in_frames = guider.predict_noise, views.in_frames
+
+    def framed(*args, **kwargs):
+        options = in_frames(*args, **kwargs)
+        comfy.patcher_extension.add_wrapper_with_key(kind, "test inside", wrapper, options, is_model_options=True)
+        return options
+
+    def predict(*args, **kwargs):
+        views.in_frames = module.in_frames = framed
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            views.in_frames = module.in_frames = in_frames
+
+    return predict
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_weights_of_other_types(dtype):
+    """The host casts them; one identity view is plain sampling, and two views are finite."""
+    from .conftest import tiny_model
+
+    model = tiny_model("EPS", dtype)
+    ours = _sample(ViewsGuider(model, *_views("identity"), 7.0))
+    assert torch.equal(ours, _sample(_plain(model, 7.0)))
+    assert torch.isfinite(_sample(ViewsGuider(model, *_views("identity", "rotate_180"), 7.0))).all()
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2s_ancestral"])
+def test_second_order_samplers_ask_all_views_in_one_call_an_evaluation(tiny_models, sampler):
+    plain = _count_calls(tiny_models["EPS"], lambda m: _plain(m, 7.0), sampler=sampler)
+    ours = _count_calls(tiny_models["EPS"], lambda m: ViewsGuider(m, *_views("identity", "flip"), 7.0), sampler=sampler)
+    assert len(plain) > STEPS
+    assert ours == [2 * rows for rows in plain]
+
+
+def test_a_cancel_in_the_middle_of_the_network_leaves_the_host_as_found(tiny_models):
+    from comfy.model_management import InterruptProcessingException
+
+    model, calls = tiny_models["EPS"].clone(), []
+
+    def cancel(executor, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise InterruptProcessingException
+        return executor(*args, **kwargs)
+
+    cancelled = model.clone()
+    cancelled.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", cancel)
+    before = _options_shape(model.model_options)
+    guider = ViewsGuider(cancelled, *_views("identity", "flip"), 7.0)
+    with pytest.raises(InterruptProcessingException):
+        _sample(guider)
+    assert not hasattr(guider, "view_conds")
+    assert _options_shape(model.model_options) == before
+    assert torch.equal(_sample(_plain(model, 7.0)), _sample(_plain(tiny_models["EPS"], 7.0)))
+
+
+@pytest.mark.parametrize("side", ["positive", "negative"])
+def test_an_empty_conditioning_is_refused_by_its_view(tiny_models, side):
+    conds = {"positive": _cond(0), "negative": _cond(99)} | {side: []}
+    with pytest.raises(ValueError, match=r"View 1 \('flip'\) has an empty conditioning"):
+        ViewsGuider(tiny_models["EPS"], [ViewPrompt(VIEWS["flip"], **conds)], _combine(1), 7.0)

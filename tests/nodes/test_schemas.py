@@ -8,6 +8,8 @@ import pytest
 from comfyui_concepts import comfy_entrypoint
 from comfyui_concepts.nodes import NODES
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCS, WORKFLOWS = ROOT / "web" / "docs", ROOT / "workflows" / "api"
 GOLDEN = Path(__file__).with_name("golden.json")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 MOST_WIDGETS = 6
@@ -41,6 +43,19 @@ def test_a_node_loads_and_explains_itself(node):
     for output in schema.outputs:
         assert output.display_name
     assert sum(i.get_io_type() in WIDGETS for i in schema.inputs) <= MOST_WIDGETS
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
+def test_a_node_has_a_help_page_that_names_its_inputs_and_choices(node):
+    schema = node.GET_SCHEMA()
+    page = (DOCS / f"{schema.node_id}.md").read_text()
+    assert page.startswith(f"# {schema.display_name}\n")
+    for socket in schema.inputs:
+        assert socket.id in page, f"{schema.node_id}.md does not name {socket.id}"
+        for choice in getattr(socket, "options", None) or ():
+            assert choice in page, f"{schema.node_id}.md does not name {choice}"
+    used = any(schema.node_id in path.read_text() for path in WORKFLOWS.glob("*.json"))
+    assert used, f"no template uses {schema.node_id}"
 
 
 def test_saved_workflows_keep_working():

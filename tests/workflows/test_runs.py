@@ -114,13 +114,25 @@ def test_cancel_ends_the_run_within_seconds(server):
     assert _run(server, _graph("anagram_turn", n10_steps=2, n11_batch_size=1))
 
 
-def test_the_pack_writes_only_where_the_host_does(server):
-    """Everything the host and the pack wrote lies in output, temp, user and the log."""
-    tops = {
-        p.relative_to(server.base).parts[0]
-        for p in server.base.rglob("*")
-        if p.is_file() and "custom_nodes" not in p.parts
+def test_a_graph_of_which_a_part_is_refused_has_failed(server):
+    graph = _graph("demo_first_picture", n5_steps=1, n4_batch_size=1)
+    graph["90"] = {"class_type": "PreviewImage", "inputs": {}}
+    with pytest.raises(GraphFailed, match="node 90 \\(PreviewImage\\)"):
+        _run(server, graph)
+
+
+def test_a_host_that_is_gone_gets_a_sentence():
+    from comfyui_concepts.demo.server import free_port
+
+    with pytest.raises(GraphFailed, match="did not answer as ComfyUI does"):
+        asyncio.run(run_graph(f"http://127.0.0.1:{free_port()}", _graph("demo_first_picture")))
+
+
+def test_the_pack_writes_only_where_the_host_does(server, untouched):
+    """Runs of every graph leave the repository and the host's folder as they were when the session began."""
+    _run(server, _graph("anagram_turn", n10_steps=1, n11_batch_size=1, n8_noise_seed=5))
+    written = {
+        p.relative_to(server.base).parts[0] for p in server.base.rglob("*") if p.is_file() and not p.is_symlink()
     }
-    assert tops <= {"output", "temp", "user", "host.log", "models", "input"}
-    changed = [p for p in ROOT.rglob("*.pyc") if ".git" not in p.parts]
-    assert not changed
+    assert written <= {"output", "temp", "user", "host.log", "models", "custom_nodes"}
+    untouched()

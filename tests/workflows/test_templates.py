@@ -69,6 +69,16 @@ def test_every_value_is_one_the_host_offers(path, object_info):
         declared = {name: (kind, options) for name, kind, options in inputs_of(info)}
         assert set(node["inputs"]) <= set(declared)
         assert set(info["input"].get("required") or {}) <= set(node["inputs"])
+        for name, value in node["inputs"].items():
+            kind, options = declared[name]
+            if isinstance(value, list):
+                assert kind not in ("COMBO", "STRING")
+            elif kind == "COMBO":
+                section = "required" if name in (info["input"].get("required") or {}) else "optional"
+                offered = info["input"][section][name]
+                assert value in (offered[0] if isinstance(offered[0], list) else options["options"])
+            elif kind in ("INT", "FLOAT"):
+                assert options["min"] <= value <= options["max"]
 
 
 @pytest.mark.slow

@@ -45,6 +45,8 @@ class View:
         square: whether the canvas must be square.
         parts: both sides of the canvas must be a multiple of this.
         latent: what the view means on a latent.
+        adjustable: whether ``parts`` came from the settings, so that another number may fit.
+        signed: whether the view is made for values symmetric about zero, not for 0 to 1.
     """
 
     name: str
@@ -53,6 +55,8 @@ class View:
     square: bool = False
     parts: int = 1
     latent: Latent = "good"
+    adjustable: bool = False
+    signed: bool = False
 
     def check(self, height: int, width: int) -> None:
         """Refuses a canvas this view cannot take; height and width in pixels or latent cells.
@@ -69,9 +73,10 @@ class View:
         if height % self.parts or width % self.parts:
             common = math.gcd(height, width)
             fitting = [str(n) for n in range(2, min(common, 64) + 1) if common % n == 0]
+            advice = f"try parts = {' or '.join(fitting) or '1'}" if self.adjustable else "choose another size"
             raise ValueError(
                 f"The view '{self.name}' cuts each side into {self.parts} equal parts, and a side of {width} × {height} "
-                f"(pixels, or cells of a latent) does not divide so; try parts = {' or '.join(fitting) or '1'}."
+                f"(pixels, or cells of a latent) does not divide so; {advice}."
             )
 
 
@@ -81,6 +86,7 @@ def permutation(
     square: bool = False,
     parts: int = 1,
     latent: Latent = "whole cells",
+    adjustable: bool = False,
 ) -> View:
     """A view that moves pixels: ``out[k] = in[index[k]]`` over raster positions ``k = y·width + x``.
 
@@ -98,7 +104,7 @@ def permutation(
             order = both(x.shape[-2], x.shape[-1], x.device)[side]
         return x.flatten(-2)[..., order].unflatten(-1, x.shape[-2:])
 
-    return View(name, lambda x: gather(x, 0), lambda x: gather(x, 1), square, parts, latent)
+    return View(name, lambda x: gather(x, 0), lambda x: gather(x, 1), square, parts, latent, adjustable)
 
 
 def raster(height: int, width: int) -> torch.Tensor:

@@ -27,4 +27,4 @@ def roll(settings: Settings) -> View:
     def index(height: int, width: int) -> torch.Tensor:
         return raster(height, width).roll(width // parts, 1).flatten()
 
-    return permutation("roll", index, parts=parts)
+    return permutation("roll", index, parts=parts, adjustable=True)

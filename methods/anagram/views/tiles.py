@@ -25,7 +25,7 @@ def patch_permute(settings: Settings) -> View:
     def index(height: int, width: int) -> torch.Tensor:
         return _joined(_tiles(height, width, parts)[shuffled(parts**2, settings.seed)], parts)
 
-    return permutation("patch_permute", index, parts=parts)
+    return permutation("patch_permute", index, parts=parts, adjustable=True)
 
 
 def pixel_permute(settings: Settings) -> View:
@@ -35,7 +35,7 @@ def pixel_permute(settings: Settings) -> View:
     def index(height: int, width: int) -> torch.Tensor:
         return _joined(_tiles(height, width, parts)[shuffled(parts**2, settings.seed)], parts)
 
-    return permutation("pixel_permute", index, parts=parts, latent="pixels only")
+    return permutation("pixel_permute", index, parts=parts, latent="pixels only", adjustable=True)
 
 
 def tile_transpose(settings: Settings) -> View:
@@ -46,7 +46,7 @@ def tile_transpose(settings: Settings) -> View:
         grid = _tiles(height, width, parts).unflatten(0, (parts, parts))
         return _joined(grid.swapaxes(0, 1).flatten(0, 1), parts)
 
-    return permutation("tile_transpose", index, parts=parts)
+    return permutation("tile_transpose", index, parts=parts, adjustable=True)
 
 
 def half_swap(_: Settings) -> View:
@@ -67,7 +67,7 @@ def stripes(settings: Settings) -> View:
         columns[:, 1::2] = columns[:, 1::2].flip(0)
         return columns.flatten()
 
-    return permutation("stripes", index, parts=parts)
+    return permutation("stripes", index, parts=parts, adjustable=True)
 
 
 def square_hinge(_: Settings) -> View:
