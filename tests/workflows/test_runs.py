@@ -55,7 +55,7 @@ def test_a_wide_canvas_runs_with_views_that_take_it(server):
     [
         ("anagram_turn", {"n6_view": "rotate_cw", "n11_width": 192}, "needs a square canvas.*3:2"),
         ("anagram_turn", {"n6_view": "spin"}, "spin"),
-        ("anagram_turn", {"n5_weight": 0.0, "n6_weight": 0.0}, "Every view has weight 0"),
+        ("anagram_turn", {"n5_weight": 0.0, "n6_weight": 0.0}, "Weights must be 0 or more, and at least one above 0"),
         ("anagram_turn", {"n7_views": None}, "views"),
         (
             "demo_first_picture",
