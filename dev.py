@@ -200,9 +200,11 @@ def command(verb: str, rest: list[str]) -> list[str]:
         return ["-m", "pytest", "-c", "pyproject.toml", "--rootdir", "tests", *(rest or ["tests"])]
     if verb in ("score", "bench", "train"):
         family, *others = rest or [""]
-        known = {"score": ("model",), "bench": ("anagram",), "train": ("model", "decoder", "judge", "lora", "export")}[
-            verb
-        ]
+        known = {
+            "score": ("model", "anagram"),
+            "bench": ("anagram",),
+            "train": ("model", "decoder", "judge", "lora", "export"),
+        }[verb]
         if family not in known:
             raise SetupError(f"{verb} what? Try: {verb} {' | '.join(known)}")
         if verb == "train":

@@ -21,6 +21,7 @@ from .server import HostFailed, HostServer
 
 ROOT = Path(__file__).resolve().parent.parent
 API, UI = ROOT / "workflows" / "api", ROOT / "workflows"
+CHECKPOINTS = API / "checkpoints"  # graphs for models of the user's own: templates too, but nothing here can run them
 
 
 def _say(text: str) -> None:

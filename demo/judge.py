@@ -101,6 +101,11 @@ class Judge:
         probability, index = self.network(crop).softmax(-1).max(-1)
         return [Verdict(CLASSES[i], p) for i, p in zip(index.tolist(), probability.tolist(), strict=True)]
 
+    @torch.inference_mode()
+    def probabilities(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The calibrated probability of every class for each picture, (b, classes)."""
+        return self.network(pictures.permute(0, 3, 1, 2).float()).softmax(-1)
+
     def describe(self, picture: torch.Tensor) -> str:
         """One picture (h, w, 3) in a few words, for a person."""
         colour = f"{background_of(picture)} background"

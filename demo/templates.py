@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from .gallery import API, UI
+from .gallery import API, CHECKPOINTS, UI
 from .server import HostServer
 
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> int:
     with HostServer(Path(os.environ["COMFYUI_PATH"])) as server:
         server.wait()
         object_info = server.get("/object_info")
-    for path in sorted(API.glob("*.json")):
+    for path in sorted([*API.glob("*.json"), *CHECKPOINTS.glob("*.json")]):
         (UI / path.name).write_text(render(path, object_info))
         print(UI / path.name)
     return 0

@@ -33,11 +33,15 @@ class Invertible(Protocol):
 
 @dataclass(frozen=True)
 class ViewConds:
-    """A view with its processed conditionings; ``negative`` is None where the host skips the negative (cfg 1)."""
+    """A view with its processed conditionings; ``negative`` is None where the host skips the negative (cfg 1).
+
+    ``known`` is a clean latent, (1 or batch, …), that stands in for the model's answer in this view; nothing is asked then.
+    """
 
     view: Invertible
     positive: Conds
     negative: Conds | None
+    known: torch.Tensor | None = None
 
 
 # entries of a conditioning that are drawn in the view's upright frame, or that need a model call of their own
@@ -60,6 +64,14 @@ def predict_views(
     Returns:
         Positive and negative predictions, one of each a view, shaped like ``x``. (Without a negative, zeros, as the host.)
     """
+    asked = [v for v in views if v.known is None]
+    answers = zip(*_predict_asked(model, asked, x, sigma, model_options), strict=True) if asked else iter(())
+    pairs = [next(answers) if v.known is None else (v.known.to(x).expand_as(x),) * 2 for v in views]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _predict_asked(model, views, x, sigma, model_options):
+    """The predictions of views that the model is asked for."""
     if any(needs_own_frame(c) for v in views for c in (v.positive, v.negative)):
         return _predict_one_by_one(model, views, x, sigma, model_options)
     conds = [v.positive for v in views] + [v.negative for v in views]

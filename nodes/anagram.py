@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..host.guider import ViewPrompt, ViewsGuider
 from ..host.schema import schema
+from ..host.time_travel import travelling
+from ..host.view_patch import with_views
 from ..methods.anagram.balance import BALANCES
 from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, Combination, combiner
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.rectify import GAINS
-from ..methods.anagram.views import VIEWS, Settings, View, view_named
+from ..methods.anagram.views import COMPONENTS, VIEWS, Settings, View, view_named
+from ..methods.anagram.views.from_image import from_image
 
 CATEGORY = "concepts/anagram"
 
 
 class AnagramView(NamedTuple):
-    """One view of an anagram on a wire: a linked list, newest first."""
+    """One view of an anagram on a wire: a linked list, newest first.
 
-    view: View
-    positive: Any
+    ``at_cells(f)`` is the view as it is seen on a picture whose latent has cells of f × f pixels. ``cfg`` is the view's own
+    guidance scale, 0 for the guider's. ``known`` is a clean latent that stands in for a prompt.
+    """
+
+    at_cells: Callable[[int], View]
+    positive: Any | None
     negative: Any | None
     weight: float
     previous: AnagramView | None
+    cfg: float = 0.0
+    known: Any | None = None
+
+    @property
+    def view(self) -> View:
+        return self.at_cells(1)
 
     def in_order(self) -> list[AnagramView]:
         """All views of the list, first to last."""
@@ -35,6 +49,10 @@ class AnagramView(NamedTuple):
             views.append(link)
             link = link.previous
         return views[::-1]
+
+
+def _at_cells(name: str, parts: int, seed: int, cell: int) -> View:
+    return view_named(name, Settings(parts, seed, cell))
 
 
 Views = io.Custom("CONCEPTS_VIEW")
@@ -56,7 +74,7 @@ class ConceptsAnagramView(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("positive", tooltip="What the picture shows in this view."),
                 io.Combo.Input(
-                    "view", options=list(VIEWS), default="identity",
+                    "view", options=[*VIEWS, *COMPONENTS], default="identity",
                     tooltip="How the picture is turned before this prompt describes it. 'identity' leaves it as it is, "
                     "'flip' mirrors it upside down, 'rotate_180' turns it round, 'jigsaw' and 'patch_permute' cut it up. "
                     "Start with identity and rotate_180.",
@@ -81,14 +99,88 @@ class ConceptsAnagramView(io.ComfyNode):
                     "negative", optional=True,
                     tooltip="What this view must not show; without it the guider's negative is used.",
                 ),
+                io.Float.Input(
+                    "cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                    tooltip="How strictly this view's prompt is followed; 0 takes the guider's cfg. Raise it for the reading "
+                    "that is hard to see. Start with 0.",
+                ),
             ],
             outputs=[Views.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, positive, view, weight, parts=0, arrangement=0, views=None, negative=None) -> io.NodeOutput:
-        chosen = view_named(view, Settings(parts=parts, seed=arrangement))
-        return io.NodeOutput(AnagramView(chosen, positive, negative, weight, views))
+    def execute(
+        cls, positive, view, weight, parts=0, arrangement=0, views=None, negative=None, cfg=0.0
+    ) -> io.NodeOutput:
+        at_cells = partial(_at_cells, view, parts, arrangement)
+        at_cells(1)  # an unknown view is refused here, not in the middle of the sampling
+        return io.NodeOutput(AnagramView(at_cells, positive, negative, weight, views, cfg))
+
+
+class ConceptsAnagramViewFromImage(io.ComfyNode):
+    """Adds a view that a picture describes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramViewFromImage",
+            display_name="Anagram View from Image",
+            category=CATEGORY,
+            description="Adds a reading of the picture after its pixels have been rearranged as a painted map says: red is "
+            "the column a place is filled from, green the row.",
+            search_aliases=["uv map", "permutation", "visual anagram"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="What the picture shows in this view."),
+                io.Image.Input(
+                    "image", tooltip="The map: red 0 to 1 from left to right and green 0 to 1 from top to bottom leave all as "
+                    "it is. It is read at the size of the latent, so paint areas, not pixels.",
+                ),
+                io.Float.Input(
+                    "weight", default=1.0, min=0.0, max=10.0, step=0.05,
+                    tooltip="How much this view counts against the others. Start with 1.0.",
+                ),
+                Views.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
+                io.Conditioning.Input(
+                    "negative", optional=True,
+                    tooltip="What this view must not show; without it the guider's negative is used.",
+                ),
+            ],
+            outputs=[Views.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, positive, image, weight, views=None, negative=None) -> io.NodeOutput:
+        return io.NodeOutput(AnagramView(partial(from_image, image[0]), positive, negative, weight, views))
+
+
+class ConceptsAnagramReference(io.ComfyNode):
+    """Adds a component that is taken from a given picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramReference",
+            display_name="Anagram Reference",
+            category=CATEGORY,
+            description="Keeps one component of a picture that exists, so that the prompts fill in the rest: a photo seen "
+            "from afar that is something else from near.",
+            search_aliases=["hybrid image", "inverse problem", "factorized diffusion"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="The picture, through VAE Encode, at the size of the canvas."),
+                io.Combo.Input(
+                    "component", options=list(COMPONENTS), default="low_pass",
+                    tooltip="Which part is kept; the rest of its family must be in the list, from Anagram View. 'low_pass' is "
+                    "what is seen from afar. Start with low_pass, and high_pass for the prompt.",
+                ),
+                Views.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
+            ],
+            outputs=[Views.Output("all_views", display_name="views", tooltip="The list with this part at its end.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, latent, component, views=None) -> io.NodeOutput:
+        at_cells = partial(_at_cells, component, 0, 0)
+        return io.NodeOutput(AnagramView(at_cells, None, None, 1.0, views, known=latent["samples"]))
 
 
 class ConceptsAnagramGuider(io.ComfyNode):
@@ -122,10 +214,97 @@ class ConceptsAnagramGuider(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, views, negative, cfg, options=None) -> io.NodeOutput:
-        listed = views.in_order()
-        combine = combiner(options or AVERAGING, [v.weight for v in listed])
-        prompts = [ViewPrompt(v.view, v.positive, negative if v.negative is None else v.negative) for v in listed]
-        return io.NodeOutput(ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), cfg))
+        prompts, combine = combination(views, negative, options)
+        return io.NodeOutput(ViewsGuider(model, prompts, combine, cfg))
+
+
+def combination(views: AnagramView, negative: Any, options: Combination | None) -> tuple[list[ViewPrompt], Any]:
+    """The views as the host's side takes them, and the function that combines their predictions."""
+    listed = views.in_order()
+    combine = combiner(
+        options or AVERAGING, [v.weight for v in listed], [v.view for v in listed], [v.cfg or None for v in listed]
+    )
+    prompts = [
+        ViewPrompt(
+            v.view,
+            negative if v.positive is None else v.positive,
+            negative if v.negative is None else v.negative,
+            v.known,
+        )
+        for v in listed
+    ]
+    return prompts, lambda **known: combine(Predictions(**known))
+
+
+class ConceptsAnagramModel(io.ComfyNode):
+    """Anagrams for the stock KSampler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramModel",
+            display_name="Anagram for KSampler",
+            category=CATEGORY,
+            description="Makes the ordinary KSampler sample an anagram: connect all three outputs to it. Does what Anagram "
+            "Guider does for SamplerCustomAdvanced.",
+            search_aliases=["visual anagram", "illusion", "ksampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with."),
+                Views.Input("views", tooltip="What the picture shows in each view, from Anagram View."),
+                io.Conditioning.Input("negative", tooltip="What no view may show; an empty prompt is a good start."),
+                Options.Input(
+                    "options", optional=True,
+                    tooltip="How the views are combined, from Anagram Options; empty is the plain mean.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("patched", display_name="MODEL", tooltip="The model that knows the views."),
+                io.Conditioning.Output("positive", display_name="positive", tooltip="All views' prompts, for KSampler."),
+                io.Conditioning.Output(
+                    "all_negative", display_name="negative", tooltip="All views' negatives, for KSampler."
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, views, negative, options=None) -> io.NodeOutput:
+        return io.NodeOutput(*with_views(model, *combination(views, negative, options)))
+
+
+class ConceptsTimeTravelSampler(io.ComfyNode):
+    """A sampler that takes the middle steps several times."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsTimeTravelSampler",
+            display_name="Time Travel Sampler",
+            category=CATEGORY,
+            description="Takes every step of the middle of the sampling several times, going back up in noise in between, so "
+            "that readings that lie on top of each other grow together. Costs the repeated steps once more each.",
+            search_aliases=["repaint", "resampling", "looking glass"],
+            inputs=[
+                io.Sampler.Input("sampler", tooltip="The sampler to take the steps with, from KSamplerSelect; euler is good."),
+                io.Int.Input(
+                    "repeats", default=2, min=1, max=10,
+                    tooltip="How often each step of the window is taken; 1 is the plain sampler. More fuses more and costs "
+                    "more. Start with 2.",
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.2, min=0.0, max=1.0, step=0.01,
+                    tooltip="From where in the sampling steps are repeated. Start with 0.2.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=0.8, min=0.0, max=1.0, step=0.01,
+                    tooltip="Up to where in the sampling steps are repeated. Start with 0.8.",
+                ),
+            ],
+            outputs=[io.Sampler.Output("travelling", display_name="SAMPLER", tooltip="For SamplerCustomAdvanced.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, sampler, repeats, start_percent, end_percent) -> io.NodeOutput:
+        return io.NodeOutput(travelling(sampler, start_percent, end_percent, repeats))
 
 
 PRESETS = {"averaging": AVERAGING, "multi-task (fast, no gradient)": MULTI_TASK_FAST, "custom": None}
@@ -184,44 +363,12 @@ class ConceptsAnagramOptions(io.ComfyNode):
         return io.NodeOutput(PRESETS[preset] or custom)
 
 
-class ConceptsAnagramShowViews(io.ComfyNode):
-    """Shows a picture in every view, upright."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="ConceptsAnagramShowViews",
-            display_name="Show Anagram Views",
-            category=CATEGORY,
-            description="Turns the finished picture into each of its views, so that every reading stands upright.",
-            search_aliases=["visual anagram", "illusion", "contact sheet"],
-            is_output_node=True,
-            inputs=[
-                io.Image.Input("image", tooltip="The finished picture."),
-                Views.Input("views", tooltip="The views it was made with."),
-            ],
-            outputs=[
-                io.Image.Output(
-                    "upright", display_name="views",
-                    tooltip="For every picture of the batch, each of its views in order, as one batch.",
-                )
-            ],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(cls, image, views) -> io.NodeOutput:
-        pictures = image.movedim(-1, 1)  # (batch, 3, height, width)
-        turned = []  # a signed view (the negative) of a picture in 0..1 is one more than its value
-        for link in views.in_order():
-            link.view.check(*pictures.shape[-2:])
-            turned.append(1 + link.view.forward(pictures) if link.view.signed else link.view.forward(pictures))
-        upright = torch.stack(turned, 1).flatten(0, 1).movedim(1, -1).contiguous()
-        return io.NodeOutput(upright, ui=ui.PreviewImage(upright, cls=cls))
-
-
 NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptsAnagramView,
+    ConceptsAnagramViewFromImage,
+    ConceptsAnagramReference,
     ConceptsAnagramGuider,
+    ConceptsAnagramModel,
     ConceptsAnagramOptions,
-    ConceptsAnagramShowViews,
+    ConceptsTimeTravelSampler,
 )

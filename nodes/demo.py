@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
 
 from ..demo.files import LORAS
+from ..demo.judge import CLASSES, Judge
 from ..demo.loader import load_demo_model
 from ..host.folders import offer_loras
 from ..host.schema import schema
+from ..methods.anagram.score import Readings
+from .anagram import Views
+from .anagram_pictures import Scores, prompt_lines, upright, views_on
 
 offer_loras(LORAS)  # the demo model's LoRAs appear in the host's Load LoRA, as any other
 
@@ -40,4 +45,52 @@ class ConceptsDemoModel(io.ComfyNode):
         return io.NodeOutput(*load_demo_model())
 
 
-NODES: tuple[type[io.ComfyNode], ...] = (ConceptsDemoModel,)
+JUDGE_TEMPERATURE = 0.25  # probabilities, not cosines: with this the concealment of a sure reading is 0.98
+
+
+class ConceptsDemoJudge(io.ComfyNode):
+    """What the bundled judge sees."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsDemoJudge",
+            display_name="Demo Judge",
+            category="concepts",
+            description="Says which emoji a picture of the demo model shows, by the small classifier that comes with the "
+            "pack; with views, how well each view of an anagram reads.",
+            search_aliases=["classifier", "score", "emoji"],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("image", tooltip="Pictures made by the demo model."),
+                io.String.Input(
+                    "concepts", multiline=True, default="",
+                    tooltip="With views: the concept each view must show, one line a view, such as heart. Without: leave empty.",
+                ),
+                Views.Input("views", optional=True, tooltip="The views of an anagram."),
+                io.Vae.Input("vae", optional=True, tooltip="The demo model's VAE, so that pieces end at latent cells."),
+            ],
+            outputs=[
+                io.String.Output("report", display_name="report", tooltip="What it sees, a line a picture."),
+                Scores.Output("scores", display_name="scores", tooltip="For Anagram Contact Sheet; empty without views."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, image, concepts="", views=None, vae=None) -> io.NodeOutput:
+        judge = Judge.load()
+        if views is None:
+            report = "\n".join(judge.describe(picture) for picture in image)
+            return io.NodeOutput(report, None, ui=ui.PreviewText(report))
+        listed = views_on(image, views, vae)
+        names = prompt_lines(concepts, len(listed))
+        unknown = [name for name in names if name not in CLASSES]
+        if unknown:
+            raise ValueError(f"The judge does not know '{unknown[0]}'; it knows {', '.join(CLASSES)}.")
+        shown = upright(image, listed)
+        chance = torch.stack([judge.probabilities(shown[:, view]) for view in range(len(listed))], 1)
+        readings = Readings(chance[..., [CLASSES.index(name) for name in names]], JUDGE_TEMPERATURE)
+        return io.NodeOutput(readings.report(), readings, ui=ui.PreviewText(readings.report()))
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (ConceptsDemoModel, ConceptsDemoJudge)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from . import rectify
 from .balance import BALANCES
 from .prediction import Predictions, Weights
+from .views.base import Transform, View
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,79 @@ Combine = Callable[[Predictions], tuple[torch.Tensor, torch.Tensor | None]]
 """All views' predictions to one positive and one negative prediction (None as the negative if there is none)."""
 
 
-def combiner(settings: Combination, weights: Sequence[float]) -> Combine:
-    """The function that combines as the settings say, with the user's weight of each view.
+def sum_components(predictions: Sequence[torch.Tensor], components: Sequence[Transform]) -> torch.Tensor:
+    """Σ Fᵢ(x0ᵢ) ("Factorized Diffusion", 2404.11615, eq. 6): as Σ Fᵢ = 1, the sum holds for noise and denoised alike."""
+    return torch.stack([part(x0) for part, x0 in zip(components, predictions, strict=True)]).sum(0)
+
+
+def check_components(views: Sequence[View]) -> None:
+    """Refuses a list in which components do not add up to a picture.
 
     Raises:
-        ValueError: an unknown balance or rectification, or weights that cannot be normalised.
+        ValueError: components beside ordinary views, or a family that is not complete.
+    """
+    named = [v.name for v in views if v.component is not None]
+    if not named:
+        return
+    family = next(v.family for v in views if v.component is not None)
+    if len(named) < len(views) or sorted(named) != sorted(family):
+        raise ValueError(
+            f"Components split one picture, so a list with '{named[0]}' must hold just {' and '.join(family)}, each once, "
+            f"and this one holds {', '.join(v.name for v in views)}; add what is missing and take the others out."
+        )
+
+
+def with_own_guidance(p: Predictions, cfgs: Sequence[float | None]) -> Predictions:
+    """Predictions in which each view is guided by its own scale: uᵢ + wᵢ/w · (cᵢ − uᵢ) in place of cᵢ, so that the
+    host's one guidance by w gives uᵢ + wᵢ (cᵢ − uᵢ). None is the guider's scale. Without negatives nothing changes."""
+    if p.negative is None or p.cfg == 0 or all(own is None for own in cfgs):
+        return p
+    positive = tuple(
+        c if own is None else u + own / p.cfg * (c - u) for c, u, own in zip(p.positive, p.negative, cfgs, strict=True)
+    )
+    return replace(p, positive=positive)
+
+
+def combiner(
+    settings: Combination,
+    weights: Sequence[float],
+    views: Sequence[View] = (),
+    cfgs: Sequence[float | None] = (),
+) -> Combine:
+    """The function that combines as the settings say, with the user's weight of each view.
+
+    Args:
+        views: the views themselves, where some may be components; these are summed as they are, without weights.
+        cfgs: the guidance scale of each view, None for the guider's.
+
+    Raises:
+        ValueError: an unknown balance or rectification, weights that cannot be normalised, components that do not add up.
     """
     if settings.balance not in BALANCES:
         raise ValueError(f"There is no balance '{settings.balance}'; try one of {', '.join(BALANCES)}.")
     if settings.rectification != "off" and settings.rectification not in rectify.GAINS:
         raise ValueError(f"There is no rectification '{settings.rectification}'; try off, {', '.join(rectify.GAINS)}.")
-    weigh: Weights = BALANCES[settings.balance](weights)
+    check_components(views)
+    reduce = (
+        _summing(views)
+        if any(v.component for v in views)
+        else _averaging(settings, BALANCES[settings.balance](weights))
+    )
+    return lambda p: reduce(with_own_guidance(p, cfgs or [None] * len(p.positive)))
+
+
+def _summing(views: Sequence[View]) -> Combine:
+    """Components summed; never rectified, for nothing is averaged away."""
+    parts = [v.component for v in views if v.component is not None]
+
+    def combine(p: Predictions) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return sum_components(p.positive, parts), None if p.negative is None else sum_components(p.negative, parts)
+
+    return combine
+
+
+def _averaging(settings: Combination, weigh: Weights) -> Combine:
+    """The weighted mean, rectified."""
 
     def combine(p: Predictions) -> tuple[torch.Tensor, torch.Tensor | None]:
         alphas = weigh(p)

@@ -54,7 +54,7 @@ def test_a_node_has_a_help_page_that_names_its_inputs_and_choices(node):
         assert socket.id in page, f"{schema.node_id}.md does not name {socket.id}"
         for choice in getattr(socket, "options", None) or ():
             assert choice in page, f"{schema.node_id}.md does not name {choice}"
-    used = any(schema.node_id in path.read_text() for path in WORKFLOWS.glob("*.json"))
+    used = any(schema.node_id in path.read_text() for path in WORKFLOWS.rglob("*.json"))
     assert used, f"no template uses {schema.node_id}"
 
 

@@ -13,7 +13,7 @@ import pytest
 from comfyui_concepts.demo.templates import inputs_of, render, to_api
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-API = sorted((ROOT / "workflows" / "api").glob("*.json"))
+API = sorted((ROOT / "workflows" / "api").rglob("*.json"))
 
 
 def by_name(path):

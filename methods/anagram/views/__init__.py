@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from . import discs, jigsaw, shifts, signs, symmetry, tiles
 from .base import Settings, View
+from .components import COMPONENTS
 
 VIEWS: dict[str, Callable[[Settings], View]] = {
     "identity": symmetry.identity,
@@ -32,14 +33,15 @@ VIEWS: dict[str, Callable[[Settings], View]] = {
 
 
 def view_named(name: str, settings: Settings | None = None) -> View:
-    """The registered view of this name.
+    """The registered view or component of this name.
 
     Raises:
         ValueError: no such view; the message lists what there is.
     """
-    if name not in VIEWS:
-        raise ValueError(f"There is no view '{name}'; try one of {', '.join(VIEWS)}.")
-    return VIEWS[name](settings or Settings())
+    known = VIEWS | COMPONENTS
+    if name not in known:
+        raise ValueError(f"There is no view '{name}'; try one of {', '.join(known)}.")
+    return known[name](settings or Settings())
 
 
-__all__ = ["VIEWS", "Settings", "View", "view_named"]
+__all__ = ["COMPONENTS", "VIEWS", "Settings", "View", "view_named"]

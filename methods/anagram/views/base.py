@@ -28,10 +28,13 @@ class Settings:
     Attributes:
         parts: how many tiles, stripes or rings across; 0 takes the view's own default.
         seed: which of the random arrangements.
+        cell: side of a latent cell in pixels, where a view made on a latent is shown on its picture: the outlines of
+            pieces then follow the cells, as they did while sampling.
     """
 
     parts: int = 0
     seed: int = 0
+    cell: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class View:
         latent: what the view means on a latent.
         adjustable: whether ``parts`` came from the settings, so that another number may fit.
         signed: whether the view is made for values symmetric about zero, not for 0 to 1.
+        component: instead of moving anything, the part of a prediction this view answers for (a projection Fᵢ with
+            Σ Fᵢ = 1 over its family; "Factorized Diffusion", 2404.11615, eq. 6).
+        family: the names that must come together with this one, where there is a component.
+        shown: how a viewer sees the picture in this view, if not by ``forward``.
     """
 
     name: str
@@ -57,6 +64,16 @@ class View:
     latent: Latent = "good"
     adjustable: bool = False
     signed: bool = False
+    component: Transform | None = None
+    family: tuple[str, ...] = ()
+    shown: Transform | None = None
+
+    def show(self, picture: torch.Tensor) -> torch.Tensor:
+        """A finished picture (…, height, width), values 0 to 1, as this view shows it."""
+        if self.shown is not None:
+            return self.shown(picture)
+        turned = self.forward(picture)
+        return 1 + turned if self.signed else turned  # the negative of a value in 0..1 is one less it
 
     def check(self, height: int, width: int) -> None:
         """Refuses a canvas this view cannot take; height and width in pixels or latent cells.
@@ -105,6 +122,11 @@ def permutation(
         return x.flatten(-2)[..., order].unflatten(-1, x.shape[-2:])
 
     return View(name, lambda x: gather(x, 0), lambda x: gather(x, 1), square, parts, latent, adjustable)
+
+
+def enlarged(cells: torch.Tensor, cell: int) -> torch.Tensor:
+    """A map of cells (h, w) as a map of pixels (h · cell, w · cell)."""
+    return cells.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
 
 
 def raster(height: int, width: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .base import Settings, View, permutation, raster
+from .base import Settings, View, enlarged, permutation, raster
 
 RADIUS = 0.375  # of the side: 96 px of 256
 
@@ -15,12 +15,13 @@ def _squared_distance(side: int) -> torch.Tensor:
     return offset[:, None] ** 2 + offset[None] ** 2
 
 
-def inner_circle(_: Settings) -> View:
+def inner_circle(settings: Settings) -> View:
     """The inner disc turned round, the rest left as it is. Radius 3/8 of the side, strictly inside."""
 
     def index(height: int, width: int) -> torch.Tensor:
         still = raster(height, width)
-        inside = _squared_distance(height) < (2 * RADIUS * height) ** 2
+        side = height // settings.cell
+        inside = enlarged(_squared_distance(side) < (2 * RADIUS * side) ** 2, settings.cell)
         return torch.where(inside, torch.rot90(still, 2, dims=(0, 1)), still).flatten()
 
     return permutation("inner_circle", index, square=True)
@@ -32,8 +33,9 @@ def rings(settings: Settings) -> View:
 
     def index(height: int, width: int) -> torch.Tensor:
         still = raster(height, width)
-        radius = _squared_distance(height).double().sqrt() / height  # 1 at the middle of an edge
-        ring = (radius * parts).long().clamp(max=parts - 1)
+        side = height // settings.cell
+        radius = _squared_distance(side).double().sqrt() / side  # 1 at the middle of an edge
+        ring = enlarged((radius * parts).long().clamp(max=parts - 1), settings.cell)
         # counted from outside, so that the corners stay where they are
         turned = (parts - 1 - ring) % 2 == 1
         return torch.where(turned, torch.rot90(still, -1, dims=(0, 1)), still).flatten()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from .base import Settings, View, permutation, shuffled
+from .base import Settings, View, enlarged, permutation, shuffled
 
 _CORNERS = ((0, 0), (0, 3), (3, 3), (3, 0))  # clockwise; the place's number is its turn
 _INNER = ((1, 1), (1, 2), (2, 2), (2, 1))
@@ -62,7 +62,7 @@ def jigsaw(settings: Settings) -> View:
     """The pieces of a jigsaw put back in other places: corners among corners, borders among borders, inner among inner."""
 
     def index(height: int, width: int) -> torch.Tensor:
-        labels = piece_map(height)
+        labels = enlarged(piece_map(height // settings.cell), settings.cell)
         side = height // 4
         source = torch.full((height, width), -1)
         for kind_number, kind in enumerate((_CORNERS, _INNER, _BORDER)):

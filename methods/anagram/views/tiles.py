@@ -70,7 +70,7 @@ def stripes(settings: Settings) -> View:
     return permutation("stripes", index, parts=parts, adjustable=True)
 
 
-def square_hinge(_: Settings) -> View:
+def square_hinge(settings: Settings) -> View:
     """3 × 3 blocks, each turned a quarter in place: clockwise where row + column is even, else back.
 
     A remainder of the side by 3 stays where it is.
@@ -78,7 +78,7 @@ def square_hinge(_: Settings) -> View:
 
     def index(height: int, width: int) -> torch.Tensor:
         out = raster(height, width).clone()
-        side = height // 3
+        side = height // settings.cell // 3 * settings.cell
         for row in range(3):
             for column in range(3):
                 block = (slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))

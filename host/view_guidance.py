@@ -1,0 +1,90 @@
+"""What the views guider and the model patch for the stock KSampler share: options under which one evaluation of the host
+asks every view and hands on one combined answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .sampling import levels, progress_of, step_of
+from .views import ViewConds, frames_of, in_frames, predict_views
+
+_PIXEL_CHANNELS = 3  # a model whose latents have three channels works on the picture itself
+
+Combine = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+"""All views' predictions to one positive and one negative, in the canonical frame. Called with the keywords ``x``,
+``signal``, ``noise``, ``progress``, ``step``, ``positive``, ``negative`` (None without one) and ``cfg``."""
+
+
+def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
+    """Refuses a view that this model's latents or this canvas cannot take.
+
+    Raises:
+        ValueError: pixels only, not square, or parts that do not divide.
+    """
+    channels = model_patcher.get_model_object("latent_format").latent_channels
+    if view.latent == "pixels only" and channels != _PIXEL_CHANNELS:
+        raise ValueError(
+            f"The view '{view.name}' moves single pixels, their brightness or their colour, which has no meaning on the "
+            f"{channels} channels of this model's latents; use a model that works on pixels, or a "
+            "view such as 'rotate_180' or 'patch_permute'."
+        )
+    view.check(*latent.shape[-2:])
+
+
+def known_latent(model: Any, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """A latent from a wire as the model sees clean latents, fit for a sampling that starts from this noise.
+
+    Raises:
+        ValueError: another size.
+    """
+    if latent.shape[1:] != noise.shape[1:] or len(latent) not in (1, len(noise)):
+        raise ValueError(
+            f"The reference's latent is {tuple(latent.shape)} and the picture's is {tuple(noise.shape)}; scale the "
+            "reference picture to the canvas before VAE Encode."
+        )
+    return model.process_latent_in(latent.to(noise))
+
+
+def guide_views(
+    model: Any, views: Sequence[ViewConds], combine: Combine, cfg: float, model_options: dict[str, Any]
+) -> dict[str, Any]:
+    """A copy of the options under which the host's one evaluation is that of all views, combined.
+
+    Positive and negative are combined apart in the canonical frame; the host's own cfg function then runs once, with
+    every patch that hangs on it.
+    """
+
+    def views_batch(args: dict[str, Any]) -> list[torch.Tensor]:
+        skip_negative = args["conds"][1] is None
+        asked = [dataclasses.replace(v, negative=None) for v in views] if skip_negative else list(views)
+        positive, negative = predict_views(model, asked, args["input"], args["sigma"], model_options)
+        return _combined(model, combine, cfg, args, model_options, positive, None if skip_negative else negative)
+
+    # patches that run after guidance may ask the model again with a conditioning of ours: its view goes with it
+    routed = in_frames(model_options, frames_of(views))
+    routed["sampler_calc_cond_batch_function"] = views_batch
+    return routed
+
+
+def _combined(
+    model: Any,
+    combine: Combine,
+    cfg: float,
+    args: dict[str, Any],
+    options: dict[str, Any],
+    positive: list[torch.Tensor],
+    negative: list[torch.Tensor] | None,
+) -> list[torch.Tensor]:
+    """One positive and one negative prediction; without a negative the host expects zeros."""
+    level = float(args["sigma"].max())
+    signal, noise = levels(model.model_sampling, level)
+    cond, uncond = combine(
+        x=args["input"], signal=signal, noise=noise, progress=progress_of(model.model_sampling, level),
+        step=step_of(options.get("transformer_options", {}), level), positive=tuple(positive),
+        negative=None if negative is None else tuple(negative), cfg=cfg,
+    )  # fmt: skip
+    return [cond, torch.zeros_like(cond) if uncond is None else uncond]

@@ -1,0 +1,87 @@
+"""Anagrams for the stock KSampler: a model that knows its views, and one conditioning that carries all their prompts.
+
+The views' prompts travel as one combined CONDITIONING whose entries say which view they belong to; a keyed wrapper of
+the model's predictions sorts them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.patcher_extension
+
+from .guider import ViewPrompt, tagged
+from .view_guidance import Combine, check_view, guide_views, known_latent
+from .views import Conds, ViewConds
+
+KEY = "concepts.views"
+ENTRY = "concepts_view"
+"""The key of a conditioning entry under which the number of its view stands."""
+
+
+def with_views(model: Any, prompts: Sequence[ViewPrompt], combine: Combine) -> tuple[Any, list, list]:
+    """A clone of the model that samples the views, and the positive and negative to sample it with.
+
+    Raises:
+        ValueError: no view, an empty conditioning, or an area or mask in one: the host would hand it to the others.
+    """
+    if not prompts:
+        raise ValueError("An anagram needs at least one view; connect an Anagram View to 'views'.")
+    positive: list[Any] = []
+    negative: list[Any] = []
+    for index, prompt in enumerate(prompts):
+        pair = tagged(prompt, **{ENTRY: index})
+        for side, entries in zip((positive, negative), pair, strict=True):
+            _refuse_areas(prompt, entries)
+            side.extend(entries)
+    patched = model.clone()
+    wrapper = _predicting(tuple(prompts), combine, patched)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, KEY, wrapper)
+    return patched, positive, negative
+
+
+def _refuse_areas(prompt: ViewPrompt, entries: list) -> None:
+    for _, values in entries:
+        named = next((key for key in ("area", "mask", "gligen") if values.get(key) is not None), None)
+        if named:
+            raise ValueError(
+                f"The prompt of view '{prompt.view.name}' is bound to a part of the canvas ({named}), which the host "
+                "would share out among all views here; use Anagram Guider with SamplerCustomAdvanced for that."
+            )
+
+
+def _predicting(prompts: tuple[ViewPrompt, ...], combine: Combine, patched: Any):
+    """The wrapper around each prediction. It keeps nothing: the host's guider holds the conditionings of the run."""
+
+    def wrapper(executor, x, timestep, model_options=None, seed=None):
+        guider, options = executor.class_obj, model_options or {}
+        views = [
+            ViewConds(
+                prompt.view,
+                _of_view(guider.conds.get("positive"), index, "positive"),
+                _of_view(guider.conds.get("negative"), index, "negative"),
+                None if prompt.known is None else known_latent(guider.inner_model, prompt.known, x),
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        for prompt in prompts:
+            check_view(prompt.view, patched, x)
+        return executor(x, timestep, guide_views(guider.inner_model, views, combine, guider.cfg, options), seed)
+
+    return wrapper
+
+
+def _of_view(conds: Conds | None, index: int, side: str) -> Conds:
+    """The entries of one view.
+
+    Raises:
+        ValueError: the sampler was given another conditioning.
+    """
+    own = [entry for entry in conds or () if entry.get(ENTRY) == index]
+    if not own:
+        raise ValueError(
+            f"The sampler's {side} holds no prompt for view {index + 1}; connect the {side} that comes out of "
+            "Anagram for KSampler, together with its model."
+        )
+    return own

@@ -1,0 +1,249 @@
+"""Anagrams through the stock KSampler, time travel, given components, and CLIP scores, next to the real host."""
+
+from __future__ import annotations
+
+import types
+
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from comfyui_concepts.host.clip_score import similarities
+from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.time_travel import renoised, travelling
+from comfyui_concepts.host.view_patch import with_views
+from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, combiner
+from comfyui_concepts.methods.anagram.prediction import Predictions
+from comfyui_concepts.methods.anagram.views import view_named
+
+SAMPLERS = ["euler", "dpmpp_2m", "dpmpp_sde", "uni_pc", "euler_cfg_pp", "ddim"]
+
+
+def _cond(seed: int, tokens: int = 7) -> list:
+    return [[torch.randn(1, tokens, 32, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+def _combine(names, settings=AVERAGING, cfgs=()):
+    views = [view_named(n) for n in names]
+    combine = combiner(settings, [1.0] * len(names), views, cfgs)
+    return lambda **known: combine(Predictions(**known))
+
+
+def _prompts(*names):
+    return [ViewPrompt(view_named(n), _cond(i), _cond(99)) for i, n in enumerate(names)]
+
+
+def _noise(batch=1, size=(8, 8)):
+    return torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(1))
+
+
+def _ksampler(model, positive, negative, sampler="euler", cfg=7.0, denoise=1.0, batch=1, mask=None, size=(8, 8)):
+    noise = _noise(batch, size)
+    latent = torch.zeros_like(noise) if denoise == 1.0 else torch.full_like(noise, 0.3)
+    return comfy.sample.sample(
+        model, noise, 5, cfg, sampler, "normal", positive, negative, latent, denoise=denoise, noise_mask=mask,
+        disable_pbar=True, seed=3,
+    )  # fmt: skip
+
+
+def _guided(model, prompts, combine, sampler="euler", cfg=7.0):
+    noise = _noise()
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 5)
+    return ViewsGuider(model, prompts, combine, cfg).sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, disable_pbar=True, seed=3
+    )
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_identity_view_is_the_plain_ksampler_bit_for_bit(tiny_models, sampler, kind):
+    model = tiny_models[kind]
+    ours = _ksampler(*with_views(model, _prompts("identity"), _combine(["identity"])), sampler)
+    assert torch.equal(ours, _ksampler(model, _cond(0), _cond(99), sampler))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cfg": 1.0},
+        {"batch": 2},
+        {"denoise": 0.5},
+        {"mask": torch.arange(64).view(1, 1, 8, 8) % 2.0},
+        {"size": (8, 12)},
+    ],
+    ids=str,
+)
+def test_one_identity_view_is_the_plain_ksampler_in_every_use(tiny_models, settings):
+    model = tiny_models["EPS"]
+    ours = _ksampler(*with_views(model, _prompts("identity"), _combine(["identity"])), **settings)
+    assert torch.equal(ours, _ksampler(model, _cond(0), _cond(99), **settings))
+
+
+@pytest.mark.parametrize("settings", [AVERAGING, MULTI_TASK_FAST], ids=["averaging", "multi-task"])
+def test_the_ksampler_samples_what_the_guider_samples(tiny_models, settings):
+    names = ["identity", "flip", "rotate_cw"]
+    model, combine = tiny_models["V_PREDICTION"], _combine(["identity", "flip", "rotate_cw"], settings)
+    ours = _ksampler(*with_views(model, _prompts(*names), combine))
+    torch.testing.assert_close(ours, _guided(model, _prompts(*names), combine), rtol=1e-5, atol=1e-5)
+
+
+def test_the_patched_model_leaves_the_given_one_as_it_was(tiny_models):
+    model = tiny_models["EPS"]
+    before = _ksampler(model, _cond(0), _cond(99))
+    with_views(model, _prompts("identity", "flip"), _combine(["identity", "flip"]))
+    assert torch.equal(_ksampler(model, _cond(0), _cond(99)), before)
+    assert not model.wrappers.get("predict_noise")
+
+
+def test_the_ksampler_must_get_the_prompts_that_come_with_the_model(tiny_models):
+    model, positive, negative = with_views(
+        tiny_models["EPS"], _prompts("identity", "flip"), _combine(["identity", "flip"])
+    )
+    with pytest.raises(ValueError, match="positive holds no prompt for view 1"):
+        _ksampler(model, _cond(0), negative)
+    with pytest.raises(ValueError, match="negative holds no prompt for view 1"):
+        _ksampler(model, positive, _cond(99))
+
+
+def test_a_prompt_bound_to_an_area_is_refused_with_a_way_out(tiny_models):
+    bound = [[_cond(0)[0][0], {"area": (4, 4, 0, 0)}]]
+    with pytest.raises(ValueError, match="use Anagram Guider"):
+        with_views(tiny_models["EPS"], [ViewPrompt(view_named("flip"), bound, _cond(99))], _combine(["flip"]))
+
+
+def test_a_view_the_canvas_cannot_take_is_refused(tiny_models):
+    with pytest.raises(ValueError, match="square"):
+        _ksampler(*with_views(tiny_models["EPS"], _prompts("rotate_cw"), _combine(["rotate_cw"])), size=(8, 12))
+
+
+def test_two_equal_components_are_plain_sampling(tiny_models):
+    names = ["low_pass", "high_pass"]
+    prompts = [ViewPrompt(view_named(n), _cond(0), _cond(99)) for n in names]
+    plain = _guided(tiny_models["EPS"], _prompts("identity"), _combine(["identity"]))
+    torch.testing.assert_close(_guided(tiny_models["EPS"], prompts, _combine(names)), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+def test_a_given_component_is_in_the_result(tiny_models, kind):
+    """And the model is asked for the other one alone."""
+    model, given = tiny_models[kind], torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+    low, high = view_named("low_pass"), view_named("high_pass")
+    prompts = [ViewPrompt(low, _cond(99), _cond(99), known=given), ViewPrompt(high, _cond(1), _cond(99))]
+    result = _guided(model, prompts, _combine(["low_pass", "high_pass"]))
+    # a blur is no projection, so a little of the prompt's part is seen in it as well; what is left of it is not the given
+    known = result - _guided(
+        model, [ViewPrompt(low, _cond(99), _cond(99), known=0 * given), prompts[1]], _combine(["low_pass", "high_pass"])
+    )
+    assert torch.nn.functional.cosine_similarity(known.flatten(), low.component(given).flatten(), dim=0) > 0.9
+
+
+def test_a_reference_of_another_size_is_refused(tiny_models):
+    prompts = [
+        ViewPrompt(view_named("low_pass"), _cond(9), _cond(99), known=torch.zeros(1, 4, 16, 16)),
+        ViewPrompt(view_named("high_pass"), _cond(1), _cond(99)),
+    ]
+    with pytest.raises(ValueError, match="scale the reference picture"):
+        _guided(tiny_models["EPS"], prompts, _combine(["low_pass", "high_pass"]))
+
+
+def test_a_view_of_its_own_cfg_is_sampled_by_it(tiny_models):
+    model = tiny_models["EPS"]
+    own = _guided(model, _prompts("flip"), _combine(["flip"], cfgs=[3.0]), cfg=7.0)
+    plain = _guided(model, _prompts("flip"), _combine(["flip"]), cfg=3.0)
+    torch.testing.assert_close(own, plain, rtol=1e-3, atol=1e-4)
+
+
+def _plain(model, sampler, **known):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(_cond(0), _cond(99))
+    guider.set_cfg(5.0)
+    noise = _noise()
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 10)
+    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=3, **known)
+
+
+def test_one_repeat_is_the_sampler_itself():
+    sampler = comfy.samplers.sampler_object("dpmpp_2m")
+    assert travelling(sampler, 0.2, 0.8, 1) is sampler
+    assert travelling(sampler, 0.8, 0.2, 3) is sampler
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+def test_time_travel_repeats_the_window_the_same_way_each_time(tiny_models, kind):
+    seen: list[int] = []
+    travel = travelling(comfy.samplers.sampler_object("euler"), 0.2, 0.8, 3)
+    first = _plain(tiny_models[kind], travel, callback=lambda step, *_: seen.append(step))
+    assert set(seen) == set(range(10))
+    repeated = [step for step in range(10) if seen.count(step) == 3]
+    assert repeated == list(range(repeated[0], repeated[-1] + 1))
+    assert all(seen.count(step) == 1 for step in range(10) if step not in repeated)
+    assert 4 <= len(repeated) <= 8
+    assert torch.isfinite(first).all()
+    assert torch.equal(_plain(tiny_models[kind], travel), first)
+    assert not torch.allclose(first, _plain(tiny_models[kind], comfy.samplers.sampler_object("euler")))
+
+
+def test_a_window_outside_the_schedule_changes_nothing(tiny_models):
+    travel = travelling(comfy.samplers.sampler_object("dpmpp_2m"), 0.9999, 1.0, 4)
+    assert torch.equal(
+        _plain(tiny_models["EPS"], travel), _plain(tiny_models["EPS"], comfy.samplers.sampler_object("dpmpp_2m"))
+    )
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+def test_going_back_up_restores_the_level_of_signal_and_noise(tiny_models, kind):
+    sampling = tiny_models[kind].get_model_object("model_sampling")
+    low, high = (float(sampling.percent_to_sigma(p)) for p in (0.6, 0.4))
+    x0, before, fresh = (torch.randn(1, 4, 256, 256, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    a, s = (1 - low, low) if kind == "FLOW" else (1.0, low)
+    up = renoised(a * x0 + s * before, fresh, sampling, low, high)
+    a_high = 1 - high if kind == "FLOW" else 1.0
+    assert (up * x0).mean() / x0.square().mean() == pytest.approx(a_high, abs=0.02)
+    assert (up - a_high * x0).std() == pytest.approx(high, rel=0.02)
+
+
+class _Clip:
+    """A stand-in for a CLIP with a projection; real checkpoints cannot be had here."""
+
+    def __init__(self, weight):
+        linear = torch.nn.Linear(*weight.shape, bias=False)
+        linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.cond_stage_model = torch.nn.ModuleDict({"text_projection": linear})
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens(self, tokens, return_pooled=False):
+        return None, torch.eye(4)[["red", "green", "blue", "dark"].index(tokens)][None]
+
+
+class _Vision:
+    def __init__(self, width=4):
+        self.width = width
+
+    def encode_image(self, pictures, crop=True):
+        mean = pictures.mean((1, 2))
+        return {"image_embeds": torch.cat([mean, torch.zeros(len(mean), self.width - 3)], 1)}
+
+
+def test_pictures_and_prompts_are_compared_by_cosine():
+    with torch.inference_mode(False):
+        clip = _Clip(torch.randn(4, 4))
+    red = torch.zeros(1, 8, 8, 3)
+    red[..., 0] = 0.5
+    found = similarities(_Vision(), clip, red, ["red", "green"])
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0]]))
+    with pytest.raises(ValueError, match="not a pair"):
+        similarities(_Vision(6), clip, red, ["red"])
+
+
+@pytest.mark.parametrize("weight", [torch.eye(4), torch.zeros(4, 4), torch.full((4, 4), float("nan"))])
+def test_a_clip_without_a_projection_is_refused(weight):
+    with torch.inference_mode(False):
+        clip = _Clip(weight)
+    with pytest.raises(ValueError, match="no text projection"):
+        similarities(_Vision(), clip, torch.zeros(1, 8, 8, 3), ["red"])
+    with pytest.raises(ValueError, match="no text projection"):
+        similarities(
+            _Vision(), types.SimpleNamespace(cond_stage_model=torch.nn.Module()), torch.zeros(1, 8, 8, 3), ["red"]
+        )

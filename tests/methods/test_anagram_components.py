@@ -1,0 +1,114 @@
+"""Components add up, own guidance is what it says, and painted maps are followed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner, with_own_guidance
+from comfyui_concepts.methods.anagram.prediction import Predictions
+from comfyui_concepts.methods.anagram.views import COMPONENTS, VIEWS, Settings, view_named
+from comfyui_concepts.methods.anagram.views.from_image import from_image
+
+FAMILIES = {view_named(name).family for name in COMPONENTS}
+
+
+def _normal(seed, shape=(2, 4, 24, 24)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _known(positive, negative=None, cfg=1.0):
+    return Predictions(
+        _normal(50), 1.0, 2.0, 0.5, 0, tuple(positive), None if negative is None else tuple(negative), cfg
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (2, 4, 64, 96), (1, 3, 2, 33, 17)])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f[0])
+def test_the_parts_of_a_family_sum_to_the_whole(family, shape):
+    x = _normal(1, shape)
+    parts = [view_named(name).component(x) for name in family]
+    torch.testing.assert_close(sum(parts), x, rtol=1e-12, atol=1e-12)
+    assert all(not torch.allclose(part, x) for part in parts)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f[0])
+def test_equal_prompts_give_the_plain_prediction(family):
+    views = [view_named(name) for name in family]
+    combine = combiner(AVERAGING, [1.0] * len(views), views)
+    c, u = _normal(1), _normal(2)
+    positive, negative = combine(_known([c] * len(views), [u] * len(views), cfg=5.0))
+    torch.testing.assert_close(positive, c)
+    torch.testing.assert_close(negative, u)
+
+
+@pytest.mark.parametrize(
+    "names", [("low_pass",), ("low_pass", "low_pass"), ("low_pass", "identity"), ("low_pass", "triple_high"), ("low_pass", "high_pass", "identity")]
+)  # fmt: skip
+def test_parts_that_do_not_make_a_picture_are_refused(names):
+    with pytest.raises(ValueError, match=r"low_pass and high_pass, each once"):
+        combiner(AVERAGING, [1.0] * len(names), [view_named(n) for n in names])
+
+
+def test_far_is_smoother_than_near():
+    x = _normal(3, (1, 4, 64, 64))
+    low, high = (view_named(name).component(x) for name in ("low_pass", "high_pass"))
+    steps = lambda y: y.diff(dim=-1).square().mean() / y.square().mean()  # noqa: E731
+    assert steps(low) < 0.2 < 1.5 < steps(high)
+
+
+def test_a_view_with_its_own_cfg_is_guided_by_it():
+    c, u = [_normal(1), _normal(2)], [_normal(3), _normal(4)]
+    changed = with_own_guidance(_known(c, u, cfg=4.0), [None, 10.0]).guided()
+    torch.testing.assert_close(changed[0], u[0] + 4.0 * (c[0] - u[0]))
+    torch.testing.assert_close(changed[1], u[1] + 10.0 * (c[1] - u[1]))
+    plain = _known(c, u, cfg=4.0)
+    assert with_own_guidance(plain, [None, None]) is plain
+    assert with_own_guidance(_known(c), [3.0, 3.0]).positive[0] is c[0]
+
+
+def _map(height, width):
+    """The map that changes nothing."""
+    rows, columns = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    return torch.stack([columns, rows, torch.zeros_like(rows)], -1)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 48)])
+@pytest.mark.parametrize("name", ["identity", "flip", "rotate_180", "stripes", "half_swap"])
+def test_a_painted_view_does_what_the_named_one_does(name, size):
+    view = view_named(name, Settings(parts=4 if name == "stripes" else 0))
+    painted = from_image(view.forward(_map(*size).movedim(-1, 0)).movedim(0, -1))
+    x = torch.arange(size[0] * size[1]).view(size)
+    assert torch.equal(painted.forward(x), view.forward(x))
+    assert torch.equal(painted.inverse(painted.forward(x)), x)
+
+
+def test_any_picture_is_a_permutation():
+    noise = torch.rand(20, 30, 3, generator=torch.Generator().manual_seed(1))
+    for cell, size in ((1, (20, 30)), (1, (8, 8)), (4, (16, 24))):
+        view, x = from_image(noise, cell), torch.arange(size[0] * size[1]).view(size)
+        assert torch.equal(view.forward(x).flatten().sort().values, x.flatten())
+        assert torch.equal(view.inverse(view.forward(x)), x)
+
+
+def test_a_map_on_a_latent_and_on_its_picture_move_the_same_cells():
+    noise = torch.rand(8, 8, 3, generator=torch.Generator().manual_seed(1))
+    cells = torch.arange(64).view(8, 8)
+    large = cells.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert torch.equal(from_image(noise, 4).forward(large)[::4, ::4], from_image(noise).forward(cells))
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(4, 4, 1), torch.full((4, 4, 3), float("nan")), torch.zeros(4, 4)])
+def test_a_map_without_colours_is_refused(bad):
+    with pytest.raises(ValueError, match="needs a colour picture"):
+        from_image(bad)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_the_picture_of_a_latent_view_moves_what_the_latent_moved(name):
+    """On a picture with cells, every piece ends at a cell, so that the cells go where they went on the latent."""
+    latent, picture = view_named(name, Settings(parts=4)), view_named(name, Settings(parts=4, cell=8))
+    if latent.latent == "pixels only":
+        return
+    cells = torch.arange(256).view(16, 16)
+    large = cells.repeat_interleave(8, 0).repeat_interleave(8, 1)
+    assert torch.equal(picture.forward(large)[4::8, 4::8], latent.forward(cells))
