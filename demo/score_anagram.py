@@ -15,10 +15,13 @@ import comfy.samplers
 import torch
 
 from ..host.guider import ViewPrompt, ViewsGuider
+from ..host.phrases import encode_with_phrase
 from ..methods.anagram.combine import AVERAGING, Combination, combiner
+from ..methods.anagram.overlap import AntiSegregation
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.score import Readings
 from ..methods.anagram.views import Settings, View, view_named
+from ..nodes.anagram import pull_of
 from . import vocabulary
 from .board import Board
 from .judge import CLASSES, Judge
@@ -36,7 +39,8 @@ METHODS: dict[str, Combination] = {
     "averaging": AVERAGING,
     "rectify": Combination(rectification="match"),
     "balance": Combination(balance="guidance norm"),
-    "multi-task": Combination(balance="guidance norm", rectification="match"),
+    "anti-segregation": Combination(together=AntiSegregation(0.03)),
+    "multi-task": Combination("guidance norm", "match", together=AntiSegregation(0.03)),
 }
 
 
@@ -83,6 +87,10 @@ def tasks(pairs: int, kinds: tuple[str, ...], triples: int) -> Iterator[Task]:
         yield Task(concepts, tuple(map(view_named, names)), backgrounds[number % len(backgrounds)])
 
 
+def _caption(concept: str, background: str) -> str:
+    return vocabulary.scene_of((concept,), background).caption()
+
+
 @dataclass
 class Tally:
     """What is counted over the pictures of one row."""
@@ -115,11 +123,13 @@ class Maker:
     def guider(self, task: Task, settings: Combination, model) -> ViewsGuider:
         negative = encode(self.painter.clip, "")
         prompts = [
-            ViewPrompt(view, encode(self.painter.clip, vocabulary.scene_of((c,), task.background).caption()), negative)
-            for view, c in zip(task.views, task.concepts, strict=True)
+            ViewPrompt(
+                view, encode_with_phrase(self.painter.clip, _caption(concept, task.background), concept), negative
+            )
+            for view, concept in zip(task.views, task.concepts, strict=True)
         ]
         combine = combiner(settings, [1.0] * len(prompts))
-        return ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), CFG)
+        return ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), CFG, pull_of(settings))
 
     @torch.inference_mode()
     def make(self, task: Task, settings: Combination, tally: Tally) -> torch.Tensor:

@@ -10,6 +10,7 @@ import comfy.samplers
 import node_helpers
 import torch
 
+from .anti_segregation import Pull, Puller, check_phrases, edits_last
 from .view_guidance import Combine, check_view, guide_views, known_latent
 from .views import ViewConds
 
@@ -54,12 +55,17 @@ class ViewsGuider(comfy.samplers.CFGGuider):
 
     conds: dict[str, Any]  # the host's: what it is sampling with, by name
     view_conds: list[ViewConds]  # ours: the same by view, while a sampling runs
+    puller: Puller | None = None
 
-    def __init__(self, model: Any, prompts: Sequence[ViewPrompt], combine: Combine, cfg: float) -> None:
+    def __init__(
+        self, model: Any, prompts: Sequence[ViewPrompt], combine: Combine, cfg: float, pull: Pull | None = None
+    ) -> None:
         if not prompts:
             raise ValueError("An anagram needs at least one view; connect an Anagram View to 'views'.")
         super().__init__(model)
-        self.prompts = tuple(prompts)
+        if pull is not None:
+            check_phrases(prompts)
+        self.prompts, self.pull = tuple(prompts), pull
         self.combine = combine
         self.set_cfg(cfg)
         for index, prompt in enumerate(prompts):
@@ -102,6 +108,9 @@ class ViewsGuider(comfy.samplers.CFGGuider):
             known = None if prompt.known is None else known_latent(self.inner_model, prompt.known, noise)
             self.view_conds.append(ViewConds(prompt.view, pair["positive"], pair["negative"], known))
         try:
+            if self.pull is not None and len(self.view_conds) > 1:
+                lasting = edits_last(sampler, denoise_mask)
+                self.puller = Puller(self.inner_model, self.view_conds, self.pull, lasting)
             return super().inner_sample(
                 noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )
@@ -109,6 +118,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
             # the host cleans up after every conditioning it finds here
             self.conds = {f"{side} {i}": getattr(v, side) for i, v in enumerate(self.view_conds) for side in pair}
             del self.view_conds
+            self.puller = None
 
     def predict_noise(
         self,
@@ -119,6 +129,8 @@ class ViewsGuider(comfy.samplers.CFGGuider):
     ) -> torch.Tensor:
         """The denoised picture in the canonical frame (the host's name for it is historical)."""
         first = self.view_conds[0]
+        if self.puller is not None:
+            x = self.puller(x, timestep, model_options or {})
         routed = guide_views(self.inner_model, self.view_conds, self.combine, self.cfg, model_options or {})
         return comfy.samplers.sampling_function(
             self.inner_model, x, timestep, first.negative, first.positive, self.cfg, routed, seed

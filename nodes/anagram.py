@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from comfy_api.latest import io
 
+from ..host.anti_segregation import Pull
 from ..host.guider import ViewPrompt, ViewsGuider
+from ..host.phrases import encode_with_phrase
 from ..host.schema import schema
 from ..host.time_travel import travelling
 from ..host.view_patch import with_views
 from ..methods.anagram.balance import BALANCES
-from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, Combination, combiner
+from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, MULTI_TASK_FULL, Combination, combiner
+from ..methods.anagram.overlap import AntiSegregation, segregation, step
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.rectify import GAINS
 from ..methods.anagram.views import COMPONENTS, VIEWS, Settings, View, view_named
@@ -25,7 +29,8 @@ CATEGORY = "concepts/anagram"
 class AnagramView(NamedTuple):
     """One view of an anagram on a wire: a linked list, newest first.
 
-    ``at_cells(f)`` is the view as it is seen on a picture whose latent has cells of f × f pixels. ``cfg`` is the view's own
+    ``at_cells(f)`` is the view as it is seen on a picture whose latent has cells of f × f pixels, for views whose pieces have
+    outlines. ``cfg`` is the view's own
     guidance scale, 0 for the guider's. ``known`` is a clean latent that stands in for a prompt.
     """
 
@@ -150,7 +155,8 @@ class ConceptsAnagramViewFromImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, positive, image, weight, views=None, negative=None) -> io.NodeOutput:
-        return io.NodeOutput(AnagramView(partial(from_image, image[0]), positive, negative, weight, views))
+        view = from_image(image[0])
+        return io.NodeOutput(AnagramView(lambda _cell: view, positive, negative, weight, views))
 
 
 class ConceptsAnagramReference(io.ComfyNode):
@@ -215,7 +221,7 @@ class ConceptsAnagramGuider(io.ComfyNode):
     @classmethod
     def execute(cls, model, views, negative, cfg, options=None) -> io.NodeOutput:
         prompts, combine = combination(views, negative, options)
-        return io.NodeOutput(ViewsGuider(model, prompts, combine, cfg))
+        return io.NodeOutput(ViewsGuider(model, prompts, combine, cfg, pull_of(options)))
 
 
 def combination(views: AnagramView, negative: Any, options: Combination | None) -> tuple[list[ViewPrompt], Any]:
@@ -234,6 +240,16 @@ def combination(views: AnagramView, negative: Any, options: Combination | None) 
         for v in listed
     ]
     return prompts, lambda **known: combine(Predictions(**known))
+
+
+def pull_of(options: Combination | None) -> Pull | None:
+    """The gradient step of the options, if there is one."""
+    together = (options or AVERAGING).together
+    if together.strength == 0:
+        return None
+    return Pull(
+        segregation, partial(step, strength=together.strength), together.start, together.end, together.iterations
+    )
 
 
 class ConceptsAnagramModel(io.ComfyNode):
@@ -268,7 +284,80 @@ class ConceptsAnagramModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, views, negative, options=None) -> io.NodeOutput:
+        if pull_of(options) is not None:
+            raise ValueError(
+                "Anti-segregation edits the latent while it is sampled, which the KSampler gives no way to; use Anagram Guider "
+                "with SamplerCustomAdvanced, or the preset 'multi-task (fast, no gradient)'."
+            )
         return io.NodeOutput(*with_views(model, *combination(views, negative, options)))
+
+
+class ConceptsAnagramAntiSegregation(io.ComfyNode):
+    """The gradient step that pulls the concepts together."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramAntiSegregation",
+            display_name="Anagram Anti-Segregation",
+            category=CATEGORY,
+            description="Cures anagrams in which each reading is painted in a corner of its own: before each step, the places "
+            "the concepts' words look at are pulled onto each other. Every view's prompt must come from Encode Concept Phrase.",
+            search_aliases=["visual anagram", "attend and excite", "overlap"],
+            inputs=[
+                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+                io.Float.Input(
+                    "strength", default=0.03, min=0.0, max=0.5, step=0.005, round=0.001,
+                    tooltip="How far each step goes, of the noisy picture's own size; 0 is off. Start with 0.03.",
+                ),
+                io.Int.Input(
+                    "iterations", default=1, min=1, max=10,
+                    tooltip="How many steps at each noise level; each costs about two model passes a view. Start with 1.",
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="From where in the sampling it works. Start with 0.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=0.7, min=0.0, max=1.0, step=0.01,
+                    tooltip="Up to where in the sampling it works; later the places are settled. Start with 0.7.",
+                ),
+            ],
+            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, strength, iterations, start_percent, end_percent, options=None) -> io.NodeOutput:
+        together = AntiSegregation(strength, start_percent, end_percent, iterations)
+        return io.NodeOutput(replace(options or AVERAGING, together=together))
+
+
+class ConceptsEncodePhrase(io.ComfyNode):
+    """A prompt that knows which of its words are the concept."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsEncodePhrase",
+            display_name="Encode Concept Phrase",
+            category="concepts",
+            description="CLIP Text Encode that also marks which words of the prompt are the concept, for what looks at their "
+            "attention.",
+            search_aliases=["clip text encode", "prompt", "token"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder."),
+                io.String.Input("text", multiline=True, default="", tooltip="The prompt."),
+                io.String.Input(
+                    "phrase", default="",
+                    tooltip="The words of the prompt that are the concept, such as 'old man'; empty takes the whole prompt.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output("conditioning", display_name="CONDITIONING", tooltip="The encoded prompt.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, clip, text, phrase) -> io.NodeOutput:
+        return io.NodeOutput(encode_with_phrase(clip, text, phrase))
 
 
 class ConceptsTimeTravelSampler(io.ComfyNode):
@@ -307,7 +396,12 @@ class ConceptsTimeTravelSampler(io.ComfyNode):
         return io.NodeOutput(travelling(sampler, start_percent, end_percent, repeats))
 
 
-PRESETS = {"averaging": AVERAGING, "multi-task (fast, no gradient)": MULTI_TASK_FAST, "custom": None}
+PRESETS = {
+    "averaging": AVERAGING,
+    "multi-task (fast, no gradient)": MULTI_TASK_FAST,
+    "custom": None,
+    "multi-task (full)": MULTI_TASK_FULL,
+}
 
 
 class ConceptsAnagramOptions(io.ComfyNode):
@@ -326,7 +420,8 @@ class ConceptsAnagramOptions(io.ComfyNode):
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default="multi-task (fast, no gradient)",
                     tooltip="'averaging' is the plain mean; 'multi-task (fast, no gradient)' adds variance rectification; "
-                    "'custom' reads the widgets below, which the others ignore. Start with multi-task.",
+                    "'multi-task (full)' also pulls the concepts onto the same place, by gradients; 'custom' reads the widgets "
+                    "below, which the others ignore. Start with multi-task (fast, no gradient).",
                 ),
                 io.Combo.Input(
                     "balance", options=list(BALANCES), default="manual",
@@ -370,5 +465,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptsAnagramGuider,
     ConceptsAnagramModel,
     ConceptsAnagramOptions,
+    ConceptsAnagramAntiSegregation,
     ConceptsTimeTravelSampler,
+    ConceptsEncodePhrase,
 )

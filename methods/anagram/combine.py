@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from . import rectify
 from .balance import BALANCES
+from .overlap import AntiSegregation
 from .prediction import Predictions, Weights
 from .views.base import Transform, View
 
@@ -23,6 +24,7 @@ class Combination:
         strength: of the rectification, 0 to 1.
         start, end: the window of the rectification in sampling percent, 0 to 1. Outside of about 0.05 to 0.92 the
             estimate is unsure (at the end) or blown up by σ/(1 − σ) (at the start of flow models).
+        together: the gradient step against segregation, off unless it has a strength.
     """
 
     balance: str = "manual"
@@ -30,10 +32,12 @@ class Combination:
     strength: float = 1.0
     start: float = 0.05
     end: float = 0.92
+    together: AntiSegregation = field(default_factory=AntiSegregation)
 
 
 AVERAGING = Combination()
 MULTI_TASK_FAST = Combination(rectification="match")
+MULTI_TASK_FULL = Combination(rectification="match", together=AntiSegregation(strength=0.03))
 
 
 def mix(predictions: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:

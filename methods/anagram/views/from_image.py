@@ -8,16 +8,15 @@ import torch.nn.functional as F
 from .base import View, permutation
 
 
-def from_image(image: torch.Tensor, cell: int = 1) -> View:
+def from_image(image: torch.Tensor) -> View:
     """The permutation a picture describes: red says from which column a place is filled (0 left, 1 right), green from
     which row (0 top, 1 bottom), as a UV map.
 
-    Where a painted map asks for a source twice, the places take the sources in order of what they ask for (by row, then
-    by column), so that it is always a permutation. A map that is one at the canvas's own size is followed exactly.
+    The places are sorted by the row they ask for and cut into rows, and these by the column they ask for, so that it is
+    always a permutation, and a map need only be right in its order: painted gradients are followed exactly.
 
     Args:
         image: (height, width, channels ≥ 2), values 0 to 1, of any size; it is read at the size of the canvas.
-        cell: side of a latent cell in pixels; whole cells then move, as they did while sampling.
 
     Raises:
         ValueError: fewer than two channels, or values that are no numbers.
@@ -29,18 +28,11 @@ def from_image(image: torch.Tensor, cell: int = 1) -> View:
         )
     asked = image[..., :2].float().clamp(0, 1).movedim(-1, 0).unsqueeze(0).clone()  # (1, column and row, h, w)
 
-    def cells(height: int, width: int) -> torch.Tensor:
-        column, row = F.interpolate(asked, size=(height, width), mode="nearest-exact")[0]
-        key = (row * (height - 1)).round().long() * width + (column * (width - 1)).round().long()
-        order = key.flatten().argsort(stable=True)
-        return torch.empty_like(order).scatter_(0, order, torch.arange(height * width))
-
     def index(height: int, width: int) -> torch.Tensor:
-        across = width // cell
-        source = cells(height // cell, across)  # the source cell of each cell
-        corner = (source // across * width + source % across) * cell  # the raster position of its first pixel
-        inside = torch.arange(cell)[:, None] * width + torch.arange(cell)
-        grid = corner.view(height // cell, across)[:, None, :, None] + inside[None, :, None, :]
-        return grid.flatten()
+        column, row = F.interpolate(asked, size=(height, width), mode="nearest-exact")[0]
+        by_row = row.flatten().argsort(stable=True).view(height, width)  # the places of each source row
+        by_column = column.flatten()[by_row].argsort(dim=1, stable=True)  # and in it, in order of the column
+        order = by_row.gather(1, by_column).flatten()
+        return torch.empty_like(order).scatter_(0, order, torch.arange(height * width))
 
     return permutation("from_image", index)

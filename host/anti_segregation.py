@@ -1,0 +1,129 @@
+"""The gradient step of anti-segregation, taken before a prediction, inside any sampler.
+
+What is differentiated is the attention of each view's concept words, and nothing behind it: the forward pass ends at the
+last attention that is looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.samplers
+import torch
+import torch.nn.functional as F
+
+from .attention import CROSS, Site, capture, find_sites, unet_of
+from .gradients import check_differentiable, differentiable_options, gradient_of, normal
+from .phrases import ENTRY
+from .sampling import progress_of
+from .views import ViewConds, frames_of, in_frames
+
+log = logging.getLogger(__name__)
+
+_FORGETFUL = ("unipc", "uni_pc")  # samplers that compute with a latent of their own
+_ADAPTIVE = "dpm_adaptive"
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What the step is, handed in: ``loss(maps)`` of each view's map to (batch,), and ``step(x, gradient, loss)``."""
+
+    loss: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    start: float
+    end: float
+    iterations: int
+
+
+def check_phrases(prompts: Sequence[Any]) -> None:
+    """Refuses prompts that do not say which of their words are the concept.
+
+    Raises:
+        ValueError: a view without a phrase.
+    """
+    for prompt in prompts:
+        if prompt.known is not None or not all(values.get(ENTRY) for _, values in prompt.positive):
+            raise ValueError(
+                f"Anti-segregation must know which words of the prompt of view '{prompt.view.name}' are its concept; encode "
+                "every view's prompt with 'Encode Concept Phrase' instead of CLIP Text Encode, or choose another preset."
+            )
+
+
+class Puller:
+    """Pulls at the latent during one sampling; made anew for each.
+
+    Args:
+        lasting: whether an edit of the sampler's own latent stays; otherwise only the prediction sees it.
+    """
+
+    def __init__(self, model: Any, views: Sequence[ViewConds], pull: Pull, lasting: bool) -> None:
+        check_differentiable(model)
+        self.model, self.views, self.pull, self.lasting = model, views, pull, lasting
+        self.unet = unet_of(model)
+        self.sites = _sites(self.unet)
+        self.edited = float("inf")  # the last noise level: samplers of second order ask twice at some
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]) -> torch.Tensor:
+        """The latent to predict at."""
+        level = float(sigma.max())
+        progress = progress_of(self.model.model_sampling, level)
+        if level >= self.edited or not self.pull.start <= progress <= self.pull.end:
+            return x
+        self.edited = level
+        moved = x
+        for _ in range(self.pull.iterations):
+            moved = self._pulled(moved, sigma, model_options)
+        if self.lasting and moved is not x:
+            x.copy_(moved)
+            return x
+        return moved
+
+    def _pulled(self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]) -> torch.Tensor:
+        losses: list[torch.Tensor] = []
+
+        def loss_of(z: torch.Tensor) -> torch.Tensor:
+            each = self.pull.loss([self._map(view, z, normal(sigma), model_options) for view in self.views])
+            losses.append(each.detach())
+            return each.sum()  # pictures of a batch do not meet, so each gets its own gradient
+
+        gradient = gradient_of(self.model, x, loss_of)
+        return x if gradient.value is None else x + self.pull.step(x, gradient.value, losses[0])
+
+    def _map(self, view: ViewConds, z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        """Where the view's concept words look, in the canonical frame, (batch, height, width) of the latent."""
+        framed = differentiable_options(in_frames(options, frames_of([view])))
+        with capture(self.unet, self.sites, stop=True) as seen:
+            comfy.samplers.calc_cond_batch(self.model, [normal(view.positive[:1])], z, sigma, framed)
+        words = list(view.positive[0][ENTRY])
+        total = sum(_on_grid(seen.probabilities(s)[..., words].sum(-1).mean(1), seen.grid(s), z) for s in self.sites)
+        return view.view.inverse(total)  # type: ignore[arg-type]
+
+
+def _sites(unet: Any) -> list[Site]:
+    """The cross-attentions at half the latent's resolution, as in the paper; at full where there are none."""
+    return find_sites(unet, CROSS, factor=2) or find_sites(unet, CROSS, factor=1) or find_sites(unet, CROSS)
+
+
+def _on_grid(attention: torch.Tensor, grid: tuple[int, int], z: torch.Tensor) -> torch.Tensor:
+    """(batch, tokens) as a map at the latent's size, (batch, height, width)."""
+    return F.interpolate(attention.unflatten(-1, grid).unsqueeze(1), size=z.shape[-2:], mode="nearest")[:, 0]
+
+
+def edits_last(sampler: Any, denoise_mask: torch.Tensor | None) -> bool:
+    """Whether this sampler goes on with an edit of the latent it asked with; says so in the log where it does not.
+
+    Raises:
+        ValueError: a sampler that measures its own error, which an edit would look like.
+    """
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__).lower()
+    if _ADAPTIVE in name:
+        raise ValueError("Anti-segregation cannot work with dpm_adaptive, which would take it for an error; use euler.")
+    if denoise_mask is None and not any(word in name for word in _FORGETFUL):
+        return True
+    log.info(
+        "Anti-segregation acts on the predictions alone: with this sampler or an inpaint mask the latent is not kept."
+    )
+    return False

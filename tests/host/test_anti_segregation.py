@@ -1,0 +1,184 @@
+"""The gradient step inside real sampling: it pulls the concepts together, and leaves everything else as it was."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from comfyui_concepts.host.anti_segregation import Pull, Puller
+from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.phrases import ENTRY, encode_with_phrase, positions_of
+from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
+from comfyui_concepts.methods.anagram.overlap import segregation, step
+from comfyui_concepts.methods.anagram.prediction import Predictions
+from comfyui_concepts.methods.anagram.views import view_named
+
+
+def _pull(strength=0.05, start=0.0, end=1.0, iterations=1, seen=None):
+    def loss(maps):
+        found = segregation(maps)
+        if seen is not None:
+            seen.append(found.detach().clone())
+        return found
+
+    return Pull(loss, partial(step, strength=strength), start, end, iterations)
+
+
+def _cond(seed: int, words=(1, 2), loud=1.0) -> list:
+    return [
+        [loud * torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(seed)), {ENTRY: words} if words else {}]
+    ]
+
+
+def _guider(model, pull, views=("identity", "rotate_180"), words=(1, 2), cfg=5.0, loud=1.0):
+    prompts = [ViewPrompt(view_named(v), _cond(i, words, loud), _cond(99)) for i, v in enumerate(views)]
+    combine = combiner(AVERAGING, [1.0] * len(views))
+    return ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), cfg, pull)
+
+
+def _sample(guider, sampler="euler", steps=6, batch=1, mask=None, callback=None):
+    noise = torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
+    return guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, denoise_mask=mask,
+        callback=callback, disable_pbar=True, seed=3,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def model(new_model):
+    return new_model("EPS")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+def test_each_step_brings_the_concepts_nearer_their_target(new_model, kind):
+    """A random network's attention hardly depends on the picture, so here only the direction is asked for."""
+    seen: list[torch.Tensor] = []
+    _sample(_guider(new_model(kind), _pull(0.1, start=0.5, iterations=10, seen=seen), loud=12.0), steps=3)
+    assert all(later < earlier for earlier, later in pairwise(seen[:10]))
+
+
+def test_concepts_of_a_real_prompt_move_together(demo_model):
+    """Ten steps in the middle of the sampling take away half of what is missing."""
+    model, clip, _ = demo_model
+    seen: list[torch.Tensor] = []
+    words = [("a tree, blue background", "tree"), ("a cat, blue background", "cat")]
+    prompts = [
+        ViewPrompt(
+            view_named(view), encode_with_phrase(clip, *phrase), clip.encode_from_tokens_scheduled(clip.tokenize(""))
+        )
+        for view, phrase in zip(("identity", "rotate_180"), words, strict=True)
+    ]
+    combine = combiner(AVERAGING, [1.0, 1.0])
+    pull = _pull(0.05, start=0.2, iterations=10, seen=seen)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 8)
+    guider = ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), 3.0, pull)
+    guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    assert seen[0] > 0.02
+    assert min(seen[:11]) < 0.5 * seen[0]
+
+
+def test_each_noise_level_is_edited_once_within_the_window(model):
+    for sampler, calls in (("euler", 6), ("heun", 6)):
+        seen: list[torch.Tensor] = []
+        _sample(_guider(model, _pull(seen=seen)), sampler)
+        assert len(seen) == calls
+    seen = []
+    _sample(_guider(model, _pull(start=0.2, end=0.7, seen=seen)), steps=20)
+    assert 5 <= len(seen) <= 12
+
+
+def test_without_strength_or_outside_the_window_nothing_changes(model):
+    plain = _sample(_guider(model, None))
+    assert torch.equal(_sample(_guider(model, _pull(0.0))), plain)
+    assert torch.equal(_sample(_guider(model, _pull(start=2.0, end=3.0))), plain)
+    assert not torch.allclose(_sample(_guider(model, _pull())), plain)
+
+
+def test_one_view_has_nothing_to_pull(model):
+    plain = _sample(_guider(model, None, ("identity",)))
+    assert torch.equal(_sample(_guider(model, _pull(), ("identity",))), plain)
+
+
+def test_pictures_of_a_batch_do_not_meet(model):
+    both = _sample(_guider(model, _pull()), batch=2)
+    alone = _sample(_guider(model, _pull()), batch=1)
+    torch.testing.assert_close(both[:1], alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "dpmpp_2m_sde", "heun", "uni_pc"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_samplers_and_inpaint_masks(model, sampler, masked, caplog):
+    caplog.set_level("INFO")
+    mask = (torch.arange(64).view(1, 1, 8, 8) % 2).float() if masked else None
+    assert torch.isfinite(_sample(_guider(model, _pull()), sampler, mask=mask)).all()
+    told = sum("acts on the predictions alone" in r.message for r in caplog.records)
+    assert told == (masked or sampler == "uni_pc")
+
+
+def test_an_adaptive_sampler_is_refused(model):
+    with pytest.raises(ValueError, match="dpm_adaptive"):
+        _sample(_guider(model, _pull()), "dpm_adaptive")
+
+
+def test_a_prompt_without_a_phrase_is_refused(model):
+    with pytest.raises(ValueError, match="Encode Concept Phrase"):
+        _guider(model, _pull(), words=None)
+
+
+def _state(model):
+    return {name: (id(p), p.clone()) for name, p in model.model.named_parameters()}
+
+
+@pytest.mark.parametrize("where", ["nothing", "exception", "cancel", "out of memory"])
+def test_the_model_is_as_it_was_whatever_happens(model, where, monkeypatch):
+    before, options = _state(model), str(model.model_options)
+    fault = {
+        "exception": RuntimeError("in the middle"), "out of memory": torch.OutOfMemoryError("in the middle"),
+        "cancel": comfy.model_management.InterruptProcessingException(),
+    }.get(where)  # fmt: skip
+    guider = _guider(model, _pull())
+    if fault is None:
+        _sample(guider)
+    else:
+        original = Puller._map
+
+        def failing(self, *args):
+            original(self, *args)
+            raise fault
+
+        monkeypatch.setattr(Puller, "_map", failing)
+        with pytest.raises(type(fault)):
+            _sample(guider)
+        monkeypatch.undo()
+    after = _state(model)
+    assert all(after[n][0] == before[n][0] and torch.equal(after[n][1], before[n][1]) for n in before)
+    assert str(model.model_options) == options
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
+    assert guider.puller is None
+    assert torch.equal(_sample(_guider(model, None)), _sample(_guider(model, None)))
+
+
+def test_a_phrase_is_found_in_its_prompt(demo_model):
+    clip = demo_model[1]
+    text = "on the left a cat and on the right a dog, blue background"
+    for word, at in (("cat", 5), ("dog", 11), ("a cat", 4), ("blue background", 13)):
+        found = positions_of(clip, text, word)
+        assert found[0] == at, (word, found)
+        assert len(found) == len(word.split())
+
+
+def test_without_a_phrase_the_whole_prompt_is_the_concept(demo_model):
+    ((_, values),) = encode_with_phrase(demo_model[1], "a cat", "")
+    assert values[ENTRY] == (1, 2)
+
+
+def test_a_phrase_that_is_not_there_is_refused(demo_model):
+    with pytest.raises(ValueError, match="'lion' does not stand in the prompt 'a cat'"):
+        encode_with_phrase(demo_model[1], "a cat", "lion")
