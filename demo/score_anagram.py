@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 
 import comfy.patcher_extension
 import comfy.samplers
@@ -28,7 +27,19 @@ from .judge import CLASSES, Judge
 from .sampling import Painter, encode, noise_for
 from .score_model import save_sheet
 
-PAIRS, TRIPLES = 24, 8
+# pairs of like colour, chosen from the art before anything was measured: an anagram has one palette, which in the papers the
+# shared style of the prompts takes care of
+PAIRS = (
+    ("moon", "banana"), ("heart", "apple"), ("pumpkin", "fox"), ("frog", "cactus"), ("rabbit", "snowman"),
+    ("pig", "donut"), ("star", "sunflower"), ("strawberry", "ladybug"), ("burger", "pizza"), ("turtle", "frog"),
+    ("panda", "penguin"), ("cat", "pumpkin"), ("crown", "banana"), ("clock", "heart"), ("tree", "cactus"),
+    ("snowman", "panda"), ("dog", "burger"), ("apple", "mushroom"), ("pig", "octopus"), ("watermelon", "turtle"),
+    ("owl", "dog"), ("star", "moon"), ("car", "ladybug"), ("cake", "strawberry"),
+)  # fmt: skip
+TRIPLES = (
+    ("moon", "banana", "star"), ("heart", "apple", "strawberry"), ("frog", "cactus", "turtle"), ("pumpkin", "fox", "cat"),
+    ("rabbit", "snowman", "panda"), ("burger", "pizza", "dog"), ("ladybug", "car", "clock"), ("pig", "donut", "octopus"),
+)  # fmt: skip
 KINDS = ("flip", "rotate_180", "rotate_cw", "jigsaw", "patch_permute")
 SETS_OF_THREE = (("identity", "rotate_180", "flip"), ("identity", "rotate_cw", "rotate_180"))
 TILES = 4  # of patch_permute: tiles of 4 × 4 latent cells
@@ -57,32 +68,17 @@ class Task:
         return self.views[1].name if len(self.views) == 2 else "three views"
 
 
-def _chosen(rng: Random, count: int, together: int) -> list[tuple[str, ...]]:
-    """So many sets of distinct concepts, every concept about equally often."""
-    sets: list[tuple[str, ...]] = []
-    deck: list[str] = []
-    while len(sets) < count:
-        if len(deck) < together:
-            fresh = [c for c in vocabulary.CONCEPTS if c not in deck]
-            deck += rng.sample(fresh, len(fresh))
-        sets.append(tuple(deck[:together]))
-        deck = deck[together:]
-    return sets
-
-
 def tasks(pairs: int, kinds: tuple[str, ...], triples: int) -> Iterator[Task]:
     """The fixed tasks of the board: every pair in every kind of view, then sets of three views."""
-    rng = Random(3)
-    pairs_of_concepts, sets_of_three = _chosen(rng, PAIRS, 2)[:pairs], _chosen(rng, TRIPLES, 3)[:triples]
     backgrounds = list(vocabulary.BACKGROUNDS)
-    for number, pair in enumerate(pairs_of_concepts):
+    for number, pair in enumerate(PAIRS[:pairs]):
         for kind in kinds:
             views = (
                 view_named("identity"),
                 view_named(kind, Settings(TILES if kind == "patch_permute" else 0, number)),
             )
             yield Task(pair, views, backgrounds[number % len(backgrounds)])
-    for number, concepts in enumerate(sets_of_three):
+    for number, concepts in enumerate(TRIPLES[:triples]):
         names = SETS_OF_THREE[number % len(SETS_OF_THREE)]
         yield Task(concepts, tuple(map(view_named, names)), backgrounds[number % len(backgrounds)])
 
@@ -172,7 +168,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     seeds = SEEDS[:1] if options.quick else SEEDS
-    todo = list(tasks(6, KINDS[:2], 2) if options.quick else tasks(PAIRS, KINDS, TRIPLES))
+    todo = list(tasks(6, KINDS[:2], 2) if options.quick else tasks(len(PAIRS), KINDS, len(TRIPLES)))
     board, maker = Board("anagram", seeds), Maker(seeds)
     for method in options.method or METHODS:
         with board.row(method) as metrics:

@@ -40,19 +40,12 @@ def text_embeddings(clip: Any, prompts: Sequence[str]) -> torch.Tensor:
     return F.normalize(torch.cat(pooled).float(), dim=-1)
 
 
-def similarities(clip_vision: Any, clip: Any, pictures: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-    """Cosine of every picture with every prompt.
-
-    Args:
-        pictures: IMAGE, (n, height, width, 3) in 0..1.
-
-    Returns:
-        (n, prompts).
+def compared(clip_vision: Any, pictures: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """Cosine of every picture (IMAGE, (n, height, width, 3) in 0..1) with every text embedding, (n, prompts).
 
     Raises:
-        ValueError: no text projection, no image projection, or embeddings of different sizes.
+        ValueError: no image projection, or embeddings of different sizes.
     """
-    words = text_embeddings(clip, prompts)
     seen = clip_vision.encode_image(pictures, crop=False)["image_embeds"]
     if seen is None or seen.shape[-1] != words.shape[-1]:
         raise ValueError(
@@ -60,3 +53,12 @@ def similarities(clip_vision: Any, clip: Any, pictures: torch.Tensor, prompts: S
             f"{words.shape[-1]} a prompt, so they are not a pair; load both from the same CLIP (ViT-L with clip_l, bigG with clip_g)."
         )
     return F.normalize(seen.float(), dim=-1) @ words.to(seen.device).T
+
+
+def similarities(clip_vision: Any, clip: Any, pictures: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """Cosine of every picture with every prompt, (n, prompts).
+
+    Raises:
+        ValueError: as ``text_embeddings`` and ``compared``.
+    """
+    return compared(clip_vision, pictures, text_embeddings(clip, prompts))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.clip_score import similarities
+from ..host.clip_score import compared, similarities, text_embeddings
 from ..host.schema import schema
 from ..host.vae import cell_side
 from ..methods.anagram.blend import blend
+from ..methods.anagram.combine import AVERAGING
 from ..methods.anagram.motion import film
 from ..methods.anagram.score import Readings
 from ..methods.anagram.sheet import contact_sheet
 from ..methods.anagram.views import View
-from .anagram import CATEGORY, AnagramView, Views
+from .anagram import CATEGORY, AnagramView, Options, Views
 
 FRAMES_PER_SECOND = 20
 
@@ -207,6 +209,47 @@ class ConceptsAnagramScore(io.ComfyNode):
         return io.NodeOutput(readings, readings.report(), ui=ui.PreviewText(readings.report()))
 
 
+class ConceptsAnagramClipBalance(io.ComfyNode):
+    """Weights of the views by how well each reads."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramClipBalance",
+            display_name="Anagram CLIP Balance",
+            category=CATEGORY,
+            description="Cures anagrams in which one reading wins: at each step CLIP looks at the half-finished picture in every "
+            "view, and the view that reads worst gets more weight.",
+            search_aliases=["visual anagram", "domination", "noise vector balancing"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that is sampled; only the scale of its latents is read."),
+                _vae_input(optional=False),
+                Views.Input("views", tooltip="The views, the same list as for Anagram Guider."),
+                io.ClipVision.Input("clip_vision", tooltip="A CLIP Vision with its projection, such as ViT-L/14."),
+                io.Clip.Input("clip", tooltip="The text encoder of the same CLIP, loaded from a file that has its projection."),
+                io.String.Input(
+                    "prompts", multiline=True, default="",
+                    tooltip="What each view shows, one line a view, in the order of the views.",
+                ),
+                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+            ],
+            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, vae, views, clip_vision, clip, prompts, options=None) -> io.NodeOutput:
+        words = text_embeddings(clip, prompt_lines(prompts, len(views.in_order())))
+        to_wire = model.get_model_object("latent_format").process_out
+
+        def score(latents: torch.Tensor) -> torch.Tensor:
+            pictures = vae.decode(to_wire(latents))
+            shown = upright(pictures, views_on(pictures, views, vae))
+            matches = compared(clip_vision, shown.flatten(0, 1), words).unflatten(0, shown.shape[:2])
+            return matches.diagonal(dim1=1, dim2=2)
+
+        return io.NodeOutput(replace(options or AVERAGING, score=score))
+
+
 def prompt_lines(prompts: str, views: int) -> list[str]:
     """A prompt for each view.
 
@@ -272,5 +315,6 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptsAnagramDecode,
     ConceptsAnagramAnimate,
     ConceptsAnagramScore,
+    ConceptsAnagramClipBalance,
     ConceptsAnagramContactSheet,
 )

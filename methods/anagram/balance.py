@@ -77,6 +77,35 @@ def guidance_norm(weights: Sequence[float]) -> Weights:
     return weigh
 
 
+SCORE_FROM = 0.15  # before, a denoised picture is mush that no scorer can read
+LOWEST_SCORE = 0.02
+LEAST, MOST = 0.15, 0.85  # of the whole weight: no view is ever silent
+
+
+def by_score(weights: Sequence[float], score: Callable[[torch.Tensor], torch.Tensor]) -> Weights:
+    """αᵢ ∝ wᵢ · sᵢ^−(1 + progress): the view that reads worst gets more weight, the more so the later it is
+    ("Diffusion-based Visual Anagram as Multi-task Learning", 2412.02693, section 3.3; its code has step/30 for the progress).
+
+    Ours: scored is the denoised picture of this step, not the noisy one, which only a noise-aware CLIP could read; scores
+    are bounded from below, since a cosine can be negative; and weights from both sides.
+
+    Args:
+        score: denoised latents in the canonical frame, (batch, …), to how well each view reads, (batch, views).
+    """
+    even = manual(weights)
+
+    def weigh(p: Predictions) -> torch.Tensor:
+        alphas = even(p)
+        if p.progress < SCORE_FROM or alphas.shape[1] == 1:
+            return alphas
+        mixed = sum(x0 * alphas[0, i].to(x0) for i, x0 in enumerate(p.guided()))
+        matches = score(mixed).to(alphas).clamp(min=LOWEST_SCORE)  # type: ignore[arg-type]
+        wanted = _normalised(alphas * matches ** -(1 + p.progress))
+        return _normalised(wanted.clamp(LEAST, MOST) * (alphas > 0))
+
+    return weigh
+
+
 BALANCES: dict[str, Callable[[Sequence[float]], Weights]] = {
     "manual": manual,
     "prioritise first": prioritise_first,

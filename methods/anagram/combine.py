@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from . import rectify
-from .balance import BALANCES
+from .balance import BALANCES, by_score
 from .overlap import AntiSegregation
 from .prediction import Predictions, Weights
 from .views.base import Transform, View
@@ -24,6 +24,7 @@ class Combination:
         strength: of the rectification, 0 to 1.
         start, end: the window of the rectification in sampling percent, 0 to 1. Outside of about 0.05 to 0.92 the
             estimate is unsure (at the end) or blown up by σ/(1 − σ) (at the start of flow models).
+        score: takes the place of ``balance`` where it is given: how well each view of denoised latents reads.
         together: the gradient step against segregation, off unless it has a strength.
     """
 
@@ -32,6 +33,7 @@ class Combination:
     strength: float = 1.0
     start: float = 0.05
     end: float = 0.92
+    score: Callable[[torch.Tensor], torch.Tensor] | None = None
     together: AntiSegregation = field(default_factory=AntiSegregation)
 
 
@@ -113,12 +115,12 @@ def combiner(
     if settings.rectification != "off" and settings.rectification not in rectify.GAINS:
         raise ValueError(f"There is no rectification '{settings.rectification}'; try off, {', '.join(rectify.GAINS)}.")
     check_components(views)
-    reduce = (
-        _summing(views)
-        if any(v.component for v in views)
-        else _averaging(settings, BALANCES[settings.balance](weights))
-    )
+    reduce = _summing(views) if any(v.component for v in views) else _averaging(settings, _weigh(settings, weights))
     return lambda p: reduce(with_own_guidance(p, cfgs or [None] * len(p.positive)))
+
+
+def _weigh(settings: Combination, weights: Sequence[float]) -> Weights:
+    return BALANCES[settings.balance](weights) if settings.score is None else by_score(weights, settings.score)
 
 
 def _summing(views: Sequence[View]) -> Combine:

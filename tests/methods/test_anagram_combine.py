@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_concepts.methods.anagram import rectify
-from comfyui_concepts.methods.anagram.balance import BALANCES, manual
+from comfyui_concepts.methods.anagram.balance import BALANCES, by_score, manual
 from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, Combination, combiner, mix
 from comfyui_concepts.methods.anagram.prediction import Predictions
 
@@ -183,3 +183,29 @@ def test_flow_models_at_pure_noise_are_left_alone():
     known = _known(_noises(0.2, 2, shape=SHAPE), signal=1.0, noise=1.0)
     pure = Predictions(**{**known.__dict__, "signal": 0.0, "progress": 0.1})
     assert torch.isfinite(combiner(MULTI_TASK_FAST, [1.0, 1.0])(pure)[0]).all()
+
+
+def _by_score(score, weights=(1.0, 1.0), progress=0.5):
+    known = _known(_noises(0.3, len(weights), shape=SHAPE), progress=progress)
+    return by_score(list(weights), lambda latents: torch.tensor(score).expand(len(latents), -1))(known)
+
+
+def test_the_view_that_reads_worse_gets_more_weight_by_the_papers_formula():
+    s = torch.tensor([0.28, 0.20])
+    for progress in (0.2, 0.9):
+        wanted = s ** -(1 + progress)
+        torch.testing.assert_close(_by_score([0.28, 0.20], progress=progress)[0], wanted / wanted.sum())
+    assert _by_score([0.28, 0.20], progress=29 / 30)[0].tolist() == pytest.approx([0.340, 0.660], abs=2e-3)
+
+
+def test_scores_of_any_size_give_weights_that_are_weights():
+    for score in ([0.0, 0.3], [-0.5, 0.2], [1.0, 1e-9], [0.3, 0.3]):
+        weights = _by_score(score)
+        torch.testing.assert_close(weights.sum(1), torch.ones(2))
+        assert (weights >= 0.1499).all()
+    torch.testing.assert_close(_by_score([0.3, 0.1])[0], _by_score([0.1, 0.3])[0].flip(0))
+
+
+def test_early_steps_are_not_scored_and_a_silent_view_stays_silent():
+    torch.testing.assert_close(_by_score([0.1, 0.9], progress=0.1)[0], torch.tensor([0.5, 0.5]))
+    assert _by_score([0.1, 0.9, 0.5], weights=(1.0, 1.0, 0.0))[0, 2] == 0
