@@ -29,8 +29,8 @@ def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
     if view.latent == "pixels only" and channels != _PIXEL_CHANNELS:
         raise ValueError(
             f"The view '{view.name}' moves single pixels, their brightness or their colour, which has no meaning on the "
-            f"{channels} channels of this model's latents; use a model that works on pixels, or a "
-            "view such as 'rotate_180' or 'patch_permute'."
+            f"{channels} channels of this model's latents; use Anagram Pixel Guider, a model that works on "
+            "pixels, or a view such as 'rotate_180' or 'patch_permute'."
         )
     view.check(*latent.shape[-2:])
 

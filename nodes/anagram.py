@@ -12,10 +12,12 @@ from comfy_api.latest import io
 from ..host.anti_segregation import Pull
 from ..host.guider import ViewPrompt, ViewsGuider
 from ..host.phrases import encode_with_phrase
+from ..host.pixel_sync import PixelSyncGuider
 from ..host.schema import schema
 from ..host.time_travel import travelling
 from ..host.view_patch import with_views
 from ..methods.anagram.balance import BALANCES
+from ..methods.anagram.blend import blend
 from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, MULTI_TASK_FULL, Combination, combiner
 from ..methods.anagram.overlap import AntiSegregation, segregation, step
 from ..methods.anagram.prediction import Predictions
@@ -105,7 +107,7 @@ class ConceptsAnagramView(io.ComfyNode):
                     tooltip="What this view must not show; without it the guider's negative is used.",
                 ),
                 io.Float.Input(
-                    "cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                    "cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01, optional=True,
                     tooltip="How strictly this view's prompt is followed; 0 takes the guider's cfg. Raise it for the reading "
                     "that is hard to see. Start with 0.",
                 ),
@@ -240,6 +242,42 @@ def combination(views: AnagramView, negative: Any, options: Combination | None) 
         for v in listed
     ]
     return prompts, lambda **known: combine(Predictions(**known))
+
+
+class ConceptsAnagramPixelGuider(io.ComfyNode):
+    """Views that mean something on pictures alone, on latent models."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramPixelGuider",
+            display_name="Anagram Pixel Guider",
+            category=CATEGORY,
+            description="Anagram Guider for views that have no meaning on latents: negate, skew, pixel_permute, fine jigsaws. "
+            "Samples a latent for each view and brings them together as pictures. Slow: at each step a VAE Decode and two "
+            "VAE Encodes a view.",
+            search_aliases=["visual anagram", "looking glass", "negative", "pixel sync"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with."),
+                io.Vae.Input("vae", tooltip="The model's VAE. A fast one, such as TAESD, saves most of the time."),
+                Views.Input("views", tooltip="What the picture shows in each view; the first must be 'identity'."),
+                io.Conditioning.Input("negative", tooltip="What no view may show; an empty prompt is a good start."),
+                io.Float.Input(
+                    "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                    tooltip="How strictly the prompts are followed. Start with 5.0.",
+                ),
+                io.Int.Input(
+                    "every", default=1, min=1, max=10,
+                    tooltip="Bring the views together at every so many steps. More is faster and lets them drift. Start with 1.",
+                ),
+            ],
+            outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, vae, views, negative, cfg, every) -> io.NodeOutput:
+        prompts, _ = combination(views, negative, None)
+        return io.NodeOutput(PixelSyncGuider(model, prompts, cfg, vae, blend, every))
 
 
 def pull_of(options: Combination | None) -> Pull | None:
@@ -463,6 +501,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptsAnagramViewFromImage,
     ConceptsAnagramReference,
     ConceptsAnagramGuider,
+    ConceptsAnagramPixelGuider,
     ConceptsAnagramModel,
     ConceptsAnagramOptions,
     ConceptsAnagramAntiSegregation,

@@ -1,0 +1,128 @@
+"""Pixel sync: with a VAE that loses nothing it is the plain guider's picture; with one view it changes nothing."""
+
+from __future__ import annotations
+
+import comfy.samplers
+import pytest
+import torch
+from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.pixel_sync import PixelSyncGuider
+from comfyui_concepts.methods.anagram.blend import blend
+from comfyui_concepts.methods.anagram.views import view_named
+
+
+class Lossless:
+    """A VAE that is exact: pictures of four channels, one pixel a cell. (A real one is in the last test.)"""
+
+    def __init__(self, loss=0.0):
+        self.loss, self.calls = loss, []
+
+    def spacial_compression_encode(self):
+        return 1
+
+    def decode(self, z):
+        self.calls.append("decode")
+        return (z.movedim(1, -1) + 1) / 2
+
+    def encode(self, picture):
+        self.calls.append("encode")
+        return (picture * 2 - 1).movedim(-1, 1) * (1 - self.loss)
+
+
+def _cond(seed):
+    return [[torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+def _prompts(*views):
+    return [ViewPrompt(view_named(v), _cond(i), _cond(99)) for i, v in enumerate(views)]
+
+
+def _sample(guider, steps=4, batch=1, **known):
+    noise = torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    latent = known.pop("latent", torch.zeros_like(noise))
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
+    return guider.sample(
+        noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=3, **known
+    )
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+def test_one_view_is_plain_sampling_bit_for_bit_whatever_the_vae(tiny_models, kind):
+    plain = comfy.samplers.CFGGuider(tiny_models[kind])
+    plain.set_conds(_cond(0), _cond(99))
+    plain.set_cfg(5.0)
+    vae = Lossless(loss=0.5)
+    ours = PixelSyncGuider(tiny_models[kind], _prompts("identity"), 5.0, vae, blend)
+    assert torch.equal(_sample(ours), _sample(plain))
+    assert vae.calls == []
+
+
+def test_the_views_become_views_of_one_picture(tiny_models):
+    model, finals = tiny_models["EPS"], []
+    guider = PixelSyncGuider(model, _prompts("identity", "negate", "skew"), 5.0, Lossless(), lambda p: p.mean(0))
+    _sample(guider, batch=2, callback=lambda step, x0, x, total: finals.append(x0))
+    first, negative, skewed = finals[-1].chunk(3)
+    torch.testing.assert_close(view_named("negate").inverse(negative), first)
+    torch.testing.assert_close(view_named("skew").inverse(skewed), first)
+
+
+def test_equal_noise_and_a_lossless_vae_give_what_the_plain_guider_gives(tiny_models, monkeypatch):
+    """With noise that is a view of the first view's, the state of each view is the view of one state."""
+    views = ["identity", "rotate_180"]
+    model = tiny_models["EPS"]
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    ours, plainly = _prompts(*views), _prompts(*views)
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: view_named("rotate_180").forward(noise))
+    ours = PixelSyncGuider(model, ours, 5.0, Lossless(), lambda p: p.mean(0))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
+    sampler = comfy.samplers.sampler_object("euler")
+    synced = ours.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
+
+    def mean(positive, negative, **_):
+        return torch.stack(positive).mean(0), torch.stack(negative).mean(0)
+
+    plain = ViewsGuider(model, plainly, mean, 5.0)
+    wanted = plain.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
+    torch.testing.assert_close(synced, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_each_step_decodes_once_and_encodes_twice_a_view(tiny_models):
+    for every, steps in ((1, 4), (2, 2)):
+        vae = Lossless(loss=0.1)
+        _sample(PixelSyncGuider(tiny_models["EPS"], _prompts("identity", "flip", "negate"), 5.0, vae, blend, every))
+        assert vae.calls.count("decode") == 3 * steps
+        assert vae.calls.count("encode") == 6 * steps
+
+
+def test_what_has_no_place_here_is_refused(tiny_models):
+    model, vae = tiny_models["EPS"], Lossless()
+    with pytest.raises(ValueError, match="'identity' first"):
+        PixelSyncGuider(model, _prompts("negate", "identity"), 5.0, vae, blend)
+    with pytest.raises(ValueError, match="component"):
+        PixelSyncGuider(model, _prompts("identity", "low_pass"), 5.0, vae, blend)
+    guider = PixelSyncGuider(model, _prompts("identity", "negate"), 5.0, vae, blend)
+    with pytest.raises(ValueError, match="starts every view from noise"):
+        _sample(guider, latent=torch.ones(1, 4, 8, 8))
+    with pytest.raises(ValueError, match="starts every view from noise"):
+        _sample(guider, denoise_mask=torch.ones(1, 1, 8, 8))
+
+
+def test_the_negative_on_a_real_latent_model(demo_model):
+    model, clip, vae = demo_model
+    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
+    prompts = [
+        ViewPrompt(view_named("identity"), encode("a panda"), encode("")),
+        ViewPrompt(view_named("negate"), encode("a penguin"), encode("")),
+    ]
+    guider = PixelSyncGuider(model, prompts, 5.0, vae, blend)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 8)
+    finals = []
+    guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=3,
+        callback=lambda step, x0, x, total: finals.append(x0),
+    )  # fmt: skip
+    first, second = (vae.decode(model.model.process_latent_out(z)) for z in finals[-1].chunk(2))
+    apart = (first - second).abs().mean()
+    together = (first - (1 - second)).abs().mean()
+    assert together < 0.25 * apart
