@@ -5,7 +5,7 @@
 // "erase": true takes away. The same rules in Python: methods/drawing.py; both are held to tests/web/documents.json.
 
 export const VERSION = 1;
-export const LIMITS = { text: 1_000_000, regions: 32, boxes: 16, strokes: 256, points: 4096, label: 120 };
+export const LIMITS = { text: 1_000_000, regions: 32, boxes: 16, strokes: 256, points: 4096, total: 20_000, label: 120 };
 export const SMALLEST = 0.002; // of a box's side
 const SLACK = 1e-3; // rounding may carry a box this far over the edge
 
@@ -119,7 +119,16 @@ export function parseDocument(text) {
   if (!isList(value.regions, LIMITS.regions)) {
     refuse(`"regions" must be a list of at most ${LIMITS.regions} regions.`);
   }
-  return { version: VERSION, regions: value.regions.map((region, index) => checkedRegion(region, `Region ${index + 1}`)) };
+  const regions = value.regions.map((region, index) => checkedRegion(region, `Region ${index + 1}`));
+  if (pointCount({ regions }) > LIMITS.total) {
+    refuse(`The strokes have ${pointCount({ regions })} points together; at most ${LIMITS.total} are read.`);
+  }
+  return { version: VERSION, regions };
+}
+
+/** How many points all strokes of a document have together. */
+export function pointCount({ regions }) {
+  return regions.flatMap(({ strokes }) => strokes).reduce((sum, { points }) => sum + points.length / 2, 0);
 }
 
 const rounded = (value) => Math.round(value * 1e4) / 1e4;

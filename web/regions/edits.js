@@ -2,7 +2,7 @@
 //
 // A selection is {region, box}: indices into the document; box is null when the region has strokes only.
 
-import { LIMITS } from "./document.js";
+import { LIMITS, pointCount } from "./document.js";
 import { clampBox, moveBox } from "./geometry.js";
 
 const STEP_ASIDE = 0.03; // where a copy lies beside its original
@@ -19,26 +19,26 @@ function withRegion(document, index, change) {
 }
 
 const fits = (list, limit) => list.length < limit;
+const fitsPoints = (document, strokes) => pointCount(document) + pointCount({ regions: [{ strokes }] }) <= LIMITS.total;
 
 /** A new region on top, or the document as it is when there is no room for one. */
 export function addRegion(document, label, { box = null, stroke = null } = {}) {
   if (!fits(document.regions, LIMITS.regions) || (!box && !stroke)) return document;
+  if (stroke && !fitsPoints(document, [stroke])) return document;
   const region = { label: label.slice(0, LIMITS.label), boxes: box ? [clampBox(box)] : [], strokes: stroke ? [stroke] : [] };
   return withRegions(document, [...document.regions, region]);
 }
 
-/** One more box for a region. */
+/** One more box for a region, or the document as it is when there is no room for it. */
 export function addBox(document, region, box) {
-  return withRegion(document, region, ({ boxes }) => ({
-    boxes: fits(boxes, LIMITS.boxes) ? [...boxes, clampBox(box)] : boxes,
-  }));
+  if (!fits(document.regions[region].boxes, LIMITS.boxes)) return document;
+  return withRegion(document, region, ({ boxes }) => ({ boxes: [...boxes, clampBox(box)] }));
 }
 
-/** One more stroke for a region. */
+/** One more stroke for a region, or the document as it is when there is no room for it. */
 export function addStroke(document, region, stroke) {
-  return withRegion(document, region, ({ strokes }) => ({
-    strokes: fits(strokes, LIMITS.strokes) ? [...strokes, stroke] : strokes,
-  }));
+  if (!fits(document.regions[region].strokes, LIMITS.strokes) || !fitsPoints(document, [stroke])) return document;
+  return withRegion(document, region, ({ strokes }) => ({ strokes: [...strokes, stroke] }));
 }
 
 /** Another place or size for a box. */
@@ -82,7 +82,8 @@ function movedStroke(stroke, dx, dy) {
 
 /** A copy of a region, a little aside, right above it. */
 export function duplicateRegion(document, index) {
-  if (!fits(document.regions, LIMITS.regions)) return document;
+  const { strokes } = document.regions[index];
+  if (!fits(document.regions, LIMITS.regions) || !fitsPoints(document, strokes)) return document;
   const beside = moveRegion({ regions: [document.regions[index]] }, 0, STEP_ASIDE, STEP_ASIDE);
   const [copy] = beside.regions;
   return withRegions(document, [...document.regions.slice(0, index + 1), copy, ...document.regions.slice(index + 1)]);
