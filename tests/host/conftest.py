@@ -14,7 +14,14 @@ TINY_UNET = {
 }  # fmt: skip
 
 
-def tiny_model(kind: str, dtype: torch.dtype = torch.float32):
+SD15_SHAPED = TINY_UNET | {
+    "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "context_dim": 24,
+}  # fmt: skip
+"""The blocks of SD 1.5 under the same numbers, with 32 channels instead of 320."""
+
+
+def tiny_model(kind: str, dtype: torch.dtype = torch.float32, unet: dict = TINY_UNET):
     """A ModelPatcher around a random UNet of that type: EPS, V_PREDICTION or FLOW (the host's CONST sampling)."""
     import comfy.latent_formats
     import comfy.model_base
@@ -22,7 +29,7 @@ def tiny_model(kind: str, dtype: torch.dtype = torch.float32):
     import comfy.supported_models_base
 
     class Tiny(comfy.supported_models_base.BASE):
-        unet_config = TINY_UNET
+        unet_config = unet
         unet_extra_config = {"num_heads": -1, "num_head_channels": 16}
         latent_format = comfy.latent_formats.SD15
         memory_usage_factor = 1.0
@@ -32,8 +39,8 @@ def tiny_model(kind: str, dtype: torch.dtype = torch.float32):
             return getattr(comfy.model_base.ModelType, kind)
 
     with torch.inference_mode(False), torch.no_grad():
-        config = Tiny(dict(TINY_UNET))
-        config.set_inference_dtype(dtype, None if dtype is torch.float32 else torch.float32)
+        config = Tiny(dict(unet))
+        config.set_inference_dtype(dtype, None if dtype in (torch.float32, torch.float64) else torch.float32)
         model = config.get_model({}, "", device="cpu")
         generator = torch.Generator().manual_seed(5)
         for parameter in model.diffusion_model.parameters():
@@ -44,3 +51,13 @@ def tiny_model(kind: str, dtype: torch.dtype = torch.float32):
 @pytest.fixture(scope="session")
 def tiny_models():
     return {name: tiny_model(name) for name in ("EPS", "V_PREDICTION", "FLOW")}
+
+
+@pytest.fixture
+def new_model():
+    """Makes a tiny model: kind, dtype, and ``SD15_SHAPED`` for the block numbers of SD 1.5."""
+
+    def make(kind: str = "EPS", dtype: torch.dtype = torch.float32, *, sd15: bool = False):
+        return tiny_model(kind, dtype, SD15_SHAPED if sd15 else TINY_UNET)
+
+    return make
