@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import anagram, demo
+from . import anagram, demo, region
 
-NODES: tuple[type[io.ComfyNode], ...] = (*anagram.NODES, *demo.NODES)
+NODES: tuple[type[io.ComfyNode], ...] = (*anagram.NODES, *region.NODES, *demo.NODES)
 """Every node of the pack, in menu order."""
 
 

@@ -6,7 +6,7 @@ import { RegionEditor } from "./regions/editor.js";
 import { backgroundAddress, canvasSize, conceptNames } from "./regions/surroundings.js";
 
 const WIDGET = "CONCEPTS_REGIONS"; // the name host/schema.py gives the input's widget
-const [LEAST_WIDTH, LEAST_HEIGHT] = [360, 380];
+const [LEAST_WIDTH, LEAST_HEIGHT] = [400, 460];
 
 function loadStyle() {
   const address = new URL("./regions/editor.css", import.meta.url).href;

@@ -8,6 +8,7 @@ export const VERSION = 1;
 export const LIMITS = { text: 1_000_000, regions: 32, boxes: 16, strokes: 256, points: 4096, total: 20_000, label: 120 };
 export const SMALLEST = 0.002; // of a box's side
 const SLACK = 1e-3; // rounding may carry a box this far over the edge
+const LARGEST = 1e9; // any number in a document; NaN and infinities fail this too
 
 /** What is wrong with a document, in a sentence for the person who made it. */
 export class DocumentError extends Error {}
@@ -41,7 +42,7 @@ function isList(value, most) {
 }
 
 function isNumber(value) {
-  return typeof value === "number" && Number.isFinite(value);
+  return typeof value === "number" && Math.abs(value) <= LARGEST;
 }
 
 function checkedBox(box, where) {

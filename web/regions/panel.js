@@ -3,6 +3,7 @@
 import { colourOf } from "./colours.js";
 import { html } from "./dom.js";
 import { clearStrokes, setBox } from "./edits.js";
+import { icon } from "./icons.js";
 
 const NUMBERS = [["X", "left edge"], ["Y", "top edge"], ["W", "width"], ["H", "height"]];
 
@@ -15,14 +16,14 @@ export class Tools {
   constructor(model) {
     this.model = model;
     this.toggles = {
-      box: button("▭", "Box: drag to draw, move and resize (B)", () => model.set({ tool: "box", armed: false })),
-      brush: button("✎", "Brush: paint the selected region (M)", () => model.set({ tool: "brush" })),
-      eraser: button("⌫", "Eraser: wipe parts of the selected region (E)", () => model.set({ tool: "eraser" })),
+      box: button(icon("box"), "Box: drag to draw, move and resize (B)", () => model.set({ tool: "box", armed: false })),
+      brush: button(icon("brush"), "Brush: paint the selected region (M)", () => model.set({ tool: "brush" })),
+      eraser: button(icon("eraser"), "Eraser: wipe parts of the selected region (E)", () => model.set({ tool: "eraser" })),
     };
-    this.fresh = button("＋", "New region: the next drag draws one, also on top of another (N)", () => model.set({ tool: "box", armed: !model.armed }));
-    this.snap = button("⌗", "Snap to edges, middles and thirds (S); hold Ctrl to do the opposite", () => model.set({ snap: !model.snap }));
-    this.undo = button("↶", "Undo (Ctrl+Z)", () => model.undo());
-    this.redo = button("↷", "Redo (Ctrl+Shift+Z)", () => model.redo());
+    this.fresh = button(icon("fresh"), "New region: the next drag draws one, also on top of another (N)", () => model.set({ tool: "box", armed: !model.armed }));
+    this.snap = button(icon("snap"), "Snap to edges, middles and thirds (S); hold Ctrl to do the opposite", () => model.set({ snap: !model.snap }));
+    this.undo = button(icon("undo"), "Undo (Ctrl+Z)", () => model.undo());
+    this.redo = button(icon("redo"), "Redo (Ctrl+Shift+Z)", () => model.redo());
     this.radius = html("input", {
       type: "range", min: 1, max: 30, step: 1, title: "Size of the brush, in percent of the shorter side", "aria-label": "Brush size",
       oninput: () => model.set({ radius: Number(this.radius.value) / 100 }),
@@ -100,10 +101,10 @@ export class Rows {
       onchange: press((at) => model.rename(at, row.label.value)),
     });
     row.element = html("div", { class: "concepts-row" }, row.swatch, row.label,
-      button("▲", "Towards the front (])", press((at) => model.reorder(1, at))),
-      button("▼", "Towards the back ([)", press((at) => model.reorder(-1, at))),
-      button("⧉", "Duplicate (Ctrl+D)", press((at) => model.duplicate(at))),
-      button("✕", "Delete this region", press((at) => this.remove(at))));
+      button(icon("up"), "Towards the front (])", press((at) => model.reorder(1, at))),
+      button(icon("down"), "Towards the back ([)", press((at) => model.reorder(-1, at))),
+      button(icon("copy"), "Duplicate (Ctrl+D)", press((at) => model.duplicate(at))),
+      button(icon("remove"), "Delete this region", press((at) => this.remove(at))));
     return row;
   }
 
