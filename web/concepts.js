@@ -6,6 +6,7 @@ import { RegionEditor } from "./regions/editor.js";
 import { backgroundAddress, canvasSize, conceptNames } from "./regions/surroundings.js";
 
 const WIDGET = "CONCEPTS_REGIONS"; // the name host/schema.py gives the input's widget
+const editors = new WeakMap(); // by node
 const [LEAST_WIDTH, LEAST_HEIGHT] = [400, 460];
 
 function loadStyle() {
@@ -67,7 +68,7 @@ function watchGraph(node, editor) {
     look();
   });
   editor.element.addEventListener("pointerenter", look);
-  requestAnimationFrame(look); // the other widgets come after this one
+  look();
 }
 
 function regionsWidget(node, name) {
@@ -85,7 +86,7 @@ function regionsWidget(node, name) {
     hideOnZoom: false,
   });
   shareWithCanvas(editor.element);
-  watchGraph(node, editor);
+  editors.set(node, editor);
   return { widget, minWidth: LEAST_WIDTH, minHeight: LEAST_HEIGHT };
 }
 
@@ -94,5 +95,9 @@ app.registerExtension({
   getCustomWidgets() {
     loadStyle();
     return { [WIDGET]: regionsWidget };
+  },
+  nodeCreated(node) {
+    // now it has its other widgets, and nobody has copied their callbacks yet
+    if (editors.has(node)) watchGraph(node, editors.get(node));
   },
 });

@@ -17,9 +17,12 @@ function others(document, selection) {
 function changing(model, handle, start) {
   const { selection, box: original } = model;
   const document = model.history.value;
+  let moved = false; // a click is no drag: it must not even snap
   return {
     move(point, reach, { ctrlKey }) {
       const [dx, dy] = [point[0] - start[0], point[1] - start[1]];
+      moved ||= Math.abs(dx) > LEAST_DRAG * reach[0] || Math.abs(dy) > LEAST_DRAG * reach[1];
+      if (!moved) return;
       let box = handle === null ? moveBox(original, dx, dy) : resizeBox(original, handle, dx, dy);
       let guides = [];
       if (model.snap !== Boolean(ctrlKey)) ({ box, guides } = snapBox(box, handle, others(document, selection), reach));
