@@ -80,11 +80,18 @@ def to_ui(name: str, graph: dict[str, Any], object_info: dict[str, Any]) -> dict
         info = object_info[node["class_type"]]
         inputs = inputs_of(info)
         widgets = _widget_values(inputs, node["inputs"])
-        sockets = [(n, k) for n, k, o in inputs if not _is_widget(k, o)]
+        sockets: list[tuple[str, str, dict[str, Any]]] = [(n, k, {}) for n, k, o in inputs if not _is_widget(k, o)]
+        sockets += [  # a widget that takes its value from a link has a socket too
+            (n, k, {"widget": {"name": n}})
+            for n, k, o in inputs
+            if _is_widget(k, o) and isinstance(node["inputs"].get(n), list)
+        ]
         multiline = any(o.get("multiline") for _, k, o in inputs if k == "STRING")
         height = 60 + _ROW * (max(len(sockets), len(info["output"])) + len(widgets)) + (80 if multiline else 0)
         if info["output_node"]:
             height += 220  # room for the preview
+        if any("widgetType" in o for _, _, o in inputs):
+            height += 400  # room for a widget of ours
         top = heights.get(columns[identity], 0)
         heights[columns[identity]] = top + height + _GAP
         nodes[identity] = {
@@ -95,7 +102,7 @@ def to_ui(name: str, graph: dict[str, Any], object_info: dict[str, Any]) -> dict
             "flags": {},
             "order": order,
             "mode": 0,
-            "inputs": [{"name": n, "type": k, "link": None} for n, k in sockets],
+            "inputs": [{"name": n, "type": k, "link": None} | more for n, k, more in sockets],
             "outputs": [
                 {"name": name, "type": kind, "links": []}
                 for name, kind in zip(info["output_name"], info["output"], strict=True)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import anagram, anagram_pictures, demo
+from . import anagram, anagram_pictures, demo, region
 
-NODES: tuple[type[io.ComfyNode], ...] = (*anagram.NODES, *anagram_pictures.NODES, *demo.NODES)
+NODES: tuple[type[io.ComfyNode], ...] = (
+    *anagram.NODES,
+    *anagram_pictures.NODES,
+    *region.NODES,
+    *demo.NODES,
+)
 """Every node of the pack, in menu order."""
 
 

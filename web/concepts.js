@@ -1,0 +1,103 @@
+// The pack's extension of the host's page: the widget of Region Editor.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { RegionEditor } from "./regions/editor.js";
+import { backgroundAddress, canvasSize, conceptNames } from "./regions/surroundings.js";
+
+const WIDGET = "CONCEPTS_REGIONS"; // the name host/schema.py gives the input's widget
+const editors = new WeakMap(); // by node
+const [LEAST_WIDTH, LEAST_HEIGHT] = [400, 460];
+
+function loadStyle() {
+  const address = new URL("./regions/editor.css", import.meta.url).href;
+  if (document.querySelector(`link[href="${address}"]`)) return;
+  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: address }));
+}
+
+/** Calls `more` after a method of an object, which goes on doing what it did. */
+function after(object, method, more) {
+  const before = object[method];
+  object[method] = function (...given) {
+    const result = before?.apply(this, given);
+    more(...given);
+    return result;
+  };
+}
+
+/** Lets the host's canvas have what it uses itself: the middle button, the wheel, and a drag with Space held. */
+function shareWithCanvas(element) {
+  const modern = () => element.closest(".lg-node") !== null; // there, events rise to the node, which passes them on
+  const isCanvasDrag = (event) => event.button === 1 || (event.buttons & 4) === 4 || app.canvas?.read_only;
+  const handlers = { pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp" };
+  for (const [name, handler] of Object.entries(handlers)) {
+    element.addEventListener(name, (event) => {
+      if (!isCanvasDrag(event)) event.stopPropagation();
+      else if (!modern()) app.canvas[handler](event);
+    });
+  }
+  element.addEventListener("wheel", (event) => {
+    event.stopPropagation();
+    const list = event.target.closest?.(".concepts-rows, .concepts-fault");
+    if (list && list.scrollHeight > list.clientHeight && !event.ctrlKey) return;
+    event.preventDefault();
+    app.canvas.processMouseWheel(event);
+  }, { passive: false });
+}
+
+/** Keeps an editor's surroundings up to date. */
+function watchGraph(node, editor) {
+  const told = {};
+  const look = () => {
+    const surroundings = { concepts: conceptNames(node), background: backgroundAddress(node, told.background) };
+    editor.setSurroundings({ ...surroundings, ...canvasSize(node, told) });
+  };
+  for (const name of ["width", "height"]) {
+    const widget = node.widgets?.find((one) => one.name === name);
+    if (widget) after(widget, "callback", look);
+  }
+  after(node, "onConnectionsChange", () => {
+    told.background = "";
+    look();
+  });
+  after(node, "onConfigure", look);
+  after(node, "onExecuted", (message) => {
+    const [canvas, background] = [message?.concepts_canvas?.[0], message?.concepts_background?.[0]];
+    Object.assign(told, canvas);
+    if (background) told.background = api.apiURL(`/view?${new URLSearchParams(background)}`);
+    look();
+  });
+  editor.element.addEventListener("pointerenter", look);
+  look();
+}
+
+function regionsWidget(node, name) {
+  let widget = null;
+  const editor = new RegionEditor((text) => {
+    widget.callback?.(text);
+    node.graph?.setDirtyCanvas?.(true, true);
+    app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+  });
+  editor.disabled = () => node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
+  widget = node.addDOMWidget(name, "concepts_regions", editor.element, {
+    getValue: () => editor.model.text,
+    setValue: (text) => editor.model.setText(text),
+    getMinHeight: () => LEAST_HEIGHT,
+    hideOnZoom: false,
+  });
+  shareWithCanvas(editor.element);
+  editors.set(node, editor);
+  return { widget, minWidth: LEAST_WIDTH, minHeight: LEAST_HEIGHT };
+}
+
+app.registerExtension({
+  name: "concepts.regions",
+  getCustomWidgets() {
+    loadStyle();
+    return { [WIDGET]: regionsWidget };
+  },
+  nodeCreated(node) {
+    // now it has its other widgets, and nobody has copied their callbacks yet
+    if (editors.has(node)) watchGraph(node, editors.get(node));
+  },
+});

@@ -1,0 +1,27 @@
+// What a region is called and which colour it has: by its concept if one is connected, else by its place.
+// nodes/region.py has the same colours for the preview it makes.
+
+export const COLOURS = [
+  "#4c9fe6", "#f2a33a", "#3fc08a", "#e06aa5", "#d9d14a", "#9a7fe0", "#e8694a", "#58c6d6",
+];
+
+/** The index a region's colour comes from: its concept's, or its own place among the regions. */
+export function colourIndex(region, place, concepts) {
+  const concept = concepts.indexOf(region.label);
+  return concept >= 0 ? concept : concepts.length + place;
+}
+
+/** The colour of a region, as CSS writes it. */
+export function colourOf(region, place, concepts) {
+  return COLOURS[colourIndex(region, place, concepts) % COLOURS.length];
+}
+
+/** A label for the next region: the first connected concept that has no region yet, else "region N". */
+export function nextLabel(document, concepts) {
+  const taken = new Set(document.regions.map(({ label }) => label));
+  const free = concepts.find((name) => !taken.has(name));
+  if (free !== undefined) return free;
+  let number = document.regions.length + 1;
+  while (taken.has(`region ${number}`)) number++;
+  return `region ${number}`;
+}

@@ -1,0 +1,43 @@
+// What the editor learns from the graph around its node. Reads only; a graph it does not understand tells it nothing.
+
+const FARTHEST = 64; // links followed in a chain of concepts
+
+const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
+
+/** The node at the other end of an input's link, or null. */
+export function sourceOf(node, input) {
+  const slot = node.inputs?.findIndex(({ name }) => name === input) ?? -1;
+  if (slot < 0 || node.inputs[slot].link == null) return null;
+  return node.getInputNode?.(slot) ?? null;
+}
+
+/** The names in a chain of concept nodes, first to last. Each node's chain goes on through its own `concepts` input. */
+export function conceptNames(node) {
+  const names = [];
+  let link = sourceOf(node, "concepts");
+  while (link && names.length < FARTHEST) {
+    const name = widgetOf(link, "name")?.value || widgetOf(link, "phrase")?.value || link.title;
+    if (typeof name === "string") names.unshift(name);
+    link = sourceOf(link, "concepts");
+  }
+  return names;
+}
+
+/** The canvas's size from the widgets, where those count; else what the last run said. */
+export function canvasSize(node, told) {
+  const side = (name) => {
+    const linked = node.inputs?.some((input) => input.name === name && input.link != null);
+    const value = Number(linked ? told?.[name] : widgetOf(node, name)?.value);
+    return Number.isFinite(value) && value > 0 ? value : 1;
+  };
+  const size = { width: side("width"), height: side("height") };
+  return size.width === 1 || size.height === 1 ? { width: 1, height: 1 } : size;
+}
+
+/** The address of the background: of the last run if it still is connected, else what the node there shows. */
+export function backgroundAddress(node, told) {
+  const source = sourceOf(node, "background");
+  if (!source) return "";
+  const shown = source.imgs?.[0]?.src;
+  return told || (typeof shown === "string" ? shown : "");
+}
