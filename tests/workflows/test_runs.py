@@ -39,10 +39,13 @@ def test_every_graph_runs_and_its_pictures_hold_the_workflow(server, path):
     assert pictures
     for picture in pictures:
         image = Image.open(io.BytesIO(picture.data))
-        assert image.size == (128, 128)
+        assert min(image.size) >= 128
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 100  # a picture, not a blank
+        if image.format == "WEBP":  # a film
+            assert image.n_frames > 20
+            continue
         assert json.loads(image.info["prompt"]) == json.loads(path.read_text())
         assert json.loads(image.info["workflow"]) == template
-        assert len(image.convert("RGB").getcolors(1 << 16)) > 100  # a picture, not a blank
 
 
 def test_a_wide_canvas_runs_with_views_that_take_it(server):
