@@ -63,15 +63,12 @@ def _in_order(newest: NamedTuple, before: Callable) -> list:
 
 
 def sentences(erased: Erased) -> list[tuple[str, str]]:
-    """The pairs (sentence with the concept, the same with its anchor).
+    """The pairs (sentence with the concept, the same with its anchor); an empty anchor leaves the concept out."""
+    return [(t.format(erased.concept), _without(t, erased.anchor)) for t in erased.templates]
 
-    An empty anchor deletes the concept: what is left over of a sentence is a sentence that says nothing, and its words
-    would be taught to the model as the anchor; the empty prompt is used instead.
-    """
-    return [
-        (template.format(erased.concept), template.format(erased.anchor) if erased.anchor else "")
-        for template in erased.templates
-    ]
+
+def _without(template: str, anchor: str) -> str:
+    return " ".join(template.format(anchor).split()).strip(" ,")
 
 
 def check(erased: Erased) -> None:
