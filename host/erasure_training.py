@@ -140,7 +140,8 @@ class _Session:
     @contextlib.contextmanager
     def _region(self) -> Iterator[None]:
         models = [self.base] if self.clip is None else [self.base, self.clip.cond_stage_model]
-        with switched(self.base, "current_patcher", self.model), differentiable(*models):
+        patcher = switched(self.base, "current_patcher", self.model)
+        with patcher, differentiable(*models, in_place=self.clip is not None):
             yield
 
     def _predict(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from ..train import Terms
-from .ground import Ground, Settings, kept_rows, mean_square, with_kept
+from .ground import Ground, Keeper, Settings, answers, mean_square
 
 
 def negative_guidance(concept: torch.Tensor, anchor: torch.Tensor, eta: float) -> torch.Tensor:
@@ -24,14 +24,13 @@ def esd(ground: Ground, settings: Settings) -> Callable[[torch.Generator], Terms
     """States are the concept's own trajectories; the anchor's row stands where the paper has ∅ (for '' it is the paper's,
     with the words around the concept left in). A preserve term is ours: the paper has none."""
     assert ground.bank is not None
-    bank = ground.bank
+    bank, keeper = ground.bank, Keeper(ground, settings.kept_batch)
+    said = answers(ground, bank, lambda states: [p.at(states.prompt) for p in (ground.concept, ground.anchor)])
+    target = negative_guidance(said[0], said[1], settings.eta)
 
     def terms(generator: torch.Generator) -> Terms:
         states = bank.draw(settings.batch, generator, ground.device)
-        concept, anchor = ground.concept.at(states.prompt), ground.anchor.at(states.prompt)
-        target = negative_guidance(*ground.teacher(states, [concept, anchor]), settings.eta)
-        kept = kept_rows(ground, states, settings.kept_batch, generator)
-        said, drift = with_kept(ground, states, concept, kept)
-        return Terms(mean_square(said, target), drift)
+        student, drift = keeper.student(states, ground.concept.at(states.prompt), generator)
+        return Terms(mean_square(student, target[states.place].to(student)), drift)
 
     return terms

@@ -37,14 +37,16 @@ def stacked(prompts: Sequence[Prompt]) -> Prompt:
 
 
 class States(NamedTuple):
-    """Noisy latents ``x`` (rows, channels, h, w) at noise levels ``sigma`` (rows,), and the prompt each was drawn for."""
+    """Noisy latents ``x`` (rows, channels, h, w) at noise levels ``sigma`` (rows,), the prompt each was drawn for, and where
+    they stand in their bank (trajectory and step)."""
 
     x: torch.Tensor
     sigma: torch.Tensor
     prompt: torch.Tensor
+    place: tuple[torch.Tensor, torch.Tensor]
 
     def part(self, rows: slice) -> States:
-        return States(self.x[rows], self.sigma[rows], self.prompt[rows])
+        return States(self.x[rows], self.sigma[rows], self.prompt[rows], (self.place[0][rows], self.place[1][rows]))
 
 
 class Bank(NamedTuple):
@@ -57,12 +59,16 @@ class Bank(NamedTuple):
     sigma: torch.Tensor
     prompt: torch.Tensor
 
+    def at(self, which: torch.Tensor, step: torch.Tensor, device: torch.device) -> States:
+        """The states at these places."""
+        picked = self.x[which, step].to(device, torch.float32), self.sigma[step].to(device, torch.float32)
+        return States(*picked, self.prompt[which].to(device), (which, step))
+
     def draw(self, count: int, generator: torch.Generator, device: torch.device) -> States:
         """So many states at random, any trajectory, any step."""
         which = torch.randint(len(self.x), (count,), generator=generator)
         step = torch.randint(len(self.sigma), (count,), generator=generator)
-        picked = self.x[which, step].to(device, torch.float32), self.sigma[step].to(device, torch.float32)
-        return States(*picked, self.prompt[which].to(device))
+        return self.at(which, step, device)
 
 
 class Predict(Protocol):
@@ -117,33 +123,51 @@ class Ground:
         return self.predict(states.x, states.sigma, prompts, adapted=True)
 
 
-class Kept(NamedTuple):
-    """Rows that must not move: where, with which prompt, and what the teacher says there."""
+def answers(
+    ground: Ground, bank: Bank, prompts_at: Callable[[States], Sequence[Prompt]], rows: int = 16
+) -> torch.Tensor:
+    """What the teacher says at every state of the bank, once and for all, (prompts, trajectories, steps, channels, h, w).
 
-    states: States
-    prompt: Prompt
-    wanted: torch.Tensor
-
-
-def kept_rows(ground: Ground, near: States, count: int, generator: torch.Generator) -> Kept:
-    """``count`` rows that must not move: one of '' at a state of the concept, the others preserved prompts on their own
-    trajectories."""
-    empty = near.part(slice(0, 1))
-    states, prompt = empty, ground.empty
-    if ground.preserved is not None and ground.kept is not None and count > 1:
-        own = ground.kept.draw(count - 1, generator, ground.device)
-        states = States(*(torch.cat(pair) for pair in zip(empty, own, strict=True)))
-        prompt = stacked([ground.empty, ground.preserved.at(own.prompt)])
-    return Kept(states, prompt, ground.teacher(states, [prompt])[0])
+    A state is visited several times by a training, so this is cheaper than asking in every iteration.
+    """
+    steps = len(bank.sigma)
+    places = torch.arange(len(bank.x) * steps)
+    parts = []
+    for some in places.split(rows):
+        states = bank.at(some // steps, some % steps, ground.device)
+        parts.append(ground.teacher(states, prompts_at(states)).cpu())
+    return torch.cat(parts, 1).unflatten(1, (len(bank.x), steps))
 
 
-def with_kept(
-    ground: Ground, states: States, prompt: Prompt, kept: Kept
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The student's answers at ``states``, and its mean square drift on the kept rows, from one model call."""
-    every = States(*(torch.cat(pair) for pair in zip(states, kept.states, strict=True)))
-    said = ground.student(every, [stacked([prompt, kept.prompt])])[0]
-    return said[: len(states.x)], mean_square(said[len(states.x) :], kept.wanted)
+class Keeper:
+    """What must not move: '' along the concept's trajectories, and preserved prompts along their own."""
+
+    def __init__(self, ground: Ground, count: int) -> None:
+        assert ground.bank is not None
+        self.ground, self.count = ground, count
+        self.empty = answers(ground, ground.bank, lambda states: [ground.empty])[0]
+        self.own = None
+        if ground.kept is not None and ground.preserved is not None:
+            preserved = ground.preserved
+            self.own = answers(ground, ground.kept, lambda states: [preserved.at(states.prompt)])[0]
+
+    def student(
+        self, states: States, prompt: Prompt, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The student's answers to ``prompt`` (a row each) at ``states``, and its mean square drift on ``count`` rows that must
+        not move, from one model call: the first of them is '', the others preserved prompts."""
+        ground, rows = self.ground, len(states.x)
+        empty = states.part(slice(0, 1))
+        every = [states, empty]
+        prompts, wanted = [prompt, ground.empty], [self.empty[empty.place]]
+        if self.own is not None and ground.kept is not None and ground.preserved is not None:
+            own = ground.kept.draw(self.count - 1, generator, ground.device)
+            every.append(own)
+            prompts.append(ground.preserved.at(own.prompt))
+            wanted.append(self.own[own.place])
+        x, sigma = torch.cat([s.x for s in every]), torch.cat([s.sigma for s in every])
+        said = ground.predict(x, sigma, [stacked(prompts)], adapted=True)[0]
+        return said[:rows], mean_square(said[rows:], torch.cat(wanted).to(said))
 
 
 def mean_square(said: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
