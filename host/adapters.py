@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from ..methods.erase.train import Factor, Factors
+from ..methods.erase.lowrank import LowRank
+from ..methods.erase.train import Factors
 from .attention import unet_of
 
 PLACES = {
@@ -68,8 +69,8 @@ def attached(layers: Mapping[str, torch.nn.Module], factors: Factors) -> Iterato
         yield
 
 
-def _branch(factor: Factor) -> Callable[..., torch.Tensor]:
-    down, up = factor
+def _branch(factor: LowRank) -> Callable[..., torch.Tensor]:
+    up, down = factor
 
     def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         change = linear(linear(inputs[0].to(down.dtype), down), up)

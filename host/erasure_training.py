@@ -13,7 +13,7 @@ import comfy.utils
 import torch
 
 from ..methods.erase.train import Factors, Outcome, Schedule, copied, joined, new_factors, train
-from ..methods.erase.trained.ground import Bank, Ground, Method, Prompt, Settings
+from ..methods.erase.trained.ground import Bank, Encoded, Ground, Method, Settings
 from . import predictions
 from .adapters import Layers, attached, shapes_of, unet_layers
 from .gradients import check_differentiable, differentiable, differentiable_options, switched
@@ -76,9 +76,9 @@ def train_unet(model: Any, clip: Any, plan: Plan, images: torch.Tensor | None = 
     """
     check_differentiable(model.model)
     layers = unet_layers(model.model, plan.place)
-    words = [predictions.prompts_of(clip, texts) for texts in (plan.concept, plan.anchor, ("",))]
+    concept, anchor, empty = (predictions.prompts_of(clip, t) for t in (plan.concept, plan.anchor, ("",)))
     kept = predictions.prompts_of(clip, plan.kept) if plan.kept else None
-    return _Session(model, layers, plan).run(*words, kept, images)
+    return _Session(model, layers, plan).run(concept, anchor, empty, kept, images)
 
 
 def train_text_encoder(model: Any, clip: Any, plan: Plan, images: torch.Tensor) -> Trained:
@@ -89,8 +89,8 @@ def train_text_encoder(model: Any, clip: Any, plan: Plan, images: torch.Tensor) 
     """
     check_differentiable(model.model)
     layers = text_layers(clip)
-    words = [predictions.prompts_of(clip, texts) for texts in (plan.concept, plan.anchor, ("",))]
-    return _Session(model, layers, plan, clip).run(*words, None, images)
+    concept, anchor, empty = (predictions.prompts_of(clip, t) for t in (plan.concept, plan.anchor, ("",)))
+    return _Session(model, layers, plan, clip).run(concept, anchor, empty, None, images)
 
 
 class _Session:
@@ -108,7 +108,7 @@ class _Session:
         self.previews: list[torch.Tensor] = []
 
     def run(
-        self, concept: Prompt, anchor: Prompt, empty: Prompt, kept: Prompt | None, images: torch.Tensor | None
+        self, concept: Encoded, anchor: Encoded, empty: Encoded, kept: Encoded | None, images: torch.Tensor | None
     ) -> Trained:
         plan = self.plan
         ground = self._ground(concept, anchor, empty, kept, images)
@@ -122,7 +122,7 @@ class _Session:
         return Trained(outcome, torch.stack(self.previews) if self.previews else None)
 
     def _ground(
-        self, concept: Prompt, anchor: Prompt, empty: Prompt, kept: Prompt | None, images: torch.Tensor | None
+        self, concept: Encoded, anchor: Encoded, empty: Encoded, kept: Encoded | None, images: torch.Tensor | None
     ) -> Ground:
         plan, sampling = self.plan, self.base.model_sampling
         bank = self._bank(concept, empty, plan.trajectories) if plan.trajectories else None
@@ -145,25 +145,25 @@ class _Session:
             yield
 
     def _predict(
-        self, x: torch.Tensor, sigma: torch.Tensor, prompts: Sequence[Prompt], *, adapted: bool
+        self, x: torch.Tensor, sigma: torch.Tensor, prompts: Sequence[Encoded], *, adapted: bool
     ) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         options = differentiable_options(self.model.model_options)
         with self._adapters(adapted and self.clip is None):
             return predictions.outputs(self.base, prompts, x, sigma, options)
 
-    def _encode(self, texts: Sequence[str], *, adapted: bool) -> Prompt:
+    def _encode(self, texts: Sequence[str], *, adapted: bool) -> Encoded:
         with self._adapters(adapted):
             return encoded(self.clip, texts)
 
     def _adapters(self, on: bool) -> contextlib.AbstractContextManager:
         return attached(self.layers, self.factors) if on else contextlib.nullcontext()
 
-    def _moved(self, prompt: Prompt) -> Prompt:
+    def _moved(self, prompt: Encoded) -> Encoded:
         pooled = None if prompt.pooled is None else prompt.pooled.to(self.device, torch.float32)
-        return Prompt(prompt.context.to(self.device, torch.float32), pooled)
+        return Encoded(prompt.context.to(self.device, torch.float32), pooled)
 
-    def _bank(self, prompts: Prompt, empty: Prompt, count: int) -> Bank:
+    def _bank(self, prompts: Encoded, empty: Encoded, count: int) -> Bank:
         which = [i % len(prompts.context) for i in range(count)]
         plan, share = self.plan, 1 / 8  # a step of a trajectory costs less than an iteration
         return draw_bank(
@@ -173,11 +173,9 @@ class _Session:
 
     def _progress(self, share: float, picture: torch.Tensor | None = None) -> None:
         self.done += share
-        self.bar.update_absolute(
-            int(self.done), self.bar.total, None if picture is None else preview_message(picture)
-        )
+        self.bar.update_absolute(int(self.done), self.bar.total, None if picture is None else preview_message(picture))
 
-    def _watch(self, iteration: int, concept: Prompt, empty: Prompt) -> None:
+    def _watch(self, iteration: int, concept: Encoded, empty: Encoded) -> None:
         picture = None
         if self.plan.preview_every and iteration % self.plan.preview_every == 0:
             picture = self._painted(concept, empty)
@@ -186,7 +184,7 @@ class _Session:
         self._progress(1, picture)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    def _painted(self, concept: Prompt, empty: Prompt) -> torch.Tensor | None:
+    def _painted(self, concept: Encoded, empty: Encoded) -> torch.Tensor | None:
         """The concept's first prompt as the model with its adapter draws it now, from the same noise every time."""
         with torch.no_grad(), self._adapters(True):
             prompt = concept.at(slice(0, 1))

@@ -10,16 +10,16 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
-from ..methods.erase.trained.ground import Prompt, stacked
+from ..methods.erase.trained.ground import Encoded, stacked
 from .gradients import plain_patcher
 
 
-def conditioning(prompt: Prompt) -> list:
+def conditioning(prompt: Encoded) -> list:
     """The prompt as the host's CONDITIONING."""
     return [[prompt.context, {} if prompt.pooled is None else {"pooled_output": prompt.pooled}]]
 
 
-def prompts_of(clip: Any, texts: Sequence[str]) -> Prompt:
+def prompts_of(clip: Any, texts: Sequence[str]) -> Encoded:
     """Texts encoded by the host, one a row, as ordinary tensors.
 
     Raises:
@@ -31,7 +31,7 @@ def prompts_of(clip: Any, texts: Sequence[str]) -> Prompt:
             raise ValueError(f"The prompt '{text}' is longer than one section of the text encoder; shorten it.")
     with torch.inference_mode(False):
         rows = [(entry[0][0].clone(), entry[0][1].get("pooled_output")) for entry in encoded]
-        return stacked([Prompt(c, None if pooled is None else pooled.clone()) for c, pooled in rows])
+        return stacked([Encoded(c, None if pooled is None else pooled.clone()) for c, pooled in rows])
 
 
 def loaded(*patchers: Any) -> list[Any]:
@@ -52,7 +52,7 @@ def loaded(*patchers: Any) -> list[Any]:
 
 
 def outputs(
-    model: Any, prompts: Sequence[Prompt], x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
+    model: Any, prompts: Sequence[Encoded], x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
 ) -> torch.Tensor:
     """The model's own output (noise, velocity, …) for each prompt at each row, (prompts, rows, channels, h, w).
 

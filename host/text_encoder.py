@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comfy.sd1_clip import SDClipModel
 
-from ..methods.erase.trained.ground import Prompt, stacked
+from ..methods.erase.trained.ground import Encoded, stacked
 from .adapters import Layers
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -55,7 +55,7 @@ def _tapped(clip: Any, encoder: Any, count: int) -> int:
     return index % count
 
 
-def encoded(clip: Any, texts: Sequence[str]) -> Prompt:
+def encoded(clip: Any, texts: Sequence[str]) -> Encoded:
     """The texts as the host encodes them, one a row, on the graph inside a differentiable region."""
     model = clip.cond_stage_model
     model.reset_clip_options()
@@ -64,7 +64,7 @@ def encoded(clip: Any, texts: Sequence[str]) -> Prompt:
     rows = []
     for text in texts:
         context, pooled, *_ = model.encode_token_weights(clip.tokenize(text))
-        rows.append(Prompt(context, pooled))
+        rows.append(Encoded(context, pooled))
     return stacked(rows)
 
 

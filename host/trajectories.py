@@ -9,7 +9,7 @@ import comfy.sample
 import comfy.samplers
 import torch
 
-from ..methods.erase.trained.ground import Bank, Prompt
+from ..methods.erase.trained.ground import Bank, Encoded
 from .predictions import conditioning
 
 SAMPLER, SCHEDULER = "euler", "normal"
@@ -25,7 +25,7 @@ def noise_for(model: Any, seeds: list[int], height: int, width: int) -> torch.Te
 
 
 def paint(
-    model: Any, prompt: Prompt, empty: Prompt, noise: torch.Tensor, steps: int, cfg: float,
+    model: Any, prompt: Encoded, empty: Encoded, noise: torch.Tensor, steps: int, cfg: float,
     callback: Callable[..., None] | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Clean latents for the prompts, one a row, by the host's sampler."""
@@ -36,7 +36,7 @@ def paint(
 
 
 def draw_bank(
-    model: Any, prompts: Prompt, empty: Prompt, which: list[int], seed: int, size: tuple[int, int], steps: int, cfg: float,
+    model: Any, prompts: Encoded, empty: Encoded, which: list[int], seed: int, size: tuple[int, int], steps: int, cfg: float,
     step_done: Callable[[int], None] = lambda rows: None,
 ) -> Bank:  # fmt: skip
     """Samples one trajectory for every entry of ``which`` (a row of ``prompts``) and keeps the state before every step.

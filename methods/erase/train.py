@@ -11,17 +11,12 @@ from typing import NamedTuple
 
 import torch
 
+from .lowrank import LowRank, total
+
 SMOOTHING = 0.95  # of the losses that decide about an early end
 
 
-class Factor(NamedTuple):
-    """A low-rank change of one linear layer: its weight grows by up @ down. ``down`` (rank, in), ``up`` (out, rank)."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-
-
-Factors = dict[str, Factor]
+Factors = dict[str, LowRank]
 """The key of a weight in its model to what is added to it."""
 
 
@@ -85,23 +80,20 @@ def new_factors(
     for key, (rows, columns) in sorted(shapes.items()):
         r = min(rank, rows, columns)
         down = (torch.rand(r, columns, generator=generator) * 2 - 1) * columns**-0.5
-        made[key] = Factor(down.to(device), torch.zeros(rows, r, device=device))
+        made[key] = LowRank(torch.zeros(rows, r, device=device), down.to(device))
     return made
 
 
 def copied(factors: Factors, device: torch.device | str | None = None) -> Factors:
     """A detached copy, ordinary tensors, on another device if one is named."""
-    return {key: Factor(*(t.detach().clone().to(device or t.device) for t in f)) for key, f in factors.items()}
+    return {key: LowRank(*(t.detach().clone().to(device or t.device) for t in f)) for key, f in factors.items()}
 
 
 def joined(first: Factors, second: Factors) -> Factors:
     """Both changes one after the other as one: ranks add up, nothing is averaged (a resumed training trains both)."""
     made = dict(first)
     for key, factor in second.items():
-        before = first.get(key)
-        made[key] = factor if before is None else Factor(
-            torch.cat([before.down, factor.down]), torch.cat([before.up, factor.up], 1)
-        )  # fmt: skip
+        made[key] = total(first[key], factor) if key in first else factor
     return made
 
 
@@ -139,7 +131,9 @@ def train(
         except cancelled:
             if not run.outcome.erase:
                 raise
-            return run.ended(f"cancelled after {len(run.outcome.erase)} iterations; the best adapter so far is kept", run.best)
+            return run.ended(
+                f"cancelled after {len(run.outcome.erase)} iterations; the best adapter so far is kept", run.best
+            )
         if reason:
             return run.ended(reason, run.best if reason.startswith("stopped") else factors)
     return run.ended(f"all {schedule.iterations} iterations done", factors)

@@ -13,9 +13,10 @@ from comfyui_concepts.host import gradients, predictions
 from comfyui_concepts.host.adapters import PLACES, attached, shapes_of, unet_layers
 from comfyui_concepts.host.erasure_training import Plan, train_unet
 from comfyui_concepts.host.trajectories import draw_bank
-from comfyui_concepts.methods.erase.train import Factor, Schedule, Terms, new_factors
+from comfyui_concepts.methods.erase.lowrank import LowRank
+from comfyui_concepts.methods.erase.train import Schedule, Terms, new_factors
 from comfyui_concepts.methods.erase.trained.esd import esd
-from comfyui_concepts.methods.erase.trained.ground import Prompt, Settings
+from comfyui_concepts.methods.erase.trained.ground import Encoded, Settings
 
 KINDS = ["EPS", "V_PREDICTION", "FLOW"]
 
@@ -72,7 +73,7 @@ def _inputs(dtype=torch.float32):
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(3, 4, 8, 8, generator=generator, dtype=dtype)
     context = torch.randn(3, 7, 32, generator=generator, dtype=dtype)
-    return x, torch.tensor([0.9, 0.5, 0.2], dtype=dtype), [Prompt(context), Prompt(context[:1])]
+    return x, torch.tensor([0.9, 0.5, 0.2], dtype=dtype), [Encoded(context), Encoded(context[:1])]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,7 +86,7 @@ def test_step_zero_is_the_teacher_bit_for_bit(new_model, kind):
             plain = predictions.outputs(model, prompts, x, sigma, options)
             with attached(layers, new_factors(shapes_of(layers), 4, 0)):
                 assert torch.equal(predictions.outputs(model, prompts, x, sigma, options), plain)
-            changed = {k: Factor(f.down, f.up + 0.1) for k, f in new_factors(shapes_of(layers), 4, 0).items()}
+            changed = {k: LowRank(f.up + 0.1, f.down) for k, f in new_factors(shapes_of(layers), 4, 0).items()}
             with attached(layers, changed):
                 assert not torch.allclose(predictions.outputs(model, prompts, x, sigma, options), plain)
             assert torch.equal(predictions.outputs(model, prompts, x, sigma, options), plain)
@@ -116,26 +117,29 @@ def test_the_gradient_of_a_factor_is_that_of_finite_differences(new_model):
     patcher = _as_loaded_by_the_host(new_model("EPS", torch.float64))
     with _region(patcher) as (model, options):
         layers = unet_layers(model, "cross k/v")
-        factors = {k: Factor(f.down.double(), f.up.double() + 0.05) for k, f in new_factors(shapes_of(layers), 2, 0).items()}
-        x, sigma, prompts = _inputs(torch.float64)
-        sigma = sigma * 20
+        factors = {
+            k: LowRank(f.up.double() + 0.05, f.down.double()) for k, f in new_factors(shapes_of(layers), 2, 0).items()
+        }
+        (x, sigma, prompts), raw = _inputs(torch.float64), []
 
         def loss():
             with attached(layers, factors):
-                return predictions.outputs(model, prompts, x, sigma, options).square().mean()
+                predictions.outputs(model, prompts, x, sigma, options)
+            return raw[-1].square().mean()  # before the host casts it to float32
 
         key = sorted(factors)[3]
-        factors[key] = Factor(factors[key].down, factors[key].up.requires_grad_(True))
-        up = factors[key].up
+        handle = model.diffusion_model.register_forward_hook(lambda module, inputs, output: raw.append(output))
+        up = factors[key].up.requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(), up)
         direction = torch.randn(up.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
         step, found = 1e-4, []
         for sign in (1, -1):
-            factors[key] = Factor(factors[key].down, up.detach() + sign * step * direction)
+            factors[key] = LowRank(up.detach() + sign * step * direction, factors[key].down)
             found.append(float(loss().detach()))
+        handle.remove()
     wanted = (found[0] - found[1]) / (2 * step)
-    assert abs(wanted) > 1e-6
-    assert abs(float((gradient * direction).sum()) - wanted) < 1e-4 * abs(wanted)  # the host casts outputs to float32
+    assert abs(wanted) > 1e-8
+    assert abs(float((gradient * direction).sum()) - wanted) < 1e-5 * abs(wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -253,7 +257,10 @@ def test_what_cannot_be_trained_is_refused(new_model, monkeypatch):
     patcher.model.diffusion_model.out.fast = type("Linear", (torch.nn.Module,), {"__qualname__": "fp8_ops.Linear"})()
     with pytest.raises(ValueError, match="quantised"):
         train_unet(patcher, TinyClip(), _plan())
-    with pytest.raises(ValueError, match="'nowhere'"), attached({}, {"nowhere": Factor(torch.ones(1, 2), torch.ones(2, 1))}):
+    with (
+        pytest.raises(ValueError, match="'nowhere'"),
+        attached({}, {"nowhere": LowRank(torch.ones(2, 1), torch.ones(1, 2))}),
+    ):
         pass
 
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.train import (
-    Factor,
     Schedule,
     Terms,
     joined,
@@ -156,7 +156,7 @@ def test_surgery_steps_along_the_corrected_gradient():
 
 def test_joined_edits_add_up():
     first, second = new_factors(SHAPES, 2, 1), new_factors({"a": (6, 4), "c": (2, 2)}, 3, 2)
-    first, second = ({k: Factor(f.down, torch.randn_like(f.up)) for k, f in e.items()} for e in (first, second))
+    first, second = ({k: LowRank(torch.randn_like(f.up), f.down) for k, f in e.items()} for e in (first, second))
     both = joined(first, second)
     assert set(both) == {"a", "b", "c"}
     assert both["a"].down.shape == (5, 4)
@@ -165,7 +165,9 @@ def test_joined_edits_add_up():
 
 
 def test_both_conventions_of_eta_agree():
-    concept, anchor = (torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    concept, anchor = (
+        torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (1, 2)
+    )
     for eta in (0.0, 1.0, 2.5):
         authors = concept - (eta + 1) * (concept - anchor)  # the script's η' = η + 1
         assert torch.allclose(negative_guidance(concept, anchor, eta), authors, atol=1e-12)

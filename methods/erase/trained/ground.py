@@ -11,29 +11,29 @@ import torch
 from ..train import Terms
 
 
-class Prompt(NamedTuple):
+class Encoded(NamedTuple):
     """Encoded prompts, one a row: ``context`` (rows, tokens, width), ``pooled`` (rows, p) where the model reads it."""
 
     context: torch.Tensor
     pooled: torch.Tensor | None = None
 
-    def at(self, rows: torch.Tensor | slice) -> Prompt:
+    def at(self, rows: torch.Tensor | slice) -> Encoded:
         """The prompts of these rows."""
-        return Prompt(self.context[rows], None if self.pooled is None else self.pooled[rows])
+        return Encoded(self.context[rows], None if self.pooled is None else self.pooled[rows])
 
-    def repeated(self, count: int) -> Prompt:
+    def repeated(self, count: int) -> Encoded:
         """A single prompt on ``count`` rows."""
         return self.at(torch.zeros(count, dtype=torch.long))
 
-    def followed_by(self, tokens: torch.Tensor) -> Prompt:
+    def followed_by(self, tokens: torch.Tensor) -> Encoded:
         """With further context tokens (rows, k, width) at the end."""
-        return Prompt(torch.cat([self.context, tokens.to(self.context)], 1), self.pooled)
+        return Encoded(torch.cat([self.context, tokens.to(self.context)], 1), self.pooled)
 
 
-def stacked(prompts: Sequence[Prompt]) -> Prompt:
+def stacked(prompts: Sequence[Encoded]) -> Encoded:
     """All rows of these prompts, one after the other; of equal token length."""
     pooled = [p.pooled for p in prompts if p.pooled is not None]
-    return Prompt(torch.cat([p.context for p in prompts]), torch.cat(pooled) if len(pooled) == len(prompts) else None)
+    return Encoded(torch.cat([p.context for p in prompts]), torch.cat(pooled) if len(pooled) == len(prompts) else None)
 
 
 class States(NamedTuple):
@@ -73,7 +73,7 @@ class Bank(NamedTuple):
 
 class Predict(Protocol):
     def __call__(
-        self, x: torch.Tensor, sigma: torch.Tensor, prompts: Sequence[Prompt], *, adapted: bool
+        self, x: torch.Tensor, sigma: torch.Tensor, prompts: Sequence[Encoded], *, adapted: bool
     ) -> torch.Tensor:
         """The model's own output (noise, velocity, …) for each prompt at each row: (prompts, rows, channels, h, w).
 
@@ -82,7 +82,7 @@ class Predict(Protocol):
 
 
 class Encode(Protocol):
-    def __call__(self, texts: Sequence[str], *, adapted: bool) -> Prompt:
+    def __call__(self, texts: Sequence[str], *, adapted: bool) -> Encoded:
         """The texts as prompts, one a row; with ``adapted`` by the encoder with its adapter and on the graph."""
 
 
@@ -97,11 +97,11 @@ class Ground:
     """
 
     predict: Predict
-    concept: Prompt
-    anchor: Prompt
-    empty: Prompt
+    concept: Encoded
+    anchor: Encoded
+    empty: Encoded
     bank: Bank | None
-    preserved: Prompt | None = None
+    preserved: Encoded | None = None
     kept: Bank | None = None
     encode: Encode | None = None
     texts: tuple[str, ...] = ()
@@ -113,18 +113,18 @@ class Ground:
     clean_of: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def teacher(self, states: States, prompts: Sequence[Prompt]) -> torch.Tensor:
+    def teacher(self, states: States, prompts: Sequence[Encoded]) -> torch.Tensor:
         """What the model as loaded says, off the graph."""
         with torch.no_grad():
             return self.predict(states.x, states.sigma, prompts, adapted=False)
 
-    def student(self, states: States, prompts: Sequence[Prompt]) -> torch.Tensor:
+    def student(self, states: States, prompts: Sequence[Encoded]) -> torch.Tensor:
         """What the model with the adapter says, on the graph."""
         return self.predict(states.x, states.sigma, prompts, adapted=True)
 
 
 def answers(
-    ground: Ground, bank: Bank, prompts_at: Callable[[States], Sequence[Prompt]], rows: int = 16
+    ground: Ground, bank: Bank, prompts_at: Callable[[States], Sequence[Encoded]], rows: int = 16
 ) -> torch.Tensor:
     """What the teacher says at every state of the bank, once and for all, (prompts, trajectories, steps, channels, h, w).
 
@@ -151,9 +151,7 @@ class Keeper:
             preserved = ground.preserved
             self.own = answers(ground, ground.kept, lambda states: [preserved.at(states.prompt)])[0]
 
-    def student(
-        self, states: States, prompt: Prompt, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def student(self, states: States, prompt: Encoded, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """The student's answers to ``prompt`` (a row each) at ``states``, and its mean square drift on ``count`` rows that must
         not move, from one model call: the first of them is '', the others preserved prompts."""
         ground, rows = self.ground, len(states.x)
