@@ -1,0 +1,1 @@
+"""Erasure by training: one file a method, one signature, one registry."""
