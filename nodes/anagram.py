@@ -22,7 +22,8 @@ from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, MULTI_TASK_FUL
 from ..methods.anagram.overlap import AntiSegregation, segregation, step
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.rectify import GAINS
-from ..methods.anagram.views import COMPONENTS, VIEWS, Settings, View, view_named
+from ..methods.anagram.schedule import EXAMPLE, schedule_from
+from ..methods.anagram.views import COMPONENTS, RESAMPLED, VIEWS, Settings, View, view_named
 from ..methods.anagram.views.from_image import from_image
 
 CATEGORY = "concepts/anagram"
@@ -59,8 +60,8 @@ class AnagramView(NamedTuple):
         return views[::-1]
 
 
-def _at_cells(name: str, parts: int, seed: int, cell: int) -> View:
-    return view_named(name, Settings(parts, seed, cell))
+def _at_cells(name: str, parts: int, seed: int, angle: float, cell: int) -> View:
+    return view_named(name, Settings(parts, seed, cell, angle))
 
 
 Views = io.Custom("CONCEPTS_VIEW")
@@ -82,9 +83,10 @@ class ConceptsAnagramView(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("positive", tooltip="What the picture shows in this view."),
                 io.Combo.Input(
-                    "view", options=[*VIEWS, *COMPONENTS], default="identity",
+                    "view", options=[*VIEWS, *COMPONENTS, *RESAMPLED], default="identity",
                     tooltip="How the picture is turned before this prompt describes it. 'identity' leaves it as it is, "
-                    "'flip' mirrors it upside down, 'rotate_180' turns it round, 'jigsaw' and 'patch_permute' cut it up. "
+                    "'flip' mirrors it upside down, 'rotate_180' turns it round, 'jigsaw' and 'patch_permute' cut it up; "
+                    "'disc' turns the middle by any angle, with Anagram Pixel Guider. "
                     "Start with identity and rotate_180.",
                 ),
                 io.Float.Input(
@@ -112,15 +114,20 @@ class ConceptsAnagramView(io.ComfyNode):
                     tooltip="How strictly this view's prompt is followed; 0 takes the guider's cfg. Raise it for the reading "
                     "that is hard to see. Start with 0.",
                 ),
+                io.Float.Input(
+                    "angle", default=135.0, min=-360.0, max=360.0, step=1.0, round=0.01, optional=True,
+                    tooltip="By how many degrees clockwise 'disc' turns the middle of the picture; other views ignore it. "
+                    "Start with 135.",
+                ),
             ],
             outputs=[Views.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, positive, view, weight, parts=0, arrangement=0, views=None, negative=None, cfg=0.0
+        cls, positive, view, weight, parts=0, arrangement=0, views=None, negative=None, cfg=0.0, angle=135.0
     ) -> io.NodeOutput:
-        at_cells = partial(_at_cells, view, parts, arrangement)
+        at_cells = partial(_at_cells, view, parts, arrangement, angle)
         at_cells(1)  # an unknown view is refused here, not in the middle of the sampling
         return io.NodeOutput(AnagramView(at_cells, positive, negative, weight, views, cfg))
 
@@ -188,7 +195,7 @@ class ConceptsAnagramReference(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, component, views=None) -> io.NodeOutput:
-        at_cells = partial(_at_cells, component, 0, 0)
+        at_cells = partial(_at_cells, component, 0, 0, 0.0)
         return io.NodeOutput(AnagramView(at_cells, None, None, 1.0, views, known=latent["samples"]))
 
 
@@ -330,12 +337,37 @@ class ConceptsAnagramModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, views, negative, options=None) -> io.NodeOutput:
-        if pull_of(options) is not None:
-            raise ValueError(
-                "Anti-segregation edits the latent while it is sampled, which the KSampler gives no way to; use Anagram Guider "
-                "with SamplerCustomAdvanced, or the preset 'multi-task (fast, no gradient)'."
-            )
-        return io.NodeOutput(*with_views(model, *combination(views, negative, options)))
+        prompts, combine = combination(views, negative, options)
+        return io.NodeOutput(*with_views(model, prompts, combine, pull_of(options)))
+
+
+class ConceptsAnagramSchedule(io.ComfyNode):
+    """Weights that change in the course of the sampling."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramSchedule",
+            display_name="Anagram Weight Schedule",
+            category=CATEGORY,
+            description="Lets the views count differently early and late: the first steps settle what is where, the last ones "
+            "only sharpen. Costs nothing.",
+            search_aliases=["visual anagram", "balance", "prioritise", "ramp"],
+            inputs=[
+                io.String.Input(
+                    "schedule", multiline=True, default=EXAMPLE,
+                    tooltip="A line for each moment: where in the sampling (0 to 1), a colon, and the weight of every view in "
+                    "order. Between the lines weights go straight from one to the next; two lines of one moment jump. Start "
+                    "with '0: 1, 1', '0.8: 1, 1', '0.8: 1, 0': the last fifth is the first view's.",
+                ),
+                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+            ],
+            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, schedule, options=None) -> io.NodeOutput:
+        return io.NodeOutput(replace(options or AVERAGING, schedule=schedule_from(schedule)))
 
 
 class ConceptsAnagramAntiSegregation(io.ComfyNode):
@@ -513,6 +545,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptsAnagramModel,
     ConceptsAnagramOptions,
     ConceptsAnagramAntiSegregation,
+    ConceptsAnagramSchedule,
     ConceptsTimeTravelSampler,
     ConceptsEncodePhrase,
 )

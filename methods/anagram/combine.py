@@ -11,6 +11,7 @@ from . import rectify
 from .balance import BALANCES, by_score
 from .overlap import AntiSegregation
 from .prediction import Predictions, Weights
+from .schedule import Stop, by_schedule
 from .views.base import Transform, View
 
 
@@ -25,6 +26,7 @@ class Combination:
         start, end: the window of the rectification in sampling percent, 0 to 1. Outside of about 0.05 to 0.92 the
             estimate is unsure (at the end) or blown up by σ/(1 − σ) (at the start of flow models).
         score: takes the place of ``balance`` where it is given: how well each view of denoised latents reads.
+        schedule: takes the place of ``balance`` where it has stops: each view's weight in the course of the sampling.
         together: the gradient step against segregation, off unless it has a strength.
     """
 
@@ -34,6 +36,7 @@ class Combination:
     start: float = 0.05
     end: float = 0.92
     score: Callable[[torch.Tensor], torch.Tensor] | None = None
+    schedule: tuple[Stop, ...] = ()
     together: AntiSegregation = field(default_factory=AntiSegregation)
 
 
@@ -120,7 +123,9 @@ def combiner(
 
 
 def _weigh(settings: Combination, weights: Sequence[float]) -> Weights:
-    return BALANCES[settings.balance](weights) if settings.score is None else by_score(weights, settings.score)
+    if settings.score is not None:
+        return by_score(weights, settings.score)
+    return by_schedule(weights, settings.schedule) if settings.schedule else BALANCES[settings.balance](weights)
 
 
 def _summing(views: Sequence[View]) -> Combine:
