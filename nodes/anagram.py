@@ -28,6 +28,7 @@ from ..methods.anagram.views import COMPONENTS, RESAMPLED, VIEWS, Settings, View
 from ..methods.anagram.views.from_image import from_image
 
 CATEGORY = "concepts/anagram"
+PREVIEWS = ("every view", "as the host")
 
 
 class AnagramView(NamedTuple):
@@ -224,14 +225,21 @@ class ConceptsAnagramGuider(io.ComfyNode):
                     "options", optional=True,
                     tooltip="How the views are combined, from Anagram Options; empty is the plain mean.",
                 ),
+                io.Combo.Input(
+                    "preview", options=list(PREVIEWS), default=PREVIEWS[0], optional=True,
+                    tooltip="What the sampler shows while it works: 'every view' upright, side by side, or 'as the host' for "
+                    "the picture as it is, if previews are switched on there. Start with every view.",
+                ),
             ],
             outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, views, negative, cfg, options=None) -> io.NodeOutput:
+    def execute(cls, model, views, negative, cfg, options=None, preview=PREVIEWS[0]) -> io.NodeOutput:
         prompts, combine = combination(views, negative, options)
-        return io.NodeOutput(ViewsGuider(model, prompts, combine, cfg, pull_of(options)))
+        guider = ViewsGuider(model, prompts, combine, cfg, pull_of(options))
+        guider.shows_views = preview == PREVIEWS[0]
+        return io.NodeOutput(guider)
 
 
 def combination(views: AnagramView, negative: Any, options: Combination | None) -> tuple[list[ViewPrompt], Any]:
