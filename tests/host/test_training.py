@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfyui_concepts.host import gradients, predictions
 from comfyui_concepts.host.adapters import PLACES, attached, shapes_of, unet_layers
-from comfyui_concepts.host.erasure_training import Plan, train_unet
+from comfyui_concepts.host.training import Plan, train_unet
 from comfyui_concepts.host.trajectories import draw_bank
 from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.train import Schedule, Terms, new_factors
