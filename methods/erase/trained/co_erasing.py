@@ -16,7 +16,7 @@ import torch
 from ..train import Terms
 from .esd import negative_guidance
 from .few_shot import noised_pictures
-from .ground import Ground, Keeper, Settings, answers, mean_square
+from .ground import Encoded, Ground, Keeper, Settings, States, answers, mean_square
 
 TOKENS = 4  # of a picture, as an IP-Adapter gives
 STEPS = 40  # of finding them
@@ -54,12 +54,12 @@ def co_erasing(ground: Ground, settings: Settings) -> Callable[[torch.Generator]
     bank, keeper = ground.bank, Keeper(ground, settings.kept_batch)
     tokens = image_tokens(ground, settings.seed)
 
-    def with_picture(states):
+    def with_picture(states: States) -> Encoded:
         text = ground.concept.at(states.prompt)
         picture = tokens[(states.place[0] % len(tokens)).to(tokens.device)]
         return text.followed_by(refined(picture, text.context) if settings.refine else picture)
 
-    def prompts(states):
+    def prompts(states: States) -> list[Encoded]:
         return [ground.concept.at(states.prompt), ground.anchor.at(states.prompt), with_picture(states)]
 
     said = answers(ground, bank, prompts)
