@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 
 import comfy.sd
 import comfy.utils
@@ -27,6 +28,12 @@ from comfyui_concepts.methods.erase.trained import METHODS
 CAT = Erased("cat", "", TEMPLATES["object"][:2], SPAN_TO_END, 1.0)
 KEPT = Preserved(("a dog", "a car"), 1.0)
 SMALL = Choices(iterations=2, rank=2, trajectories=1, steps=3, batch=1, preview_every=0)
+
+
+@pytest.fixture(autouse=True)
+def quick_image_tokens(monkeypatch):
+    module = importlib.import_module("comfyui_concepts.methods.erase.trained.co_erasing")
+    monkeypatch.setattr(module, "STEPS", 2)
 
 
 def _request(method="ESD", **changes):
@@ -66,7 +73,7 @@ def strong(demo_model):
     shapes = shapes_of(unet_layers(demo_model[0].model, "cross k/v"))
     generator = torch.Generator().manual_seed(1)
     return Edit(layers={
-        k: LowRank(torch.randn(m.up.shape, generator=generator) * 0.05, m.down) for k, m in new_factors(shapes, 4, 0).items()
+        k: LowRank(torch.randn(m.up.shape, generator=generator) * 0.4, m.down) for k, m in new_factors(shapes, 4, 0).items()
     })  # fmt: skip
 
 
@@ -163,10 +170,10 @@ def test_gradients_of_the_text_encoder_are_those_of_finite_differences(demo_mode
             direction = gradient / gradient.norm()
             found = []
             for sign in (1, -1):
-                factors[key] = LowRank(up.detach() + sign * 5e-3 * direction, down)
+                factors[key] = LowRank(up.detach() + sign * 0.05 * direction, down)
                 found.append(float(loss().detach()))
             factors[key] = LowRank(up.detach(), down)
-            assert (found[0] - found[1]) / 1e-2 == pytest.approx(float(gradient.norm()), rel=0.02)
+            assert (found[0] - found[1]) / 0.1 == pytest.approx(float(gradient.norm()), rel=0.02)
 
 
 def test_unlearning_in_the_text_encoder_changes_the_listed_layers_and_nothing_else(demo_model):

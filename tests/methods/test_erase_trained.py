@@ -132,7 +132,7 @@ def test_the_loss_curve_shows_both_losses_whatever_they_are():
         assert 0 <= float(picture.min()) < float(picture.max()) <= 1
     red = (picture[0] - torch.tensor([214, 84, 74]) / 255).abs().sum(-1) < 0.02
     rows = [torch.nonzero(red[:, x])[:, 0].float().mean() for x in (60, 440)]
-    assert rows[1] > rows[0] + 30  # it falls
+    assert rows[1] > rows[0] + 15  # it falls
 
 
 def test_the_report_says_why_it_ended_and_what_was_missing():

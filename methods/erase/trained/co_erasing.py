@@ -28,7 +28,7 @@ def refined(tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     return (tokens @ text.transpose(1, 2) * text.shape[-1] ** -0.5).softmax(-1) @ text
 
 
-def image_tokens(ground: Ground, seed: int, steps: int = STEPS, rate: float = 0.1) -> torch.Tensor:
+def image_tokens(ground: Ground, seed: int, rate: float = 0.1) -> torch.Tensor:
     """Context tokens (images, k, d) that explain each picture best: gradient descent on the model's own loss, from the last
     rows of ''. ``rate`` is in units of the rows' own size."""
     assert ground.images is not None
@@ -36,7 +36,7 @@ def image_tokens(ground: Ground, seed: int, steps: int = STEPS, rate: float = 0.
     size = float(start.square().mean().sqrt())
     tokens = start.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([tokens], lr=rate * size)
-    for step in range(steps):
+    for step in range(STEPS):
         generator = torch.Generator().manual_seed(seed + step)
         states, target = noised_pictures(ground, max(len(ground.images), 4), generator)
         which = states.place[0].to(tokens.device)
