@@ -187,9 +187,17 @@ def test_a_phrase_that_is_not_there_is_refused(demo_model):
 def _maps_of(model, splits, monkeypatch, batch=2):
     """The maps a gradient step sees, and the rows of every model call it makes."""
     seen, rows = [], []
-    pull = Pull(lambda maps: (seen.append([m.detach().clone() for m in maps]), segregation(maps))[1], partial(step, strength=0.05), 0, 1, 1)
+    pull = Pull(
+        lambda maps: (seen.append([m.detach().clone() for m in maps]), segregation(maps))[1],
+        partial(step, strength=0.05),
+        0,
+        1,
+        1,
+    )
     forward = model.model.diffusion_model.forward
-    monkeypatch.setattr(model.model.diffusion_model, "forward", lambda x, *a, **k: (rows.append(len(x)), forward(x, *a, **k))[1])
+    monkeypatch.setattr(
+        model.model.diffusion_model, "forward", lambda x, *a, **k: (rows.append(len(x)), forward(x, *a, **k))[1]
+    )
     if splits:
         monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e20)
     _sample(_guider(model, pull), steps=2, batch=batch)

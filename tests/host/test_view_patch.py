@@ -94,7 +94,10 @@ def test_the_ksampler_samples_what_the_guider_samples(tiny_models, settings):
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 def test_the_ksampler_takes_the_gradient_step_of_the_guider(new_model, sampler):
     model, pull = new_model("EPS"), Pull(segregation, partial(step, strength=0.05), 0.0, 1.0, 1)
-    prompts = [ViewPrompt(p.view, [[c, {PHRASE: (1, 2)}] for c, _ in p.positive], p.negative) for p in _prompts("identity", "flip")]
+    prompts = [
+        ViewPrompt(p.view, [[c, {PHRASE: (1, 2)}] for c, _ in p.positive], p.negative)
+        for p in _prompts("identity", "flip")
+    ]
     combine = _combine(["identity", "flip"])
     patched, positive, negative = with_views(model, prompts, combine, pull)
     first, again = (_ksampler(patched, positive, negative, sampler) for _ in range(2))
@@ -108,7 +111,10 @@ def test_the_ksampler_refuses_a_gradient_step_without_phrases_and_with_an_adapti
     combine = _combine(["identity", "flip"])
     with pytest.raises(ValueError, match="Encode Concept Phrase"):
         with_views(model, _prompts("identity", "flip"), combine, pull)
-    prompts = [ViewPrompt(p.view, [[c, {PHRASE: (1, 2)}] for c, _ in p.positive], p.negative) for p in _prompts("identity", "flip")]
+    prompts = [
+        ViewPrompt(p.view, [[c, {PHRASE: (1, 2)}] for c, _ in p.positive], p.negative)
+        for p in _prompts("identity", "flip")
+    ]
     with pytest.raises(ValueError, match="dpm_adaptive"):
         _ksampler(*with_views(model, prompts, combine, pull), "dpm_adaptive")
 

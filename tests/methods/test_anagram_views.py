@@ -100,7 +100,10 @@ def test_a_disc_of_any_angle_comes_back_and_leaves_the_rest(angle):
     turned = view.forward(smooth)
     inside = torch.hypot(rows[:, None], rows[None]) < 0.75
     assert torch.equal(turned[..., ~inside], smooth[..., ~inside])
-    back, middle = view.inverse(turned), torch.hypot(rows[:, None], rows[None]) < 0.68  # the rim mixes with what lies beyond
+    back, middle = (
+        view.inverse(turned),
+        torch.hypot(rows[:, None], rows[None]) < 0.68,
+    )  # the rim mixes with what lies beyond
     torch.testing.assert_close(back[..., middle], smooth[..., middle], atol=0.01, rtol=0)
     assert (turned - smooth).abs().max() > 0.2
 
