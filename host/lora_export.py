@@ -17,8 +17,6 @@ from ..methods.erase.lowrank import LowRank, balanced
 
 KOHYA, DIFFUSERS = "kohya", "diffusers"
 STYLES = (KOHYA, DIFFUSERS)
-_ORIGINAL_BLOCKS = ("lora_unet_input_", "lora_unet_middle_", "lora_unet_output_")
-_DIFFUSERS_BLOCKS = ("lora_unet_down_", "lora_unet_mid_", "lora_unet_up_")
 
 
 def names_of(model: Any = None, clip: Any = None, style: str = KOHYA) -> dict[str, str]:
@@ -26,7 +24,7 @@ def names_of(model: Any = None, clip: Any = None, style: str = KOHYA) -> dict[st
 
     Args:
         model, clip: the host's MODEL and CLIP; either may be None.
-        style: ``kohya`` (also what trainers and web UIs write) or ``diffusers`` (peft's ``lora_A`` and ``lora_B``).
+        style: ``kohya`` (also what trainers and web UIs write) or ``diffusers`` (its own names, which peft reads too).
 
     Raises:
         ValueError: there is no such style.
@@ -35,11 +33,13 @@ def names_of(model: Any = None, clip: Any = None, style: str = KOHYA) -> dict[st
         raise ValueError(f"There is no naming '{style}'; take one of: {', '.join(STYLES)}.")
     names: dict[str, str] = {}
     if model is not None:
-        names |= _inverted(comfy.lora.model_lora_keys_unet(model.model, {}), lambda n: _rank_unet(n, model, style))
+        names |= _inverted(
+            comfy.lora.model_lora_keys_unet(model.model, {}), lambda n, k: _rank_unet(n, k, model, style)
+        )
     if clip is not None:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
         two = any(name.startswith("lora_te2_") for name in keys)
-        names |= _inverted(keys, lambda n: _rank_text(n, two, style))
+        names |= _inverted(keys, lambda n, _: _rank_text(n, two, style))
     return names
 
 
@@ -47,20 +47,21 @@ def _inverted(keys: Mapping[str, Any], rank: Any) -> dict[str, str]:
     """Target to the name of lowest rank; names whose rank is None are of another style."""
     best: dict[str, tuple[int, str]] = {}
     for name, target in keys.items():
-        place = rank(name)
-        if place is not None and isinstance(target, str):
+        place = rank(name, target) if isinstance(target, str) else None
+        if place is not None:
             best[target] = min(best.get(target, (place, name)), (place, name))
     return {target: name for target, (_, name) in best.items()}
 
 
-def _rank_unet(name: str, model: Any, style: str) -> int | None:
+def _rank_unet(name: str, key: str, model: Any, style: str) -> int | None:
     """SD 1 and 2 LoRAs name blocks as diffusers does, SDXL ones as the original code."""
     if style == DIFFUSERS:
         return 0 if name.startswith("unet.") else 1 if name.startswith("transformer.") else None
     if not name.startswith("lora_unet_"):
         return None
     xl = (getattr(model.model.model_config, "unet_config", None) or {}).get("adm_in_channels") is not None
-    return 0 if name.startswith(_ORIGINAL_BLOCKS if xl else _DIFFUSERS_BLOCKS) else 1
+    original = name == "lora_unet_" + key[len("diffusion_model.") : -len(".weight")].replace(".", "_")
+    return 0 if original == xl else 1
 
 
 def _rank_text(name: str, two_encoders: bool, style: str) -> int | None:
@@ -100,7 +101,9 @@ def lora_tensors(
     return tensors
 
 
-_ENDINGS = {KOHYA: ("lora_up.weight", "lora_down.weight"), DIFFUSERS: ("lora_B.weight", "lora_A.weight")}
+_ENDINGS = {KOHYA: ("lora_up.weight", "lora_down.weight"), DIFFUSERS: ("lora.up.weight", "lora.down.weight")}
+# diffusers turns its older names (".processor.to_k", ".lora.up"), which the host reads too, into peft's, but only if a file
+# does not begin with one of peft's
 
 
 def _name(names: Mapping[str, str], key: str) -> str:

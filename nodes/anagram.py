@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from comfy_api.latest import io
 
 from ..host.anti_segregation import Pull
+from ..host.contrast import contrasted
 from ..host.guider import ViewPrompt, ViewsGuider
 from ..host.phrases import encode_with_phrase
 from ..host.pixel_sync import PixelSyncGuider
@@ -256,6 +257,7 @@ def combination(views: AnagramView, negative: Any, options: Combination | None) 
         )
         for v in listed
     ]
+    prompts = contrasted(prompts, (options or AVERAGING).contrast)
     return prompts, lambda **known: combine(Predictions(**known))
 
 
@@ -368,6 +370,35 @@ class ConceptsAnagramSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, schedule, options=None) -> io.NodeOutput:
         return io.NodeOutput(replace(options or AVERAGING, schedule=schedule_from(schedule)))
+
+
+class ConceptsAnagramContrast(io.ComfyNode):
+    """Each view away from what the others show."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramContrast",
+            display_name="Anagram Contrast",
+            category=CATEGORY,
+            description="Cures anagrams in which one reading wins, or both melt into a third thing: in each view, what the other "
+            "views show counts as something not to show. Costs a model pass more for every pair of views and step, in the same "
+            "batch.",
+            search_aliases=["visual anagram", "domination", "negative prompt"],
+            inputs=[
+                io.Float.Input(
+                    "contrast", default=0.5, min=0.0, max=5.0, step=0.05,
+                    tooltip="How much the other readings count against each view's negative, which counts 1; 0 is off. More "
+                    "keeps the readings apart and makes the picture harsher. Start with 0.5.",
+                ),
+                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+            ],
+            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, contrast, options=None) -> io.NodeOutput:
+        return io.NodeOutput(replace(options or AVERAGING, contrast=contrast))
 
 
 class ConceptsAnagramAntiSegregation(io.ComfyNode):
@@ -497,7 +528,7 @@ class ConceptsAnagramOptions(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default="multi-task (fast, no gradient)",
-                    tooltip="'averaging' is the plain mean; 'multi-task (fast, no gradient)' adds variance rectification; "
+                    tooltip="'averaging' is the plain mean; 'multi-task (fast, no gradient)' adds variance rectification and a contrast of 0.5; "
                     "'multi-task (full)' also pulls the concepts onto the same place, by gradients; 'custom' reads the widgets "
                     "below, which the others ignore. Start with multi-task (fast, no gradient).",
                 ),
@@ -546,6 +577,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptsAnagramOptions,
     ConceptsAnagramAntiSegregation,
     ConceptsAnagramSchedule,
+    ConceptsAnagramContrast,
     ConceptsTimeTravelSampler,
     ConceptsEncodePhrase,
 )

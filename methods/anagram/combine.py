@@ -27,6 +27,7 @@ class Combination:
             estimate is unsure (at the end) or blown up by σ/(1 − σ) (at the start of flow models).
         score: takes the place of ``balance`` where it is given: how well each view of denoised latents reads.
         schedule: takes the place of ``balance`` where it has stops: each view's weight in the course of the sampling.
+        contrast: how much each view is guided away from what the others show, against its negative's 1; 0 is off. Ours.
         together: the gradient step against segregation, off unless it has a strength.
     """
 
@@ -37,12 +38,13 @@ class Combination:
     end: float = 0.92
     score: Callable[[torch.Tensor], torch.Tensor] | None = None
     schedule: tuple[Stop, ...] = ()
+    contrast: float = 0.0
     together: AntiSegregation = field(default_factory=AntiSegregation)
 
 
 AVERAGING = Combination()
-MULTI_TASK_FAST = Combination(rectification="match")
-MULTI_TASK_FULL = Combination(rectification="match", together=AntiSegregation(strength=0.03))
+MULTI_TASK_FAST = Combination(rectification="match", contrast=0.5)
+MULTI_TASK_FULL = replace(MULTI_TASK_FAST, together=AntiSegregation(strength=0.03))
 
 
 def mix(predictions: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:

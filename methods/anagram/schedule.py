@@ -45,11 +45,17 @@ def schedule_from(text: str) -> tuple[Stop, ...]:
 
 def _check(stop: Stop, before: Sequence[Stop]) -> None:
     if not 0 <= stop.at <= 1 or (before and stop.at < before[-1].at):
-        raise ValueError(f"The moment {stop.at:g} is not between 0 and 1, or comes before the line above; sort the lines.")
+        raise ValueError(
+            f"The moment {stop.at:g} is not between 0 and 1, or comes before the line above; sort the lines."
+        )
     if not all(0 <= w < float("inf") for w in stop.weights) or sum(stop.weights) <= 0:
-        raise ValueError(f"The weights at {stop.at:g} must be 0 or more, and at least one above 0; try 1 for every view.")
+        raise ValueError(
+            f"The weights at {stop.at:g} must be 0 or more, and at least one above 0; try 1 for every view."
+        )
     if before and len(stop.weights) != len(before[0].weights):
-        raise ValueError(f"The line at {stop.at:g} has another number of weights than the first; write one for each view.")
+        raise ValueError(
+            f"The line at {stop.at:g} has another number of weights than the first; write one for each view."
+        )
 
 
 def by_schedule(weights: Sequence[float], stops: Sequence[Stop]) -> Weights:
@@ -65,7 +71,9 @@ def by_schedule(weights: Sequence[float], stops: Sequence[Stop]) -> Weights:
             f"The schedule has {len(stops[0].weights)} weights a line and there are {len(weights)} views; write one for each."
         )
     if any(sum(w * s for w, s in zip(weights, stop.weights, strict=True)) <= 0 for stop in stops):
-        raise ValueError("At a moment of the schedule only views of weight 0 count; raise their weight in Anagram View.")
+        raise ValueError(
+            "At a moment of the schedule only views of weight 0 count; raise their weight in Anagram View."
+        )
 
     def weigh(p: Predictions) -> torch.Tensor:
         now = torch.tensor(_at(stops, p.progress), dtype=torch.float32, device=p.x.device)

@@ -53,7 +53,9 @@ def followed_by(first: LowRank, second: LowRank) -> LowRank:
 
 
 def balanced(matrix: LowRank) -> LowRank:
-    """The same matrix with each rank's factors of equal norm, which is what half precision keeps best."""
-    up, down = matrix.up.norm(dim=0), matrix.down.norm(dim=1)
-    ratio = torch.where((up > 0) & (down > 0), (down / up.clamp_min(1e-30)).sqrt(), torch.ones_like(up))
-    return LowRank(matrix.up * ratio, matrix.down / ratio[:, None])
+    """The same matrix with orthogonal factors of equal size: half precision keeps these best, since nothing cancels."""
+    left, left_rest = torch.linalg.qr(matrix.up.double())
+    right, right_rest = torch.linalg.qr(matrix.down.double().T)
+    U, values, Vh = torch.linalg.svd(left_rest @ right_rest.T, full_matrices=False)
+    root = values.sqrt()
+    return LowRank((left @ U * root).to(matrix.up), (root[:, None] * Vh @ right.T).to(matrix.down))

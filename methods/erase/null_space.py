@@ -7,7 +7,7 @@ import torch
 from .lowrank import LowRank
 from .problem import Problem, Settings, Solution
 from .rows import joined
-from .solve import gram
+from .solve import gram, system
 
 _FEW = 0.05  # of the width: less null space than this erases little
 _CENTRES, _ROUNDS = 3, 20
@@ -32,13 +32,14 @@ def null_space(problem: Problem, settings: Settings) -> Solution:
     # where P has removed K already nothing is left to hold, and what rounding leaves must not be inverted
     hold = torch.linalg.pinv(K @ PNK, atol=1e-9 * float(K.square().sum()) / rho)
     right = P @ (torch.eye(len(P), dtype=P.dtype) - N @ K.T @ hold @ K @ P) @ N
-    notes = ()
+    notes: tuple[str, ...] = ()
     if dimensions < _FEW * problem.width:
         notes = (
             f"only {dimensions} of {problem.width} directions are free of what is kept, so that little can be erased; keep "
             "fewer prompts, raise the threshold, or use another solver",
         )
-    return Solution(LowRank(((G - C) * s[:, None]).T.contiguous(), C @ right), notes=notes)
+    A = system(rows, kept, weights, rho)
+    return Solution(LowRank(((G - C) * s[:, None]).T.contiguous(), C @ right), A, notes=notes)
 
 
 def _level(empty: torch.Tensor, threshold: float) -> float:

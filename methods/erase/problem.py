@@ -17,7 +17,7 @@ class Problem(NamedTuple):
 
     ``energy`` is Q = Σ WᵀW over the edited weights, (d, d); without it every direction of the embedding counts the same.
     ``empty`` is the empty prompt's token rows (positions, d). ``alike`` holds for each concept rows (k, d) of other names and
-    sentences, and for each of them which row of the concept it stands for (k,).
+    sentences, and for each of them which row of the concept it stands for (k,). ``labels`` says for each kept row which prompt it is of.
     """
 
     erased: tuple[Rows, ...]
@@ -27,6 +27,7 @@ class Problem(NamedTuple):
     energy: torch.Tensor | None = None
     alike: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
     statistics: torch.Tensor | None = None
+    labels: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -58,9 +59,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Solution:
-    """M of T = I + M, and what happened on the way: for RECE the regeneration residual before each epoch."""
+    """M of T = I + M with the A of its last solve, and for RECE the regeneration residual before each epoch and at the end."""
 
     M: LowRank
+    A: torch.Tensor
     regeneration: tuple[float, ...] = ()
     notes: tuple[str, ...] = field(default=())
 

@@ -11,7 +11,7 @@ import torch
 
 from .problem import Problem, Settings, Solution
 from .rows import Rows, joined
-from .solve import scaled_ridge, uce
+from .solve import scaled_ridge, system, uce
 
 _BEYOND = 2  # directions that are held for every neighbour that is erased, as many as the paper's figure shows
 _TRIES = 64
@@ -33,21 +33,22 @@ def realera(problem: Problem, settings: Settings) -> Solution:
     each = float(torch.cat([r.weights for r in problem.erased]).mean()) / max(_BEYOND * settings.neighbours, 1)
     weights = torch.cat([problem.kept_weights.double(), torch.full((len(held) - len(problem.kept),), each).double()])
     ridge = scaled_ridge(settings.ridge or 0, joined(problem.erased).C)
-    M = uce(erased, held, weights * (settings.keep or 0), ridge, problem.statistics)
-    return Solution(M, notes=tuple(notes))
+    given = (erased, held, weights * (settings.keep or 0), ridge, problem.statistics)
+    return Solution(uce(*given), system(*given), notes=tuple(notes))
 
 
 def _around(
     rows: Rows, alike: torch.Tensor, stands_for: torch.Tensor, settings: Settings, generator: torch.Generator
 ) -> tuple[Rows, torch.Tensor]:
-    """Neighbours of every row within the shell, and rows (m, d) outside it."""
+    """Neighbours within the shell of every row that something else stands for, and rows (m, d) outside it."""
     eta = alike - rows.C[stands_for]
     farthest = float(eta.norm(dim=1).max()) * settings.reach  # D1: the farthest thing that is to go
     closeness = torch.cosine_similarity(alike, rows.C[stands_for], dim=1)
     smallest = 1 - (1 - float(closeness.min())) * settings.reach  # S1
     factor = eta.T / len(eta) ** 0.5  # L with LLᵀ = the covariance, (d, k)
     C, G, weights, beyond = [], [], [], []
-    for c, g, weight in zip(*rows, strict=True):
+    for row in sorted(set(stands_for.tolist())):
+        c, g, weight = rows.C[row], rows.G[row], rows.weights[row]
         samples = structured(factor, _TRIES * settings.neighbours // 16, generator)
         inside = _within(c, c + samples, farthest, smallest)
         chosen = (c + samples)[inside][: settings.neighbours]

@@ -8,7 +8,7 @@ from .lowrank import LowRank, followed_by
 from .problem import Problem, Settings, Solution
 from .regenerate import map_of, regenerated, shortfall
 from .rows import Rows, joined
-from .solve import scaled_ridge, uce
+from .solve import scaled_ridge, system, uce
 
 
 def cumulative(problem: Problem, settings: Settings) -> Solution:
@@ -30,7 +30,8 @@ def cumulative(problem: Problem, settings: Settings) -> Solution:
         shorter = (concept.C.square().sum(1) / found.square().sum(1).clamp_min(1e-30)).clamp(max=1)
         every = joined([every, Rows(found, concept.G, concept.weights * shorter)])
         M = uce(every, problem.kept, weights, ridge, problem.statistics)
-    return Solution(M, (*residuals, _residual(M, Q, concept, settings)))
+    A = system(every, problem.kept, weights, ridge, problem.statistics)
+    return Solution(M, A, (*residuals, _residual(M, Q, concept, settings)))
 
 
 def sequential(problem: Problem, settings: Settings) -> Solution:
@@ -39,14 +40,16 @@ def sequential(problem: Problem, settings: Settings) -> Solution:
     ridge = scaled_ridge(settings.ridge or 0, concept.C)
     weights = problem.kept_weights * (settings.keep or 0)
     M = uce(concept, problem.kept, problem.kept_weights, scaled_ridge(_UCE_RIDGE, concept.C), problem.statistics)
-    residuals = []
+    every, residuals = concept, []
     for _ in range(settings.epochs):
         T = map_of(M, problem.width)
         found = regenerated(T, Q, concept.C, settings.regeneration)
         residuals.append(float(shortfall(T, Q, concept.C, found).mean()))
+        every = joined([every, Rows(found, concept.G, concept.weights)])
         step = uce(Rows(found, concept.G, concept.weights), problem.kept, weights, ridge, problem.statistics)
         M = followed_by(M, step)
-    return Solution(M, (*residuals, _residual(M, Q, concept, settings)))
+    A = system(every, problem.kept, weights, ridge, problem.statistics)
+    return Solution(M, A, (*residuals, _residual(M, Q, concept, settings)))
 
 
 _UCE_RIDGE = 0.5  # the paper starts from a UCE edit with that method's own values

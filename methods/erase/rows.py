@@ -75,14 +75,16 @@ def counterpart(position: int, concept: Prompt, anchor: Prompt) -> int:
 
 
 def paired(concept: Prompt, anchor: Prompt, scope: str, weight: float) -> Rows:
-    """The rows of one sentence and what they become; ``weight`` is shared by the rows, so that a long tail of padding
-    does not count for more than the subject. Pairs that are equal anyway are left out."""
+    """The rows of one sentence and what they become. ``weight`` is shared by the roles that are there (subject, what follows,
+    end and padding) and in each by its rows, so that a long tail of padding does not count for more than the subject.
+    Pairs that are equal anyway are left out."""
     here = [p for p in positions(concept, scope) if p > 0]
     there = [counterpart(p, concept, anchor) for p in here]
     C, G = concept.tokens[here].double(), anchor.tokens[there].double()
     differ = (C - G).norm(dim=1) > _SAME * C.norm(dim=1)
-    weights = torch.full((len(here),), weight / max(len(here), 1), dtype=torch.float64)
-    return Rows(C[differ], G[differ], weights[differ])
+    roles = [0 if p < concept.end else 1 if p < concept.stop else 2 for p in here]
+    shares = [weight / len(set(roles)) / roles.count(role) for role in roles]
+    return Rows(C[differ], G[differ], torch.tensor(shares, dtype=torch.float64)[differ])
 
 
 def held(prompt: Prompt, weight: float, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -49,6 +49,15 @@ def uce(
     return LowRank(((G - C) * root).T.contiguous(), solved.T.contiguous())
 
 
+def system(
+    erased: Rows, kept: torch.Tensor, kept_weights: torch.Tensor, ridge: float, statistics: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A = λI + Σ s·ccᵀ + Σ w·ppᵀ, (d, d): how much every direction of the embedding is used."""
+    A = gram(erased.C.double(), erased.weights.double()) + gram(kept.double(), kept_weights.double())
+    A = A if statistics is None else A + statistics.double()
+    return A + ridge * torch.eye(len(A), dtype=A.dtype)
+
+
 def _solve(C: torch.Tensor, P: torch.Tensor, ridge: float, statistics: torch.Tensor | None) -> torch.Tensor:
     """A⁻¹Cᵀ, (d, n), of rows that carry the root of their weight: by Woodbury when there are fewer rows than dimensions."""
     if ridge <= 0:

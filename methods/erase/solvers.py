@@ -9,13 +9,14 @@ from .null_space import null_space
 from .problem import Problem, Settings, Solution, Solver
 from .realera import realera
 from .rows import joined
-from .solve import scaled_ridge, uce
+from .solve import scaled_ridge, system, uce
 
 
 def _uce(problem: Problem, settings: Settings) -> Solution:
     rows = joined(problem.erased)
-    weights = problem.kept_weights * (settings.keep or 0)
-    return Solution(uce(rows, problem.kept, weights, scaled_ridge(settings.ridge or 0, rows.C), problem.statistics))
+    weights, ridge = problem.kept_weights * (settings.keep or 0), scaled_ridge(settings.ridge or 0, rows.C)
+    given = (rows, problem.kept, weights, ridge, problem.statistics)
+    return Solution(uce(*given), system(*given))
 
 
 SOLVERS: dict[str, Solver] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -27,13 +28,15 @@ SCOPES = (SPAN_TO_END, LAST, SPAN, FIRST_END, ENDS, ALL)
 
 
 class Erased(NamedTuple):
-    """One concept to erase, after those in ``previous``. An empty ``anchor`` means: nothing in its place."""
+    """One concept to erase, after those in ``previous``. An empty ``anchor`` means: nothing in its place. ``names`` are what
+    else it is called."""
 
     concept: str
     anchor: str
     templates: tuple[str, ...]
     scope: str
     weight: float
+    names: tuple[str, ...] = ()
     previous: Erased | None = None
 
     def in_order(self) -> list[Erased]:
@@ -62,9 +65,18 @@ def _in_order(newest: NamedTuple, before: Callable) -> list:
     return links[::-1]
 
 
-def sentences(erased: Erased) -> list[tuple[str, str]]:
-    """The pairs (sentence with the concept, the same with its anchor); an empty anchor leaves the concept out."""
-    return [(t.format(erased.concept), _without(t, erased.anchor)) for t in erased.templates]
+class Sentence(NamedTuple):
+    """One sentence of a concept, the same with its anchor, and the name it calls the concept by."""
+
+    text: str
+    anchored: str
+    name: str
+
+
+def sentences(erased: Erased) -> list[Sentence]:
+    """Every name of a concept in every template; an empty anchor leaves the concept out."""
+    names = (erased.concept, *erased.names)
+    return [Sentence(t.format(n), _without(t, erased.anchor), n) for n in names for t in erased.templates]
 
 
 def _without(template: str, anchor: str) -> str:
@@ -87,6 +99,29 @@ def check(erased: Erased) -> None:
         )
     if erased.scope not in SCOPES:
         raise ValueError(f"There is no scope '{erased.scope}'; take one of: {', '.join(SCOPES)}.")
+    if not erased.templates:
+        raise ValueError("There is no template; use '{}' for the bare word.")
     for template in erased.templates:
         if template.count("{}") != 1:
             raise ValueError(f"The template '{template}' needs one {{}} where the concept goes.")
+
+
+def check_kept(concepts: Sequence[Erased], kept: Sequence[Preserved]) -> None:
+    """Refuses lists that ask for both.
+
+    Raises:
+        ValueError: a preserved prompt names a concept that is erased, or an anchor is erased itself.
+    """
+    erased = {name.strip().lower() for c in concepts for name in (c.concept, *c.names)}
+    for prompt in (p for entry in kept for p in entry.prompts):
+        for name in erased:
+            if re.search(rf"\b{re.escape(name)}\b", prompt.lower()):
+                raise ValueError(
+                    f"'{prompt}' is to be preserved and '{name}' is to be erased, which is the same; take it out of one of the "
+                    "two lists."
+                )
+    for concept in concepts:
+        if concept.anchor.strip().lower() in erased:
+            raise ValueError(
+                f"'{concept.concept}' shall become '{concept.anchor.strip()}', which is erased too; name an anchor that stays."
+            )

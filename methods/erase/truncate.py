@@ -7,10 +7,12 @@ from typing import NamedTuple
 import torch
 
 from .lowrank import LowRank
+from .problem import Solution
 
 FEW = 8
 """Up to this rank nothing is cut."""
 LOSS, CAP = 0.03, 32
+AUTOMATIC, WHOLE = -1, 0
 
 
 class Truncated(NamedTuple):
@@ -35,7 +37,10 @@ def truncate(
     if rank is None and M.rank <= FEW:
         return Truncated(M, 0.0)
     R, L = _root(Q).T, _root(A)
-    U, values, Vh = torch.linalg.svd((R @ M.up.double()) @ (M.down.double() @ L), full_matrices=False)
+    left, left_rest = torch.linalg.qr(R @ M.up.double())  # thin: the middle is as small as the rank
+    right, right_rest = torch.linalg.qr((M.down.double() @ L).T)
+    U, values, Vh = torch.linalg.svd(left_rest @ right_rest.T)
+    U, Vh = left @ U, Vh @ right.T
     shares = values.square().cumsum(0) / values.square().sum().clamp_min(1e-300)
     wanted = rank if rank is not None else int((1 - shares > loss**2).sum()) + 1
     r = max(1, min(wanted, cap if rank is None else wanted, M.rank))
@@ -49,3 +54,10 @@ def _root(matrix: torch.Tensor) -> torch.Tensor:
     matrix = matrix.double()
     little = 1e-10 * float(matrix.diagonal().mean()) * torch.eye(len(matrix), dtype=matrix.dtype)
     return torch.linalg.cholesky(matrix + little)
+
+
+def shortened(solution: Solution, Q: torch.Tensor, rank: int) -> Truncated:
+    """A solution's M with at most ``rank`` ranks, or as few as hardly matter (``AUTOMATIC``), or as it is (``WHOLE``)."""
+    if rank == WHOLE or solution.M.rank == 0:
+        return Truncated(solution.M, 0.0)
+    return truncate(solution.M, solution.A, Q, rank=None if rank == AUTOMATIC else rank)

@@ -91,8 +91,8 @@ class Ground:
     """One training as a method sees it.
 
     ``concept`` and ``anchor`` correspond row by row: the same template with the concept and with what it becomes; ``empty``
-    is the prompt ''. ``preserved`` are prompts that must go on as before, ``bank`` and ``kept`` states of the concept's and of
-    their trajectories. ``images`` are clean latents of the concept. ``noised`` brings clean latents to a noise level, in the
+    is the prompt ''. ``preserved`` are prompts that must go on as before; ``bank``, ``anchor_bank`` and ``kept`` hold states of
+    the trajectories of the concept, the anchor and the preserved prompts. ``images`` are clean latents of the concept. ``noised`` brings clean latents to a noise level, in the
     model's own way, and ``target`` is the output an ideal model gives there.
     """
 
@@ -100,11 +100,13 @@ class Ground:
     concept: Encoded
     anchor: Encoded
     empty: Encoded
-    bank: Bank | None
+    bank: Bank | None = None
+    anchor_bank: Bank | None = None
     preserved: Encoded | None = None
     kept: Bank | None = None
     encode: Encode | None = None
     texts: tuple[str, ...] = ()
+    anchor_texts: tuple[str, ...] = ()
     kept_texts: tuple[str, ...] = ()
     images: torch.Tensor | None = None
     sigmas: torch.Tensor | None = None
@@ -140,7 +142,11 @@ def answers(
 
 
 class Keeper:
-    """What must not move: '' along the concept's trajectories, and preserved prompts along their own."""
+    """What must not move: '' along the concept's trajectories, and preserved prompts along their own.
+
+    Args:
+        count: rows an iteration, one of them ''.
+    """
 
     def __init__(self, ground: Ground, count: int) -> None:
         assert ground.bank is not None
@@ -151,21 +157,32 @@ class Keeper:
             preserved = ground.preserved
             self.own = answers(ground, ground.kept, lambda states: [preserved.at(states.prompt)])[0]
 
-    def student(self, states: States, prompt: Encoded, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """The student's answers to ``prompt`` (a row each) at ``states``, and its mean square drift on ``count`` rows that must
-        not move, from one model call: the first of them is '', the others preserved prompts."""
-        ground, rows = self.ground, len(states.x)
-        empty = states.part(slice(0, 1))
-        every = [states, empty]
-        prompts, wanted = [prompt, ground.empty], [self.empty[empty.place]]
-        if self.own is not None and ground.kept is not None and ground.preserved is not None:
-            own = ground.kept.draw(self.count - 1, generator, ground.device)
-            every.append(own)
-            prompts.append(ground.preserved.at(own.prompt))
-            wanted.append(self.own[own.place])
-        x, sigma = torch.cat([s.x for s in every]), torch.cat([s.sigma for s in every])
-        said = ground.predict(x, sigma, [stacked(prompts)], adapted=True)[0]
-        return said[:rows], mean_square(said[rows:], torch.cat(wanted).to(said))
+    def rows(self, near: States, generator: torch.Generator) -> tuple[States, Encoded, torch.Tensor]:
+        """States that must not move, their prompts, and what the teacher says there: '' at the first of ``near``, the others
+        preserved prompts."""
+        ground, empty = self.ground, near.part(slice(0, 1))
+        wanted = self.empty[empty.place]
+        if self.own is None or ground.kept is None or ground.preserved is None or self.count < 2:
+            return empty, ground.empty, wanted
+        own = ground.kept.draw(self.count - 1, generator, ground.device)
+        prompt = stacked([ground.empty, ground.preserved.at(own.prompt)])
+        return beside(empty, own), prompt, torch.cat([wanted, self.own[own.place]])
+
+    def student(
+        self, states: States, prompt: Encoded, generator: torch.Generator, near: States | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The student's answers to ``prompt`` (a row each) at ``states``, and its mean square drift on rows that must not
+        move, from one model call. ``near`` are states of the concept's bank, where ``states`` are of another."""
+        kept, words, wanted = self.rows(near or states, generator)
+        (said,) = self.ground.student(beside(states, kept), [stacked([prompt, words])])
+        rows = len(states.x)
+        return said[:rows], mean_square(said[rows:], wanted.to(said))
+
+
+def beside(*several: States) -> States:
+    """The rows of several sets of states, one after the other."""
+    x, sigma, prompt = (torch.cat(column) for column in list(zip(*several, strict=True))[:3])
+    return States(x, sigma, prompt, (torch.cat([s.place[0] for s in several]), torch.cat([s.place[1] for s in several])))
 
 
 def mean_square(said: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -183,6 +200,7 @@ class Settings:
         eta: how far beyond the anchor to push, in the papers' own sense: 0 ends at the anchor, 1 is as far on the other side.
         unconditional_weight: All-but-One's hold on the unconditional prediction.
         refine: whether Co-Erasing refines image tokens by the text.
+        seed: of what a method draws before the first iteration.
     """
 
     batch: int = 4
@@ -190,6 +208,7 @@ class Settings:
     eta: float = 1.0
     unconditional_weight: float = 1.0
     refine: bool = True
+    seed: int = 0
 
 
 Method = Callable[[Ground, Settings], Callable[[torch.Generator], Terms]]

@@ -35,7 +35,7 @@ class Plan:
         method: what computes the losses.
         place, rank: which layers of the UNet are trained (a name of ``PLACES``), and the rank of their change.
         size: height and width of the training's latents in cells.
-        trajectories, steps, cfg: how the states to train at are sampled.
+        trajectories, steps, cfg: how the states to train at are sampled; ``anchor_states`` has the anchor's sampled as well.
         start: factors to go on from.
         keep_on_cancel: whether a cancel keeps what has been learned, or goes on to the host.
     """
@@ -51,6 +51,7 @@ class Plan:
     seed: int = 0
     size: tuple[int, int] = (64, 64)
     trajectories: int = 16
+    anchor_states: bool = False
     steps: int = 20
     cfg: float = 3.0
     start: Factors = field(default_factory=dict)
@@ -98,7 +99,7 @@ class _Session:
 
     def __init__(self, model: Any, layers: Layers, plan: Plan, clip: Any = None) -> None:
         self.layers, self.plan, self.clip = layers, plan, clip
-        self.model, *rest = predictions.loaded(*[model] if clip is None else [model, clip.patcher])
+        self.model = predictions.loaded(*[model] if clip is None else [model, clip.patcher])[0]
         self.base, self.device = self.model.model, self.model.load_device
         fresh = new_factors(shapes_of(layers), plan.rank, plan.seed)
         with torch.inference_mode(False):
@@ -127,15 +128,28 @@ class _Session:
         plan, sampling = self.plan, self.base.model_sampling
         bank = self._bank(concept, empty, plan.trajectories) if plan.trajectories else None
         kept_bank = self._bank(kept, empty, len(plan.kept)) if kept else None
+        anchors = self._bank(anchor, empty, plan.trajectories) if plan.anchor_states else None
         with torch.inference_mode(False):
             if images is not None:
                 images = self.base.process_latent_in(images.clone()).to(self.device, torch.float32)
             return Ground(
-                self._predict, *(self._moved(p) for p in (concept, anchor, empty)), bank,
-                self._moved(kept) if kept else None, kept_bank, self._encode, plan.concept, plan.kept, images,
-                predictions.noise_levels(sampling).to(self.device), partial(predictions.noised, sampling),
-                partial(predictions.target_of, sampling), partial(predictions.clean_of, sampling), device=self.device,
-            )  # fmt: skip
+                self._predict,
+                *(self._moved(p) for p in (concept, anchor, empty)),
+                bank=bank,
+                anchor_bank=anchors,
+                preserved=self._moved(kept) if kept else None,
+                kept=kept_bank,
+                encode=self._encode,
+                texts=plan.concept,
+                anchor_texts=plan.anchor,
+                kept_texts=plan.kept,
+                images=images,
+                sigmas=predictions.noise_levels(sampling).to(self.device),
+                noised=partial(predictions.noised, sampling),
+                target=partial(predictions.target_of, sampling),
+                clean_of=partial(predictions.clean_of, sampling),
+                device=self.device,
+            )
 
     @contextlib.contextmanager
     def _region(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfyui_concepts.host import gradients, predictions
 from comfyui_concepts.host.adapters import PLACES, attached, shapes_of, unet_layers
-from comfyui_concepts.host.erasure_training import Plan, train_unet
+from comfyui_concepts.host.training import Plan, train_unet
 from comfyui_concepts.host.trajectories import draw_bank
 from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.train import Schedule, Terms, new_factors
@@ -245,8 +245,8 @@ def test_the_bank_is_the_hosts_own_trajectory(new_model):
 def test_what_cannot_be_trained_is_refused(new_model, monkeypatch):
     patcher = new_model("EPS")
     patcher.model.model_lowvram = True
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *a, **k: None)
     with pytest.raises(ValueError, match=r"does not fit.*closed-form"):
-        monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *a, **k: None)
         train_unet(patcher, TinyClip(), _plan())
     monkeypatch.undo()
     patcher = new_model("EPS")
