@@ -132,6 +132,28 @@ def to_ui(name: str, graph: dict[str, Any], object_info: dict[str, Any]) -> dict
     }  # fmt: skip
 
 
+def completed(graph: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """The graph with the default of every widget it leaves out, as the editor would queue it: widgets come with time."""
+    return {
+        identity: node
+        | {
+            "inputs": node["inputs"]
+            | {
+                name: options["default"]
+                for name, kind, options in inputs_of(object_info[node["class_type"]])
+                if _is_widget(kind, options) and name not in node["inputs"] and "default" in options
+            }
+        }
+        for identity, node in graph.items()
+    }
+
+
+def _complete(path: Path, object_info: dict[str, Any]) -> None:
+    graph = json.loads(path.read_text())
+    if (whole := completed(graph, object_info)) != graph:
+        path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+
+
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
     """The graph in API format, as the editor would queue it."""
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
@@ -177,6 +199,8 @@ def main(arguments: list[str]) -> int:
     with HostServer(Path(os.environ["COMFYUI_PATH"])) as server:
         server.wait()
         object_info = server.get("/object_info")
+        for path in [*API.glob("*.json"), *CHECKPOINTS.glob("*.json")]:
+            _complete(path, object_info)
         write_all()
         if arguments[:1] == ["--thumbnails"]:
             for made in make(server, arguments[1:]):
