@@ -12,8 +12,10 @@ from PIL import Image
 from .client import run_graph
 from .gallery import API, CHECKPOINTS, UI
 from .server import HostServer
+from .twins import TWINS
 
 SIDE = 256  # px
+_BY_HAND = {"anagram_sd15": "anagram_turn"}  # twins that are graphs of their own
 _MOST = 4  # pictures on one thumbnail
 _QUALITY = 85
 
@@ -26,7 +28,8 @@ def thumbnail(pictures: list[bytes]) -> bytes:
     """
     if not pictures:
         raise ValueError("There is no picture to make a thumbnail of; end the graph with a Save Image.")
-    shown = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[:_MOST]]
+    shown = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+    shown = ([p for p in shown if max(p.size) <= 2 * min(p.size)] or shown)[:_MOST]  # no long sheets beside pictures
     across = 1 if len(shown) == 1 else 2
     side = SIDE // across
     square = Image.new("RGB", (SIDE, SIDE), "white")
@@ -43,9 +46,7 @@ def thumbnail(pictures: list[bytes]) -> bytes:
 
 def shown_by(name: str) -> str:
     """The graph whose thumbnail a graph for one's own checkpoint shows: the one it is the twin of, on the demo model."""
-    there = sorted(path.stem for path in API.glob("*.json"))
-    stem = name.rsplit("_", 1)[0]
-    return stem if stem in there else next((other for other in there if other.startswith(stem)), there[0])
+    return TWINS[name].source if name in TWINS else _BY_HAND.get(name, name)
 
 
 def make(server: HostServer, names: list[str]) -> list[Path]:
