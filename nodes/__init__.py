@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import anagram, anagram_pictures, demo, region
+from . import anagram, anagram_pictures, demo, region, several
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
     *anagram_pictures.NODES,
     *region.NODES,
+    *several.NODES,
     *demo.NODES,
 )
 """Every node of the pack, in menu order."""
