@@ -14,6 +14,7 @@ from typing import Any
 
 from .gallery import API, CHECKPOINTS, UI
 from .server import HostServer
+from .thumbnails import make
 
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 _SEEDS = ("seed", "noise_seed")
@@ -153,10 +154,13 @@ def render(path: Path, object_info: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """``dev.py workflows``: makes every template anew."""
+    """``dev.py workflows``: makes every template anew; with ``--thumbnails [NAME …]`` runs graphs for their pictures too."""
     with HostServer(Path(os.environ["COMFYUI_PATH"])) as server:
         server.wait()
         object_info = server.get("/object_info")
+        if arguments[:1] == ["--thumbnails"]:
+            for made in make(server, arguments[1:]):
+                print(made)
     for path in sorted([*API.glob("*.json"), *CHECKPOINTS.glob("*.json")]):
         (UI / path.name).write_text(render(path, object_info))
         print(UI / path.name)

@@ -27,3 +27,46 @@ def lora_path(name: str) -> str:
     if path is None:
         raise ValueError(f"There is no LoRA '{name}'; choose one from the list, after pressing R if it is new.")
     return path
+
+
+EDITS = "concepts_edits"
+"""The host's name for folders of saved erasures."""
+
+
+def offer_edits() -> None:
+    """Lets the host list saved erasures, under its models and its output folder. Safe to call twice."""
+    places = [Path(folder_paths.models_dir, EDITS), Path(folder_paths.get_output_directory(), EDITS)]
+    folder_paths.folder_names_and_paths[EDITS] = ([str(place) for place in places], {".safetensors"})
+
+
+def edit_names() -> list[str]:
+    """The files Load Edit can read."""
+    return folder_paths.get_filename_list(EDITS)
+
+
+def edit_file(name: str) -> Path:
+    """The file behind a name of ``edit_names``.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    found = edit_names()
+    if name not in found:
+        known = f"there are {', '.join(found)}" if found else "none has been saved yet; use Save Edit first"
+        raise ValueError(f"There is no saved edit '{name}'; {known}.")
+    return Path(folder_paths.get_full_path_or_raise(EDITS, name))
+
+
+def new_output(prefix: str) -> Path:
+    """A file name of its own in the host's output folder, numbered as the host numbers its pictures.
+
+    Raises:
+        ValueError: the prefix leads out of the output folder.
+    """
+    try:
+        folder, name, number, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    except Exception as error:
+        raise ValueError(
+            f"The file prefix '{prefix}' leads out of the output folder; write a name, or folder/name."
+        ) from error
+    return Path(folder, f"{name}_{number:05}_.safetensors")

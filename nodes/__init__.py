@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+<<<<<<< HEAD
 from . import anagram, anagram_pictures, demo, region, several
+=======
+from . import anagram, anagram_pictures, demo, erase, erase_files, region
+>>>>>>> main
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
     *anagram_pictures.NODES,
+    *erase.NODES,
+    *erase_files.NODES,
     *region.NODES,
     *several.NODES,
     *demo.NODES,

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from random import Random
 
-import comfy.lora
 import torch
 from safetensors.torch import save_file
 
+from ...host.lora_export import lora_tensors, names_of
+from ...methods.erase.lowrank import LowRank
 from .. import vocabulary
 from ..autoencoder import Autoencoder
 from ..files import LORAS
@@ -48,31 +49,22 @@ def scene_source(concept: str):
 
 
 def kohya_names(model, clip) -> tuple[dict[str, str], dict[str, str]]:
-    """Layer path to kohya name, for the UNet and the text encoder, by inverting the host's own key maps."""
-    unet = {
-        target[len("diffusion_model.") : -len(".weight")]: name
-        for name, target in comfy.lora.model_lora_keys_unet(model.model, {}).items()
-        if isinstance(target, str) and name.startswith(("lora_unet_down_", "lora_unet_mid_", "lora_unet_up_"))
-    }
-    text = {
-        target[len("clip_l.transformer.") : -len(".weight")]: name
-        for name, target in comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).items()
-        if isinstance(target, str) and name.startswith("lora_te_")
-    }
-    return unet, text
+    """Layer path to kohya name, for the UNet and the text encoder."""
+    unet, text = names_of(model), names_of(clip=clip)
+    return (
+        {key[len("diffusion_model.") : -len(".weight")]: name for key, name in unet.items()},
+        {key[len("clip_l.transformer.") : -len(".weight")]: name for key, name in text.items()},
+    )
 
 
 def kohya_state(network, names: dict[str, str]) -> dict[str, torch.Tensor]:
     """The injected adapters of a network as the tensors of a kohya file."""
-    state = {}
-    for path, layer in network.named_modules():
-        if not hasattr(layer, "lora_A"):
-            continue
-        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        state[f"{names[path]}.lora_down.weight"] = down.detach().half().contiguous()
-        state[f"{names[path]}.lora_up.weight"] = up.detach().half().contiguous()
-        state[f"{names[path]}.alpha"] = torch.tensor(float(layer.lora_alpha["default"])).half()
-    return state
+    layers = {
+        path: LowRank(layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach())
+        for path, layer in network.named_modules()
+        if hasattr(layer, "lora_A")
+    }
+    return lora_tensors(layers, names)
 
 
 def main(arguments: list[str]) -> int:

@@ -55,9 +55,9 @@ def tiny_models():
 
 @pytest.fixture(scope="session")
 def new_model():
-    """Makes a tiny model: kind, dtype, and ``SD15_SHAPED`` for the block numbers of SD 1.5."""
+    """Makes a tiny model: kind, dtype, ``SD15_SHAPED`` for the block numbers of SD 1.5, and ``more`` of the UNet's config."""
 
-    def make(kind: str = "EPS", dtype: torch.dtype = torch.float32, *, sd15: bool = False):
-        return tiny_model(kind, dtype, SD15_SHAPED if sd15 else TINY_UNET)
+    def make(kind: str = "EPS", dtype: torch.dtype = torch.float32, *, sd15: bool = False, more: dict | None = None):
+        return tiny_model(kind, dtype, (SD15_SHAPED if sd15 else TINY_UNET) | (more or {}))
 
     return make

@@ -1,0 +1,183 @@
+"""From words to an edit: encodes the prompts with the host's CLIP, reads the host's weights, and has the edit solved."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.utils
+import torch
+
+from ..methods.erase.diagnose import measure
+from ..methods.erase.edit import KEYS_AND_VALUES, Edit
+from ..methods.erase.lowrank import LowRank
+from ..methods.erase.problem import Problem, Settings
+from ..methods.erase.rows import Prompt, Rows, held, joined, paired
+from ..methods.erase.solvers import solve
+from ..methods.erase.spec import Erased, Preserved, check, check_kept, sentences
+from ..methods.erase.truncate import AUTOMATIC, shortened
+from .erase_prompts import encode_prompt
+from .erase_weights import base_fingerprint, energy, text_keys, text_width
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 24  # layers that stand for all when only a report is made of them
+_FINGERPRINT = "a quick brown fox jumps over the lazy dog"
+_SAME = 0.999  # cosine above which a kept row is an erased one
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to solve: the solver and its settings, which projections, whether the pooled embedding is edited too, and the
+    largest rank (``AUTOMATIC`` cuts what hardly matters, 0 keeps all)."""
+
+    solver: str = "uce"
+    settings: Settings = field(default_factory=Settings)
+    targets: tuple[str, ...] = KEYS_AND_VALUES
+    blocks: str = ""
+    pooled: bool = False
+    rank: int = AUTOMATIC
+
+
+class Encoder:
+    """A CLIP that encodes each sentence once."""
+
+    def __init__(self, clip: Any) -> None:
+        self.clip = clip
+        self.known: dict[tuple[str, str], Prompt] = {}
+
+    def __call__(self, text: str, subject: str = "") -> Prompt:
+        if (text, subject) not in self.known:
+            self.known[text, subject] = encode_prompt(self.clip, text, subject)
+        return self.known[text, subject]
+
+
+def solve_erasure(
+    model: Any, clip: Any, erased: Erased | None, preserved: Preserved | None, request: Request = Request()
+) -> Edit:  # fmt: skip
+    """The edit that takes every concept of the list to its anchor and holds what is preserved, and the empty prompt.
+
+    Raises:
+        ValueError: a concept, anchor or preserved prompt cannot be used, or the CLIP is not this MODEL's.
+    """
+    concepts = erased.in_order() if erased else []
+    kept = preserved.in_order() if preserved else []
+    for concept in concepts:
+        check(concept)
+    check_kept(concepts, kept)
+    encode = Encoder(clip)
+    _check_clip(model, encode("").tokens)
+    if not concepts:
+        return Edit(spec=_spec_of(concepts, kept, request, clip))
+    keys = text_keys(model, request.targets, request.blocks)
+    problem = _problem(encode, concepts, kept)
+    _check_apart(problem, kept, encode)
+    needed = keys if request.solver.startswith("rece") else keys[:: max(1, len(keys) // SAMPLE)]
+    progress = comfy.utils.ProgressBar(len(needed) + 1)
+    problem = problem._replace(energy=energy(model, needed, progress))
+    solution = solve(request.solver, problem, request.settings)
+    short = shortened(solution, problem.Q(), request.rank)
+    report = measure(problem, [c.concept for c in concepts], solution, short)
+    progress.update(1)
+    return Edit(
+        short.M.to(torch.float32), _pooled(encode, concepts, kept, request), targets=request.targets, blocks=request.blocks,
+        spec=_spec_of(concepts, kept, request, clip), clip=clip_fingerprint(encode), base=base_fingerprint(model),
+        report=report,
+    )  # fmt: skip
+
+
+def clip_fingerprint(encode: Encoder) -> tuple[float, ...]:
+    """Three fixed projections of a fixed sentence: another encoder or another clip skip gives others."""
+    tokens = encode(_FINGERPRINT).tokens[1:16].flatten()
+    directions = torch.randn(3, len(tokens), generator=torch.Generator().manual_seed(12))
+    return tuple(round(float(value), 4) for value in directions @ tokens)
+
+
+def _check_clip(model: Any, tokens: torch.Tensor) -> None:
+    width = text_width(model)
+    if width is not None and tokens.shape[-1] != width:
+        raise ValueError(
+            f"The CLIP makes text embeddings of width {tokens.shape[-1]} and the MODEL reads width {width}; connect the CLIP of "
+            "the same checkpoint."
+        )
+
+
+def _problem(encode: Encoder, concepts: list[Erased], kept: list[Preserved]) -> Problem:
+    empty = encode("").tokens.double()
+    rows, weights = [empty], [torch.full((len(empty),), 1 / (len(empty) - 1), dtype=torch.float64)]
+    labels = ["the empty prompt"] * len(empty)
+    for entry in kept:
+        for prompt in entry.prompts:
+            row, weight = held(encode(prompt), entry.weight, whole=entry.whole)
+            rows.append(row)
+            weights.append(weight)
+            labels += [prompt] * len(row)
+    sets = [_rows_of(encode, concept) for concept in concepts]
+    return Problem(
+        tuple(pairs for pairs, _ in sets),
+        torch.cat(rows),
+        torch.cat(weights),
+        empty,
+        alike=tuple(a for _, a in sets),
+        labels=tuple(labels),
+    )
+
+
+def _rows_of(encode: Encoder, erased: Erased) -> tuple[Rows, tuple[torch.Tensor, torch.Tensor]]:
+    """All pairs of one concept, and what else stands for its subject: the same token in its other sentences and names."""
+    parts, subjects = [], []
+    for sentence, other, name in sentences(erased):
+        concept = encode(sentence, name)
+        parts.append(paired(concept, encode(other, erased.anchor), erased.scope, erased.weight))
+        subjects.append(concept.tokens[concept.end - 1].double())
+    rows = joined(parts)
+    first = (rows.C - subjects[0]).norm(dim=1).argmin()
+    alike = torch.stack(subjects)[1:] if len(subjects) > 1 else rows.C[:0]
+    return rows, (alike, first.expand(len(alike)))
+
+
+def _check_apart(problem: Problem, kept: list[Preserved], encode: Encoder) -> None:
+    """Refuses a preserved prompt whose last word is, to the model, the concept itself."""
+    erased = joined(problem.erased).C
+    for entry in kept:
+        for prompt in entry.prompts:
+            encoded = encode(prompt)
+            row = encoded.tokens[max(encoded.end - 1, 1)].double()
+            if float(torch.cosine_similarity(row[None], erased).max()) > _SAME:
+                raise ValueError(
+                    f"The preserved prompt '{prompt}' is, to this text encoder, the same as a concept that is erased; take it "
+                    "out of Preserve Concepts."
+                )
+
+
+def _pooled(encode: Encoder, concepts: list[Erased], kept: list[Preserved], request: Request) -> LowRank | None:
+    """The same for the pooled embedding of whole prompts, one row a prompt."""
+    if not request.pooled:
+        return None
+    sets = []
+    for erased in concepts:
+        for sentence, other, name in sentences(erased):
+            concept, anchor = encode(sentence, name).pooled, encode(other, erased.anchor).pooled
+            if concept is None or anchor is None:
+                raise ValueError("This CLIP gives no pooled embedding; switch 'pooled' off.")
+            weight = torch.full((1,), erased.weight, dtype=torch.float64)
+            sets.append(Rows(concept[None].double(), anchor[None].double(), weight))
+    prompts = [("", 1.0)] + [(p, entry.weight) for entry in kept for p in entry.prompts]
+    rows = torch.stack([encode(p).pooled.double() for p, _ in prompts])  # type: ignore[union-attr]
+    weights = torch.tensor([weight for _, weight in prompts], dtype=torch.float64)
+    solver = "null-space" if request.solver == "null-space" else "uce"
+    problem = Problem((joined(sets),), rows, weights, rows[:1].expand(2, -1))
+    return solve(solver, problem, Settings(ridge=request.settings.ridge, keep=request.settings.keep)).M.to(
+        torch.float32
+    )
+
+
+def _spec_of(concepts: list[Erased], kept: list[Preserved], request: Request, clip: Any) -> dict[str, Any]:
+    settings = {k: v for k, v in vars(request.settings).items() if v is not None}
+    return {
+        "erase": [{**c._asdict(), "previous": None} for c in concepts],
+        "preserve": [{**p._asdict(), "previous": None} for p in kept],
+        "solver": request.solver, "settings": settings, "targets": list(request.targets), "blocks": request.blocks,
+        "pooled": request.pooled, "rank": request.rank, "clip_skip": clip.layer_idx,
+    }  # fmt: skip

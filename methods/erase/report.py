@@ -1,0 +1,62 @@
+"""The report of an edit for people: a table in words, and a picture of bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+PROMISE = (
+    "This reduces the model's ability to respond to these text concepts; it does not guarantee removal. Paths that start from "
+    "images (img2img, ControlNet, image prompts) are unaffected."
+)
+_MOST = 14  # bars of one kind on a picture
+_LINE, _BAR, _LABEL, _MARGIN = 22, 330, 230, 12  # px
+_GONE, _MOVED, _INK, _PAPER = (214, 84, 74), (70, 130, 200), (40, 40, 40), (250, 250, 248)
+
+
+def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    """The report as a table."""
+    if not report:
+        return "Nothing is erased: the list is empty, and the model stays as it is."
+    lines = [f"{spec.get('solver', 'trained')}: {len(report['concepts'])} concepts, rank {report['rank']}"]
+    lines[0] += f" of {report['rows']} token rows (lost {report['lost']:.1%})" if report["lost"] else ""
+    lines.append(f"weights change by {report['change']:.2%}")
+    for c in report["concepts"]:
+        margin = "beyond measure" if c["margin"] is None else f"{c['margin']:.1f} ×"
+        lines.append(f"  {c['concept']}: {c['left']:.1%} left (worst token {c['most']:.1%}), margin {margin}")
+    for k in sorted(report["kept"], key=lambda k: -k["moved"])[:_MOST]:
+        lines.append(f"  keeps '{k['prompt']}': moved {k['moved']:.2%}")
+    if report["regeneration"]:
+        lines.append("  regeneration residual by epoch: " + ", ".join(f"{r:.2f}" for r in report["regeneration"]))
+    lines += [f"note: {note}" for note in report["notes"]]
+    lines.append(f"A later LoRA can bring a concept back. CLIP skip: {spec.get('clip_skip') or 'off'}. {PROMISE}")
+    return "\n".join(lines)
+
+
+def picture_of(report: Mapping[str, Any]) -> torch.Tensor:
+    """Bars of what is left of each concept (red) and of how far each kept prompt moved (blue), (1, h, w, 3) in 0..1.
+
+    Both scales go from 0 to 100 %; a short bar is a good one.
+    """
+    rows = [(c["concept"], c["left"], _GONE) for c in report.get("concepts", [])[:_MOST]]
+    kept = sorted(report.get("kept", []), key=lambda k: -k["moved"])[:_MOST]
+    rows += [(k["prompt"], k["moved"], _MOVED) for k in kept]
+    width, height = 2 * _MARGIN + _LABEL + _BAR + 60, 2 * _MARGIN + _LINE * (len(rows) + 2)
+    image = Image.new("RGB", (width, height), _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    draw.text((_MARGIN, _MARGIN), "left of the concept", _GONE, font)
+    draw.text((_MARGIN + _LABEL, _MARGIN), "kept prompts moved", _MOVED, font)
+    for number, (label, value, colour) in enumerate(rows, 1):
+        _bar(draw, font, _MARGIN + _LINE * number + 6, label, value, colour)
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(1, height, width, 3).float() / 255
+
+
+def _bar(draw: Any, font: Any, y: int, label: str, value: float, colour: tuple[int, int, int]) -> None:
+    draw.text((_MARGIN, y), label if len(label) < 32 else f"{label[:30]}…", _INK, font)
+    x = _MARGIN + _LABEL
+    draw.rectangle((x, y + 2, x + _BAR, y + _LINE - 6), outline=(215, 215, 212))
+    draw.rectangle((x, y + 2, x + round(_BAR * min(value, 1.0)), y + _LINE - 6), fill=colour)
+    draw.text((x + _BAR + 8, y), f"{value:.1%}", _INK, font)

@@ -1,0 +1,94 @@
+"""Rows of text embeddings: which tokens of a concept are moved, where to, and what is held.
+
+Rows lie in the first axis here, (rows, d); the papers write them as columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from .spec import ALL, ENDS, FIRST_END, LAST, SPAN, SPAN_TO_END
+
+_SAME = 1e-4  # of the norm: closer pairs would only add rank
+
+
+class Prompt(NamedTuple):
+    """An encoded prompt: ``tokens`` (positions, d) with the first token at 0; ``start`` to ``end`` is where the subject
+    stands (end exclusive), ``stop`` the position of the first end token. ``pooled`` is (p,), where the model has one."""
+
+    tokens: torch.Tensor
+    start: int
+    end: int
+    stop: int
+    pooled: torch.Tensor | None = None
+
+
+class Rows(NamedTuple):
+    """Rows C (n, d) that shall become G (n, d), with weights (n,)."""
+
+    C: torch.Tensor
+    G: torch.Tensor
+    weights: torch.Tensor
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return len(self.C)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """All rows of several sets."""
+    return Rows(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def positions(prompt: Prompt, scope: str) -> list[int]:
+    """The token positions of a scope. Position 0, the start token of every prompt, is in none of them."""
+    last = prompt.end - 1
+    count = len(prompt.tokens)
+    return {
+        LAST: [last],
+        SPAN: list(range(prompt.start, prompt.end)),
+        SPAN_TO_END: list(range(prompt.start, count)),
+        FIRST_END: [prompt.stop],
+        ENDS: list(range(prompt.stop, count)),
+        ALL: list(range(1, count)),
+    }[scope]
+
+
+def counterpart(position: int, concept: Prompt, anchor: Prompt) -> int:
+    """Where in the anchor's sentence the token of the same role stands, never at 0.
+
+    Subject tokens pair by relative position and clamp at the anchor's last one; what follows keeps its distance from the
+    subject's end, until the end token, and from there its distance from the end token. A subject that the anchor lacks
+    pairs with the anchor's token at the same place, which is its end token or padding.
+    """
+    if position < concept.start:
+        return max(1, min(position, anchor.start))
+    if position < concept.end:
+        if anchor.end == anchor.start:
+            return max(1, min(anchor.stop + position - concept.start, len(anchor.tokens) - 1))
+        return min(anchor.start + position - concept.start, anchor.end - 1)
+    if position < concept.stop:
+        return min(anchor.end + position - concept.end, anchor.stop)
+    return min(anchor.stop + position - concept.stop, len(anchor.tokens) - 1)
+
+
+def paired(concept: Prompt, anchor: Prompt, scope: str, weight: float) -> Rows:
+    """The rows of one sentence and what they become. ``weight`` is shared by the roles that are there (subject, what follows,
+    end and padding) and in each by its rows, so that a long tail of padding does not count for more than the subject.
+    Pairs that are equal anyway are left out."""
+    here = [p for p in positions(concept, scope) if p > 0]
+    there = [counterpart(p, concept, anchor) for p in here]
+    C, G = concept.tokens[here].double(), anchor.tokens[there].double()
+    differ = (C - G).norm(dim=1) > _SAME * C.norm(dim=1)
+    roles = [0 if p < concept.end else 1 if p < concept.stop else 2 for p in here]
+    shares = [weight / len(set(roles)) / roles.count(role) for role in roles]
+    return Rows(C[differ], G[differ], torch.tensor(shares, dtype=torch.float64)[differ])
+
+
+def held(prompt: Prompt, weight: float, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (n, d) of a prompt that must not move, and their weights (n,): all but the start token, or the last word and
+    the end token."""
+    here = list(range(1, len(prompt.tokens))) if whole else sorted({max(prompt.end - 1, 1), prompt.stop})
+    return prompt.tokens[here].double(), torch.full((len(here),), weight / len(here), dtype=torch.float64)

@@ -1,0 +1,45 @@
+"""The solvers by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import rece
+from .null_space import null_space
+from .problem import Problem, Settings, Solution, Solver
+from .realera import realera
+from .rows import joined
+from .solve import scaled_ridge, system, uce
+
+
+def _uce(problem: Problem, settings: Settings) -> Solution:
+    rows = joined(problem.erased)
+    weights, ridge = problem.kept_weights * (settings.keep or 0), scaled_ridge(settings.ridge or 0, rows.C)
+    given = (rows, problem.kept, weights, ridge, problem.statistics)
+    return Solution(uce(*given), system(*given))
+
+
+SOLVERS: dict[str, Solver] = {
+    "uce": Solver(_uce, 0.5, 1.0, "one solve (UCE)"),
+    "rece": Solver(
+        rece.cumulative, 0.1, 10.0, "also erases what would bring the concept back (RECE, all epochs together)"
+    ),
+    "rece-sequential": Solver(rece.sequential, 0.1, 0.1, "RECE epoch on epoch, as published"),
+    "realera": Solver(realera, 0.5, 1.0, "also erases the concept's neighbourhood (RealEra-style)"),
+    "null-space": Solver(null_space, 0.05, 1.0, "changes only what the kept prompts do not use, for many concepts"),
+}
+"""Adding a solver: a function (Problem, Settings) -> Solution and a line here; the tests run over the registry."""
+
+
+def solve(name: str, problem: Problem, settings: Settings = Settings()) -> Solution:  # noqa: B008  frozen
+    """Solves with the named solver; values the settings leave open are the solver's own.
+
+    Raises:
+        ValueError: there is no such solver, or nothing to erase is left.
+    """
+    if name not in SOLVERS:
+        raise ValueError(f"There is no solver '{name}'; take one of: {', '.join(SOLVERS)}.")
+    solver = SOLVERS[name]
+    ridge = solver.ridge if settings.ridge is None else settings.ridge
+    keep = solver.keep if settings.keep is None else settings.keep
+    return solver.solve(problem, replace(settings, ridge=ridge, keep=keep))

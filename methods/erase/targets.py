@@ -1,0 +1,24 @@
+"""Which weights of a model read the text embedding, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_CROSS = re.compile(r"^diffusion_model\..*\.attn2\.to_([kv])\.weight$")
+
+
+def reaches(key: str, targets: Iterable[str], blocks: str = "") -> bool:
+    """Whether an edit of the text embedding goes to this weight: a cross-attention's ``k`` or ``v``, in those blocks.
+
+    Args:
+        blocks: a regular expression searched in the key; empty is every block.
+    """
+    found = _CROSS.match(key)
+    return bool(found and found[1] in targets and re.search(blocks, key))
+
+
+def targeted(keys: Iterable[str], targets: Iterable[str], blocks: str = "") -> list[str]:
+    """The keys of all such weights, in their order."""
+    targets = tuple(targets)
+    return [key for key in keys if reaches(key, targets, blocks)]

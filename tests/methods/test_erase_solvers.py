@@ -1,0 +1,284 @@
+"""What the solvers promise, over random embeddings: RECE, RealEra-style, null space, truncation, and the rows themselves."""
+
+import importlib.util
+import itertools
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_concepts.methods.erase import realera, rows, spec
+from comfyui_concepts.methods.erase.lowrank import LowRank
+from comfyui_concepts.methods.erase.null_space import anchors
+from comfyui_concepts.methods.erase.problem import Settings
+from comfyui_concepts.methods.erase.regenerate import energy, map_of, margin, regenerated, shortfall
+from comfyui_concepts.methods.erase.rows import Prompt, Rows, joined
+from comfyui_concepts.methods.erase.solve import gram, uce
+from comfyui_concepts.methods.erase.solvers import SOLVERS, solve
+from comfyui_concepts.methods.erase.truncate import truncate
+
+_spec = importlib.util.spec_from_file_location("erase_cases", Path(__file__).with_name("erase_cases.py"))
+cases = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cases)
+
+SEEDS = range(20)
+F64 = torch.float64
+
+
+def residual(T, Q, pairs: Rows) -> float:
+    """What is left of the concept, relative to its distance from the anchor, over all layers."""
+    return float((energy(pairs.C @ T.T - pairs.G, Q).sqrt() / energy(pairs.C - pairs.G, Q).sqrt()).mean())
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_erases_and_takes_an_empty_list(name):
+    problem = cases.problem(1)
+    pairs = joined(problem.erased)
+    T = map_of(solve(name, problem).M, problem.width)
+    assert residual(T, problem.Q(), pairs) < (1.0 if name != "rece-sequential" else 5.0)
+    same = tuple(Rows(r.C, r.C, r.weights) for r in problem.erased)
+    if name in ("uce", "null-space"):
+        assert not solve(name, problem._replace(erased=same)).M.matrix().any()
+
+
+def test_what_brings_a_concept_back_is_the_minimum_it_should_be():
+    problem = cases.problem(2)
+    Q, c = problem.Q(), joined(problem.erased).C
+    T = map_of(solve("uce", problem).M, problem.width)
+    found = regenerated(T, Q, c, 0.1)
+    with torch.inference_mode(False), torch.enable_grad():
+        x, T, Q, c = found.clone().requires_grad_(True), T.clone(), Q.clone(), c.clone()
+        away = x @ T.T - c
+        loss = ((away @ Q) * away).sum() + 0.1 * x.square().sum()
+        (gradient,) = torch.autograd.grad(loss, x)
+    assert gradient.norm() <= 1e-9 * (c @ Q).norm()
+
+
+def test_q_replaces_the_sum_over_layers():
+    g = torch.Generator().manual_seed(4)
+    layers = [torch.randn(9, 12, generator=g, dtype=F64) for _ in range(5)]
+    T, c = torch.randn(12, 12, generator=g, dtype=F64), torch.randn(3, 12, generator=g, dtype=F64)
+    edited = [W @ T for W in layers]
+    A = sum(W.T @ W for W in edited) + 0.1 * torch.eye(12, dtype=F64)
+    expected = torch.linalg.solve(A, sum(W.T @ V for W, V in zip(edited, layers, strict=True)) @ c.T).T
+    assert (regenerated(T, sum(W.T @ W for W in layers), c, 0.1) - expected).norm() <= 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, 1.0])
+def test_each_cumulative_epoch_makes_the_concept_harder_to_bring_back(ridge):
+    first, second, originals = [], [], []
+    for seed in SEEDS:
+        problem = cases.problem(seed)
+        solution = solve("rece", problem, Settings(regeneration=ridge))
+        found = solution.regeneration
+        assert all(after >= 0.99 * before for before, after in itertools.pairwise(found)), seed
+        pairs, Q = joined(problem.erased), problem.Q()
+        originals.append(residual(map_of(solution.M, problem.width), Q, pairs))
+        for epochs, into in ((0, first), (1, second)):
+            before = map_of(solve("rece", problem, Settings(epochs=epochs, regeneration=ridge)).M, problem.width)
+            after = map_of(solve("rece", problem, Settings(epochs=epochs + 1, regeneration=ridge)).M, problem.width)
+            back = regenerated(before, Q, pairs.C, ridge)
+            into.append(residual(after, Q, Rows(back, pairs.G, pairs.weights)))
+    assert statistics.mean(first) <= 0.05
+    assert statistics.mean(second) <= 0.15
+    assert statistics.mean(originals) <= 0.2
+
+
+def test_epochs_on_epochs_undo_the_first_edit():
+    """Why the cumulative form is the default: the published order forgets what it erased first."""
+    left = []
+    for seed in SEEDS:
+        problem = cases.problem(seed)
+        T = map_of(solve("rece-sequential", problem).M, problem.width)
+        left.append(residual(T, problem.Q(), joined(problem.erased)))
+    assert statistics.mean(left) > 0.3
+
+
+def test_rece_raises_the_margin_and_an_unedited_model_has_one_of_its_own():
+    margins = {name: [] for name in ("none", "uce", "rece-sequential", "rece")}
+    for seed in SEEDS:
+        problem = cases.problem(seed)
+        for name, values in margins.items():
+            M = None if name == "none" else solve(name, problem).M
+            values.append(float(margin(map_of(M, problem.width), problem.Q(), joined(problem.erased).C).mean()))
+    medians = [statistics.median(values) for values in margins.values()]
+    assert medians == sorted(medians)
+    assert medians[0] == pytest.approx(0.78, abs=0.05)
+    assert medians[-1] > 10 * medians[1]
+
+
+def test_the_margin_is_where_five_percent_of_the_concept_is_missing():
+    problem = cases.problem(3)
+    Q, c = problem.Q(), joined(problem.erased).C[:1]
+    T = map_of(solve("uce", problem).M, problem.width)
+    wanted, ridges = float(margin(T, Q, c)), torch.logspace(-8, 3, 2000, dtype=F64)
+    enough = [r for r in ridges if float(shortfall(T, Q, c, regenerated(T, Q, c, float(r)))) ** 2 <= 0.05]
+    assert wanted == pytest.approx(float(regenerated(T, Q, c, float(max(enough))).norm() / c.norm()), rel=0.02)
+
+
+def test_the_expected_neighbours_are_the_mean_of_many_samples():
+    g = torch.Generator().manual_seed(6)
+    factor = 0.5 * torch.randn(10, 3, generator=g, dtype=F64)
+    pair = Rows(*(2 * torch.randn(1, 10, generator=g, dtype=F64) for _ in range(2)), torch.ones(1, dtype=F64))
+    kept, w = torch.randn(12, 10, generator=g, dtype=F64), torch.full((12,), 1.0, dtype=F64)
+    samples = pair.C + realera.structured(factor, 200_000, g)
+    many = Rows(samples, pair.G.expand_as(samples), torch.full((len(samples),), 1 / len(samples), dtype=F64))
+    sampled = uce(joined([pair, many]), kept, w, 0.5).matrix()
+    expected = uce(joined([pair, realera.expectation(pair, factor, 1.0)]), kept, w, 0.5).matrix()
+    assert (sampled - expected).norm() <= 5e-3 * expected.norm()
+
+
+def test_neighbours_go_with_the_concept_and_uce_leaves_them():
+    left = {"uce": [], "realera": []}
+    for seed in SEEDS:
+        problem = cases.problem(seed)
+        for name, values in left.items():
+            T = map_of(solve(name, problem).M, problem.width)
+            for pairs, (alike, _) in zip(problem.erased, problem.alike, strict=True):
+                near = Rows(alike, pairs.G.expand_as(alike), pairs.weights)
+                values.append(residual(T, problem.Q(), near))
+    assert statistics.mean(left["realera"]) < 0.8 * statistics.mean(left["uce"])
+
+
+def test_the_same_seed_gives_the_same_neighbours_and_another_seed_others():
+    problem = cases.problem(1)
+    first, again, other = (solve("realera", problem, Settings(seed=s)).M.matrix() for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("d", [64, 128])
+def test_the_null_space_holds_the_empty_prompt_exactly(d):
+    problem = cases.problem(5, d)
+    M = solve("null-space", problem).M
+    K = anchors(problem.empty.double())
+    assert M(K).norm() <= 1e-10 * K.norm()
+    pairs = joined(problem.erased)
+    assert residual(map_of(M, d), problem.Q(), pairs) < 0.5
+    drift = energy(M(problem.kept), problem.Q()).sqrt() / energy(problem.kept, problem.Q()).sqrt()
+    assert drift.mean() < 0.01
+
+
+def test_a_null_space_without_room_says_so():
+    problem = cases.problem(5, 64, kept=400)
+    assert "of 64 directions are free" in solve("null-space", problem, Settings(threshold=1e-6)).notes[0]
+
+
+def _span(seed: int = 0, d: int = 96, count: int = 40):
+    """A concept with a tail of padding that changes slowly from token to token, and its anchor with another."""
+    g = torch.Generator().manual_seed(seed)
+    shared = torch.randn(1, d, generator=g, dtype=F64)
+
+    def tail():
+        steps = torch.randn(count, d, generator=g, dtype=F64).cumsum(0) * 0.05
+        x = 0.9 * shared + 0.44 * torch.randn(1, d, generator=g, dtype=F64) + steps
+        return x * cases.NORM / x.norm(dim=1, keepdim=True)
+
+    layers = [torch.randn(64, d, generator=g, dtype=F64) for _ in range(6)]
+    kept = cases.rows(50, d, g, shared)
+    pairs = Rows(tail(), tail(), torch.full((count,), 1 / count, dtype=F64))
+    return pairs, kept, torch.ones(50, dtype=F64), sum(W.T @ W for W in layers), g
+
+
+def test_four_ranks_say_nearly_what_a_whole_span_says():
+    pairs, kept, w, Q, g = _span()
+    M = uce(pairs, kept, w, 0.5)
+    A = gram(pairs.C, pairs.weights) + gram(kept, w) + 0.5 * torch.eye(len(Q), dtype=F64)
+    short = truncate(M, A, Q, rank=4)
+    assert short.M.rank == 4
+
+    def left(m):
+        return residual(map_of(m, len(Q)), Q, pairs)
+
+    assert left(short.M) <= left(M) + 0.05
+    anywhere = torch.randn(200, len(Q), generator=g, dtype=F64)
+    assert energy(short.M(anywhere), Q).sum() <= energy(M(anywhere), Q).sum()
+    U, S, V = torch.linalg.svd(M.matrix())
+    lost = [_size(M.matrix() - m, A, Q) for m in (short.M.matrix(), (U[:, :4] * S[:4]) @ V[:4])]
+    assert lost[0] < 0.99 * lost[1]  # an SVD that does not look at the data loses more of it
+
+
+def _size(m, A, Q):
+    x = m @ torch.linalg.cholesky(A)
+    return float(((Q @ x) * x).sum().sqrt())
+
+
+def test_truncation_reports_what_it_gave_up_and_leaves_short_edits_alone():
+    pairs, kept, w, Q, _ = _span()
+    M = uce(pairs, kept, w, 0.5)
+    A = gram(pairs.C, pairs.weights) + gram(kept, w) + 0.5 * torch.eye(len(Q), dtype=F64)
+    short = truncate(M, A, Q)
+    lost = _size(M.matrix() - short.M.matrix(), A, Q) / _size(M.matrix(), A, Q)
+    assert lost == pytest.approx(short.lost, rel=1e-3, abs=1e-6)
+    assert 0 < short.lost <= 0.03
+    one = LowRank(M.up[:, :3], M.down[:3])
+    assert truncate(one, A, Q).M is one
+
+
+def _prompt(start: int, end: int, stop: int, count: int = 12, seed: int = 0) -> Prompt:
+    g = torch.Generator().manual_seed(seed)
+    return Prompt(torch.randn(count, 4, generator=g), start, end, stop)
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        (spec.LAST, [4]),
+        (spec.SPAN, [3, 4]),
+        (spec.SPAN_TO_END, list(range(3, 12))),
+        (spec.FIRST_END, [6]),
+        (spec.ENDS, list(range(6, 12))),
+        (spec.ALL, list(range(1, 12))),
+    ],
+)
+def test_scopes_never_hold_the_start_token(scope, expected):
+    assert rows.positions(_prompt(3, 5, 6), scope) == expected
+
+
+def test_tokens_pair_by_their_role_and_never_with_the_start_token():
+    concept, anchor, empty = _prompt(3, 5, 7), _prompt(3, 4, 6), _prompt(1, 1, 1)
+    assert [rows.counterpart(p, concept, anchor) for p in range(1, 12)] == [1, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert [rows.counterpart(p, concept, empty) for p in range(1, 12)] == [1, 1, 1, 2, 1, 1, 1, 2, 3, 4, 5]
+
+
+def test_a_prompt_counts_once_however_many_tokens_it_has_and_equal_pairs_are_left_out():
+    concept, anchor = _prompt(3, 5, 6, seed=1), _prompt(3, 5, 6, seed=2)
+    pairs = rows.paired(concept, anchor, spec.SPAN_TO_END, 2.0)
+    assert float(pairs.weights.sum()) == pytest.approx(2.0)
+    concept.tokens[7:] = anchor.tokens[7:]
+    assert len(rows.paired(concept, anchor, spec.SPAN_TO_END, 2.0)) == 4
+    held, weights = rows.held(concept, 1.0, whole=True)
+    assert len(held) == 11
+    assert float(weights.sum()) == pytest.approx(1.0)
+    assert torch.equal(rows.held(concept, 1.0, whole=False)[0], concept.tokens[[4, 6]].double())
+
+
+def test_sentences_pair_the_concept_with_its_anchor_in_the_same_words():
+    erased = spec.Erased("cat", "dog", ("{}", "a photo of a {}"), spec.LAST, 1.0)
+    assert spec.sentences(erased) == [("cat", "dog", "cat"), ("a photo of a cat", "a photo of a dog", "cat")]
+    assert spec.sentences(erased._replace(anchor="")) == [
+        ("cat", "", "cat"),
+        ("a photo of a cat", "a photo of a", "cat"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"concept": " "}, "no concept to erase"),
+        ({"anchor": "Cat"}, "anchor is the concept itself.*leave the anchor empty"),
+        ({"scope": "most"}, "no scope 'most'.*subject to end"),
+        ({"templates": ("a photo",)}, "needs one {}"),
+    ],
+)
+def test_what_cannot_be_erased_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        spec.check(spec.Erased("cat", "dog", ("{}",), spec.LAST, 1.0)._replace(**change))
+
+
+def test_lists_on_wires_come_in_the_order_they_were_made():
+    first = spec.Erased("cat", "", ("{}",), spec.LAST, 1.0)
+    second = spec.Erased("dog", "", ("{}",), spec.LAST, 1.0, (), first)
+    assert [e.concept for e in second.in_order()] == ["cat", "dog"]
+    kept = spec.Preserved(("b",), 1.0, False, spec.Preserved(("a",), 1.0))
+    assert [p.prompts for p in kept.in_order()] == [("a",), ("b",)]
