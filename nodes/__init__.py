@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-<<<<<<< HEAD
-from . import anagram, anagram_pictures, demo, region, several
-=======
-from . import anagram, anagram_pictures, demo, erase, erase_files, region
->>>>>>> main
+from . import anagram, anagram_pictures, demo, erase, erase_files, region, several
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
