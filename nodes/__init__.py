@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import anagram, anagram_pictures, demo, erase, erase_files, region
+from . import anagram, anagram_pictures, concept, conduct, demo, erase, erase_files, region
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
     *anagram_pictures.NODES,
+    *concept.NODES,
+    *conduct.NODES,
     *erase.NODES,
     *erase_files.NODES,
     *region.NODES,
