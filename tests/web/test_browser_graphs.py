@@ -40,6 +40,7 @@ def test_the_template_dialog_shows_ours_and_opens_one(page, until):
     category.click()
     for path in TEMPLATES:
         card = page.find(f"[data-testid='template-workflow-{path.stem}']")
+        page.js("arguments[0].scrollIntoView({ block: 'center' })", card)  # it loads what is in sight
         until(lambda card=card: page.js(HAS_PICTURE, card), what=f"the thumbnail of {path.stem}")
     page.shot(f"templates-{page.renderer}")
     page.find("[data-testid='template-workflow-demo_first_picture']").click()
