@@ -26,6 +26,15 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
+WHOLE = """const done = arguments[0];
+app.canvas.deselectAll();
+const [left, top, right, bottom] = app.graph.nodes.reduce(([l, t, r, b], { pos, size }) =>
+  [Math.min(l, pos[0]), Math.min(t, pos[1] - 30), Math.max(r, pos[0] + size[0]), Math.max(b, pos[1] + size[1])], [1e9, 1e9, -1e9, -1e9]);
+app.canvas.ds.fitToBounds([left, top, right - left, bottom - top]);
+app.canvas.setDirty(true, true);
+setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 100);"""
+
+
 def until(met, seconds: float = 20, what: str = "what was waited for"):
     """The first true answer of a question asked again and again."""
     deadline = time.monotonic() + seconds
@@ -98,6 +107,14 @@ class Page:
             kind,
         )
 
+    def finish(self, outputs: dict) -> None:
+        """Tells the page what each node has put out, as the host does when it has run."""
+        self.js(
+            """for (const [node, output] of Object.entries(arguments[0]))
+              app.api.dispatchCustomEvent('executed', { node, display_node: node, output, prompt_id: 'finished' });""",
+            outputs,
+        )
+
     def workflow(self) -> dict:
         """The graph as the page saves it."""
         return json.loads(self.js("return JSON.stringify(app.graph.serialize())"))
@@ -148,8 +165,7 @@ class Page:
     def shot(self, name: str, whole: bool = False) -> Path:
         """Keeps a screenshot under output/browser, if asked for of the whole graph."""
         if whole:
-            self.js("app.canvas.deselectAll(); app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-            time.sleep(0.7)  # it glides there
+            self.driver.execute_async_script(WHOLE)
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.driver.save_screenshot(str(SHOTS / f"{name}.png"))
         return SHOTS / f"{name}.png"
