@@ -1,4 +1,7 @@
-"""``dev.py bench anagram``: what each view costs, against plain sampling in the same run."""
+"""``dev.py bench anagram``: what views cost beside the model calls they need, and what the gradient step costs.
+
+Both sides of a ratio are timed in turn in the same run, so that they meet the same machine.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,21 @@ import statistics
 import time
 from collections.abc import Callable
 
+import comfy.model_management
 import comfy.samplers
 import torch
 
+from ..host.anti_segregation import Puller
 from ..host.guider import ViewPrompt, ViewsGuider
-from ..methods.anagram.combine import AVERAGING, combiner
+from ..host.phrases import encode_with_phrase
+from ..host.views import ViewConds
+from ..methods.anagram.combine import MULTI_TASK_FAST, MULTI_TASK_FULL, combiner
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.views import VIEWS, view_named
+from ..nodes.anagram import pull_of
 from .sampling import CFG, STEPS, Painter, encode, noise_for
+
+SIGMA = 2.0  # where the gradient step is timed
 
 
 def _timed(action: Callable[[], object]) -> float:
@@ -25,44 +35,75 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def ratios(plain: Callable[[], object], other: Callable[[], object], runs: int) -> list[float]:
-    """Seconds of ``other`` over seconds of ``plain``, run in turn so that both meet the same machine."""
+    """Seconds of ``other`` over seconds of ``plain``, run in turn."""
     plain(), other()  # warm up
     return [_timed(other) / _timed(plain) for _ in range(runs)]
 
 
+class Bench:
+    """The demo model with the prompts of up to four views."""
+
+    def __init__(self, runs: int) -> None:
+        self.painter, self.runs = Painter(), runs
+        sampling = self.painter.model.get_model_object("model_sampling")
+        self.sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", STEPS)
+        self.prompt = encode_with_phrase(self.painter.clip, "a cat", "cat")
+        self.negative = encode(self.painter.clip, "")
+
+    def say(self, what: str, measured: list[float]) -> None:
+        span = f"{min(measured):.2f} to {max(measured):.2f}, {self.runs} pairs"
+        print(f"{what}: {statistics.median(measured):.2f} × ({span})", flush=True)
+
+    def prompts(self, views: int) -> list[ViewPrompt]:
+        return [ViewPrompt(view, self.prompt, self.negative) for view in map(view_named, list(VIEWS)[:views])]
+
+    def sample(self, guider: comfy.samplers.CFGGuider, pictures: int) -> None:
+        noise = noise_for(list(range(pictures)))
+        sampler = comfy.samplers.sampler_object("euler")
+        guider.sample(noise, torch.zeros_like(noise), sampler, self.sigmas, disable_pbar=True, seed=1)
+
+    def plain(self, pictures: int) -> None:
+        """So many pictures without views: calls of as many rows as one picture in so many views."""
+        guider = comfy.samplers.CFGGuider(self.painter.model)
+        guider.set_conds(self.prompt, self.negative)
+        guider.set_cfg(CFG)
+        self.sample(guider, pictures)
+
+    def anagram(self, views: int) -> None:
+        combine = combiner(MULTI_TASK_FAST, [1.0] * views)
+        prompts = self.prompts(views)
+        self.sample(ViewsGuider(self.painter.model, prompts, lambda **k: combine(Predictions(**k)), CFG), 1)
+
+    def gradient(self, views: int) -> list[float]:
+        """One gradient step over one forward pass of the views' positives, a row each."""
+        model = self.painter.model.model
+        comfy.model_management.load_models_gpu([self.painter.model])
+        noise = noise_for([1]) * SIGMA
+        conds = []
+        for prompt in self.prompts(views):
+            raw = {"positive": comfy.sampler_helpers.convert_cond(prompt.positive)}
+            conds.append(comfy.samplers.process_conds(model, noise, raw, noise.device)["positive"])
+        listed = [ViewConds(p.view, c, None) for p, c in zip(self.prompts(views), conds, strict=True)]
+        pull = pull_of(MULTI_TASK_FULL)
+        assert pull is not None
+        level = torch.full((1,), SIGMA)
+        forward = lambda: comfy.samplers.calc_cond_batch(model, conds, noise, level, {})  # noqa: E731
+        return ratios(forward, lambda: Puller(model, listed, pull, lasting=False)(noise, level, {}), self.runs * 4)
+
+
 @torch.inference_mode()
 def main(arguments: list[str]) -> int:
-    """Prints the median and the range of the ratio for 1 to 4 views in one batched call."""
+    """Prints the median and the range of each ratio for 1 to 4 views."""
     parser = argparse.ArgumentParser(prog="dev.py bench anagram")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
-    painter = Painter()
-    noise = noise_for([1])
-    sigmas = comfy.samplers.calculate_sigmas(painter.model.get_model_object("model_sampling"), "normal", STEPS)
-    prompt, negative = encode(painter.clip, "a cat"), encode(painter.clip, "")
-
-    def sample(guider: comfy.samplers.CFGGuider) -> None:
-        sampler = comfy.samplers.sampler_object("euler")
-        guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
-
-    def plain() -> None:
-        guider = comfy.samplers.CFGGuider(painter.model)
-        guider.set_conds(prompt, negative)
-        guider.set_cfg(CFG)
-        sample(guider)
-
+    bench = Bench(options.runs)
     for views in (1, 2, 3, 4):
-        prompts = [ViewPrompt(view, prompt, negative) for view in map(view_named, list(VIEWS)[:views])]
-        measured = ratios(plain, lambda p=prompts: sample(_anagram(painter, p)), options.runs)
-        print(
-            f"{views} views: {statistics.median(measured):.2f} × plain sampling "
-            f"({min(measured):.2f} to {max(measured):.2f}, {options.runs} pairs, {STEPS} steps, euler)",
-            flush=True,
-        )
+        bare = ratios(lambda n=views: bench.plain(n), lambda n=views: bench.anagram(n), options.runs)
+        bench.say(f"{views} views over bare calls of {2 * views} rows", bare)
+    for views in (2, 3, 4):
+        alone = ratios(lambda: bench.plain(1), lambda n=views: bench.anagram(n), options.runs)
+        bench.say(f"{views} views over one plain picture", alone)
+        bench.say(f"gradient step over a forward pass of {views} rows", bench.gradient(views))
     return 0
-
-
-def _anagram(painter: Painter, prompts: list[ViewPrompt]) -> ViewsGuider:
-    combine = combiner(AVERAGING, [1.0] * len(prompts))
-    return ViewsGuider(painter.model, prompts, lambda **known: combine(Predictions(**known)), CFG)

@@ -7,11 +7,15 @@ import json
 import logging
 import statistics
 import time
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from . import vocabulary
@@ -19,6 +23,7 @@ from .board import Board
 from .files import FOLDER, LORAS
 from .judge import LEFT, RIGHT, SEVERAL, THIRDS, UNSURE, WHOLE, Judge, Verdict, background_of
 from .sampling import Painter
+from .workers import spread
 
 SEEDS = list(range(100, 108))
 QUICK_SEEDS = SEEDS[:4]
@@ -104,31 +109,65 @@ def score_judge(judge: Judge, metrics: dict) -> None:
     metrics["calibration_error"] = expected_calibration_error(*looked_at(judge, hard, scenes))
 
 
-def score_objects(
-    painter: Painter, judge: Judge, scenes: list[vocabulary.Scene], seeds: list[int], sheet: Path | None
-) -> dict:
-    """The shares of pictures in which the objects are named right, stand where they should, and lie on the right colour."""
-    named, placed, background, rows, wrong = [], [], [], [], []
-    for index, scene in enumerate(scenes):
-        pictures = painter.paint(scene.caption(), seeds)
-        rows.append(pictures)
-        boxes = (WHOLE,) if len(scene.concepts) == 1 else (LEFT, RIGHT) if len(scene.concepts) == 2 else THIRDS
-        seen = list(zip(*(judge.look(pictures, box) for box in boxes), strict=True))
-        names = [[v.name for v in row] for row in seen]
-        named += [sorted(row) == sorted(scene.concepts) for row in names]
-        placed += [row == list(scene.concepts) for row in names]
-        background += [background_of(p) == scene.background for p in pictures]
-        wrong += [
-            f"{scene.caption()}: {', '.join(map(str, row))}"
-            for row, ok in zip(seen, placed[-len(seeds) :], strict=True)
-            if not ok
-        ]
-        if index % 12 == 11:
-            print(f"    {index + 1} of {len(scenes)} prompts", flush=True)
-    for line in wrong:
-        print(f"    not as asked: {line}", flush=True)
+@dataclass(frozen=True)
+class Order:
+    """Pictures to paint: a scene, its seeds, and the concept whose LoRA is loaded (None: the plain model)."""
+
+    scene: vocabulary.Scene
+    seeds: tuple[int, ...]
+    lora: str | None = None
+
+
+class Finding(NamedTuple):
+    """What the judge sees: a verdict for each object of each picture, the backgrounds, the pictures (n, h, w, 3) of bytes."""
+
+    verdicts: list[tuple[Verdict, ...]]
+    backgrounds: list[str]
+    pictures: np.ndarray
+
+    def names(self) -> list[list[str]]:
+        return [[v.name for v in row] for row in self.verdicts]
+
+
+@cache
+def _judge() -> Judge:
+    return Judge.load()
+
+
+@lru_cache(maxsize=2)
+def _painter(lora: str | None) -> Painter:
+    return Painter(None if lora is None else LORAS / f"concepts-demo-{lora}.safetensors")
+
+
+def carry_out(order: Order) -> Finding:
+    """Paints the pictures of an order and looks at them."""
+    pictures = _painter(order.lora).paint(order.scene.caption(), list(order.seeds))
+    boxes = {1: (WHOLE,), 2: (LEFT, RIGHT)}.get(len(order.scene.concepts), THIRDS)
+    seen = list(zip(*(_judge().look(pictures, box) for box in boxes), strict=True))
+    return Finding(seen, [background_of(p) for p in pictures], (pictures * 255).round().byte().numpy())
+
+
+def find(orders: list[Order], sheet: Path | None = None) -> list[Finding]:
+    """Carries all orders out, printing what is not as asked."""
+    findings = []
+    for number, (order, found) in enumerate(zip(orders, spread(carry_out, orders), strict=True), 1):
+        findings.append(found)
+        for row in found.verdicts:
+            if [v.name for v in row] != list(order.scene.concepts):
+                print(f"    not as asked: {order.scene.caption()}: {', '.join(map(str, row))}", flush=True)
+        if number % 12 == 0:
+            print(f"    {number} of {len(orders)} prompts", flush=True)
     if sheet is not None:
-        save_sheet(rows, sheet)
+        save_sheet([torch.from_numpy(found.pictures) / 255 for found in findings], sheet)
+    return findings
+
+
+def rates(orders: list[Order], findings: list[Finding]) -> dict:
+    """The shares of pictures in which the objects are named right, stand where they should, and lie on the right colour."""
+    pairs = list(zip(orders, findings, strict=True))
+    named = [sorted(row) == sorted(order.scene.concepts) for order, found in pairs for row in found.names()]
+    placed = [row == list(order.scene.concepts) for order, found in pairs for row in found.names()]
+    background = [colour == order.scene.background for order, found in pairs for colour in found.backgrounds]
     return {
         "right": statistics.mean(named), "placed": statistics.mean(placed), "background": statistics.mean(background),
         "n": len(named),
@@ -137,11 +176,35 @@ def score_objects(
 
 def save_sheet(rows: list[torch.Tensor], path: Path) -> None:
     """All pictures on one sheet, a prompt a row, three prompts side by side."""
-    strips = [torch.cat(list(r), 1) for r in rows]
+    widest = max(len(r) * r.shape[2] for r in rows)
+    strips = [F.pad(torch.cat(list(r), 1), (0, 0, 0, widest - len(r) * r.shape[2]), value=1.0) for r in rows]
     strips += [torch.ones_like(strips[0])] * (-len(strips) % 3)
     sheet = torch.cat([torch.cat(strips[i : i + 3], 1) for i in range(0, len(strips), 3)])
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((sheet * 255).round().byte().numpy()).save(path)
+
+
+def score_loras(seeds: list[int], sheet: Path | None) -> dict:
+    """Each unseen concept with its LoRA; the same prompt without it; and what the LoRA leaves of concepts the base knows."""
+    scenes = singles(vocabulary.LORA_CONCEPTS)
+    few = tuple(seeds[:2])
+    with_lora = [Order(scene, tuple(seeds), scene.concepts[0]) for scene in scenes]
+    without = [Order(scene, few) for scene in scenes]
+    kept = [
+        Order(vocabulary.scene_of((concept,), scene.background), few, scene.concepts[0])
+        for scene in scenes
+        for concept in ("cat", "panda", "car", "apple")
+    ]
+    orders = sorted(with_lora + kept, key=lambda order: order.lora or "")  # a LoRA is loaded once
+    found = dict(zip(orders + without, find(orders + without, sheet), strict=True))
+
+    def right(some: list[Order]) -> float:
+        return rates(some, [found[order] for order in some])["right"]
+
+    return {
+        "right": right(with_lora), "n": len(scenes) * len(seeds), "concepts": len(scenes),
+        "without_lora": right(without), "base_concepts_right": right(kept),
+    }  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -153,53 +216,31 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     seeds = QUICK_SEEDS if options.quick else SEEDS
-    board, judge, painter = Board("model", seeds), Judge.load(), Painter()
+    board = Board("model", seeds)
 
     def sheet(name: str) -> Path | None:
         return options.sheets / f"{name}.png" if options.sheets else None
 
+    background, pictures = 0.0, 0
+    parts = {"one object": singles(vocabulary.CONCEPTS), "two objects": prompts_of_pairs(18 if options.quick else 36)}
+    for name, scenes in parts.items():
+        with board.row(name) as metrics:
+            orders = [Order(scene, tuple(seeds)) for scene in scenes]
+            metrics |= rates(orders, find(orders, sheet(name.replace(" ", "-"))))
+            background += metrics.pop("background") * metrics["n"]
+            pictures += metrics["n"]
+            if name == "one object":
+                del metrics["placed"]
+    with board.row("background") as metrics:
+        metrics |= {"right": background / pictures, "n": pictures}
+    with board.row("lora concept") as metrics:
+        metrics |= score_loras(seeds[:4], sheet("lora-concept"))
     with board.row("judge") as metrics:
-        score_judge(judge, metrics)
-    painter.paint("a cat", [1])
+        score_judge(_judge(), metrics)
+    _painter(None).paint("a cat", [1])
     with board.row("20 steps") as metrics:
         started = time.monotonic()
-        painter.paint("a cat, blue background", [1])
+        _painter(None).paint("a cat, blue background", [1])
         metrics["picture_seconds"] = time.monotonic() - started
-    backgrounds: list[tuple[float, int]] = []
-    with board.row("one object") as metrics:
-        metrics |= score_objects(painter, judge, singles(vocabulary.CONCEPTS), seeds, sheet("one"))
-        del metrics["placed"]
-        backgrounds.append((metrics.pop("background"), metrics["n"]))
-    with board.row("two objects") as metrics:
-        metrics |= score_objects(painter, judge, prompts_of_pairs(18 if options.quick else 36), seeds, sheet("two"))
-        backgrounds.append((metrics.pop("background"), metrics["n"]))
-    with board.row("background") as metrics:
-        metrics["n"] = sum(n for _, n in backgrounds)
-        metrics["right"] = sum(share * n for share, n in backgrounds) / metrics["n"]
-    with board.row("lora concept") as metrics:
-        metrics |= score_loras(judge, seeds[:4], sheet)
     board.write(options.json)
     return 0
-
-
-def score_loras(judge: Judge, seeds: list[int], sheet) -> dict:
-    """Each unseen concept with its LoRA; the same prompt without it; and what the LoRA leaves of a concept the base knows."""
-    with_lora, without, kept, names = [], [], [], []
-    plain = Painter()
-    for scene in singles(vocabulary.LORA_CONCEPTS):
-        (concept,) = scene.concepts
-        path = LORAS / f"concepts-demo-{concept}.safetensors"
-        if not path.exists():
-            continue
-        names.append(concept)
-        painter = Painter(path)
-        with_lora.append(score_objects(painter, judge, [scene], seeds, sheet(f"lora-{concept}"))["right"])
-        without.append(score_objects(plain, judge, [scene], seeds[:2], None)["right"])
-        others = [vocabulary.scene_of((c,), scene.background) for c in ("cat", "panda", "car", "apple")]
-        kept.append(score_objects(painter, judge, others, seeds[:2], None)["right"])
-    if not names:
-        return {"right": 0.0, "n": 0}
-    return {
-        "right": statistics.mean(with_lora), "n": len(names) * len(seeds), "concepts": len(names),
-        "without_lora": statistics.mean(without), "base_concepts_right": statistics.mean(kept),
-    }  # fmt: skip

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.patcher_extension
 import comfy.samplers
 import torch
 import torch.nn.functional as F
 
-from .attention import CROSS, Site, capture, find_sites, unet_of
+from .attention import CROSS, Captured, Site, capture, find_sites, unet_of
 from .gradients import check_differentiable, differentiable_options, gradient_of, normal
 from .phrases import ENTRY
 from .sampling import progress_of
@@ -85,21 +86,48 @@ class Puller:
         losses: list[torch.Tensor] = []
 
         def loss_of(z: torch.Tensor) -> torch.Tensor:
-            each = self.pull.loss([self._map(view, z, normal(sigma), model_options) for view in self.views])
+            each = self.pull.loss(self._maps(z, normal(sigma), model_options))
             losses.append(each.detach())
             return each.sum()  # pictures of a batch do not meet, so each gets its own gradient
 
         gradient = gradient_of(self.model, x, loss_of)
         return x if gradient.value is None else x + self.pull.step(x, gradient.value, losses[0])
 
-    def _map(self, view: ViewConds, z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        """Where the view's concept words look, in the canonical frame, (batch, height, width) of the latent."""
-        framed = differentiable_options(in_frames(options, frames_of([view])))
+    def _maps(self, z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> list[torch.Tensor]:
+        """Each view's map, of one batched call if the host makes one of it, else of a call a view."""
+        maps = self._seen(self.views, z, sigma, options)
+        return maps or [self._seen([view], z, sigma, options)[0] for view in self.views]
+
+    def _seen(
+        self, views: Sequence[ViewConds], z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]
+    ) -> list[torch.Tensor]:
+        """Where the views' concept words look, in the canonical frame, (batch, height, width) of the latent; nothing if the
+        host splits the call."""
+        framed, calls = _watched(differentiable_options(in_frames(options, frames_of(views))))
         with capture(self.unet, self.sites, stop=True) as seen:
-            comfy.samplers.calc_cond_batch(self.model, [normal(view.positive[:1])], z, sigma, framed)
-        words = list(view.positive[0][ENTRY])
-        total = sum(_on_grid(seen.probabilities(s)[..., words].sum(-1).mean(1), seen.grid(s), z) for s in self.sites)
-        return view.view.inverse(total)  # type: ignore[arg-type]
+            comfy.samplers.calc_cond_batch(self.model, [normal(v.positive[:1]) for v in views], z, sigma, framed)
+        rows = calls[0]
+        if len(rows) < len(views):
+            return []
+        return [self._map(seen, view, rows.index(view.positive[0]["uuid"]), z) for view in views]
+
+    def _map(self, seen: Captured, view: ViewConds, chunk: int, z: torch.Tensor) -> torch.Tensor:
+        rows, words = slice(chunk * len(z), (chunk + 1) * len(z)), list(view.positive[0][ENTRY])
+        looks = [_on_grid(seen.probabilities(s, rows)[..., words].sum(-1).mean(1), seen.grid(s), z) for s in self.sites]
+        return view.view.inverse(torch.stack(looks).sum(0))  # type: ignore[arg-type]
+
+
+def _watched(options: dict[str, Any]) -> tuple[dict[str, Any], list[list[Any]]]:
+    """The options, and a list that will hold the uuid of each chunk of rows of every model call under them."""
+    calls: list[list[Any]] = []
+
+    def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        calls.append(list((transformer_options or {}).get("uuids", ())))
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+    comfy.patcher_extension.add_wrapper_with_key(kind, "concepts.pull", wrapper, options, is_model_options=True)
+    return options, calls
 
 
 def _sites(unet: Any) -> list[Site]:

@@ -12,6 +12,23 @@ def offer_loras(folder: Path) -> None:
     folder_paths.add_model_folder_path("loras", str(folder))
 
 
+def lora_names() -> list[str]:
+    """The LoRA files the host knows."""
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_path(name: str) -> str:
+    """The path of one of them.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise ValueError(f"There is no LoRA '{name}'; choose one from the list, after pressing R if it is new.")
+    return path
+
+
 EDITS = "concepts_edits"
 """The host's name for folders of saved erasures."""
 

@@ -10,7 +10,9 @@ import comfy.samplers
 import node_helpers
 import torch
 
+from ..methods.panels import Panel
 from .anti_segregation import Pull, Puller, check_phrases, edits_last
+from .preview import Painter, watched
 from .view_guidance import Combine, check_view, guide_views, known_latent
 from .views import ViewConds
 
@@ -56,6 +58,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
     conds: dict[str, Any]  # the host's: what it is sampling with, by name
     view_conds: list[ViewConds]  # ours: the same by view, while a sampling runs
     puller: Puller | None = None
+    shows_views = True  # while it works: every view, upright; without it, what the host shows
 
     def __init__(
         self, model: Any, prompts: Sequence[ViewPrompt], combine: Combine, cfg: float, pull: Pull | None = None
@@ -107,6 +110,8 @@ class ViewsGuider(comfy.samplers.CFGGuider):
             )
             known = None if prompt.known is None else known_latent(self.inner_model, prompt.known, noise)
             self.view_conds.append(ViewConds(prompt.view, pair["positive"], pair["negative"], known))
+        if self.shows_views:
+            callback = watched(callback, self.model_patcher, self.panels)
         try:
             if self.pull is not None and len(self.view_conds) > 1:
                 lasting = edits_last(sampler, denoise_mask)
@@ -119,6 +124,11 @@ class ViewsGuider(comfy.samplers.CFGGuider):
             self.conds = {f"{side} {i}": getattr(v, side) for i, v in enumerate(self.view_conds) for side in pair}
             del self.view_conds
             self.puller = None
+
+    def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
+        """The first picture of the batch in every view."""
+        picture = paint(x0).movedim(-1, 0)
+        return [Panel(prompt.view.show(picture).movedim(0, -1), prompt.view.name) for prompt in self.prompts]
 
     def predict_noise(
         self,

@@ -12,7 +12,9 @@ from typing import Any
 import comfy.samplers
 import torch
 
+from ..methods.panels import Panel
 from .guider import ViewPrompt, ViewsGuider
+from .preview import Painter
 from .sampling import step_of
 from .vae import cell_side
 
@@ -83,6 +85,11 @@ class PixelSyncGuider(ViewsGuider):
         ]
         step = step_of(options.get("transformer_options", {}), float(timestep.max()))
         return torch.cat(self._brought_together(clean) if len(clean) > 1 and step % self.every == 0 else clean)
+
+    def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
+        """Every view's own latent, which stands upright already."""
+        parts = x0.chunk(len(self.prompts))
+        return [Panel(paint(part), prompt.view.name) for part, prompt in zip(parts, self.prompts, strict=True)]
 
     def _brought_together(self, clean: list[torch.Tensor]) -> list[torch.Tensor]:
         pictures = [self._decoded(z) for z in clean]

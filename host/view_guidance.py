@@ -23,8 +23,13 @@ def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
     """Refuses a view that this model's latents or this canvas cannot take.
 
     Raises:
-        ValueError: pixels only, not square, or parts that do not divide.
+        ValueError: pixels only, resampled, not square, or parts that do not divide.
     """
+    if view.latent == "finished pixels":
+        raise ValueError(
+            f"The view '{view.name}' resamples what it turns, and resampled noise is no noise the model knows; use Anagram "
+            "Pixel Guider, which turns finished pixels, or 'inner_circle' and 'rings', which are exact."
+        )
     channels = model_patcher.get_model_object("latent_format").latent_channels
     if view.latent == "pixels only" and channels != _PIXEL_CHANNELS:
         raise ValueError(

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import comfy.patcher_extension
+import torch
 
+from .anti_segregation import Pull, Puller, check_phrases, edits_last
 from .guider import ViewPrompt, tagged
 from .view_guidance import Combine, check_view, guide_views, known_latent
 from .views import Conds, ViewConds
@@ -18,16 +20,23 @@ from .views import Conds, ViewConds
 KEY = "concepts.views"
 ENTRY = "concepts_view"
 """The key of a conditioning entry under which the number of its view stands."""
+PULLER = "concepts_puller"
+"""The key of a sampling's own options under which its gradient step stands."""
 
 
-def with_views(model: Any, prompts: Sequence[ViewPrompt], combine: Combine) -> tuple[Any, list, list]:
+def with_views(
+    model: Any, prompts: Sequence[ViewPrompt], combine: Combine, pull: Pull | None = None
+) -> tuple[Any, list, list]:
     """A clone of the model that samples the views, and the positive and negative to sample it with.
 
     Raises:
-        ValueError: no view, an empty conditioning, or an area or mask in one: the host would hand it to the others.
+        ValueError: no view, an empty conditioning, or an area or mask in one: the host would hand it to the others; a
+            gradient step and a prompt without a phrase.
     """
     if not prompts:
         raise ValueError("An anagram needs at least one view; connect an Anagram View to 'views'.")
+    if pull is not None:
+        check_phrases(prompts)
     positive: list[Any] = []
     negative: list[Any] = []
     for index, prompt in enumerate(prompts):
@@ -38,6 +47,9 @@ def with_views(model: Any, prompts: Sequence[ViewPrompt], combine: Combine) -> t
     patched = model.clone()
     wrapper = _predicting(tuple(prompts), combine, patched)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, KEY, wrapper)
+    if pull is not None and len(prompts) > 1:
+        pulling = _pulling(tuple(prompts), pull)
+        patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, pulling)
     return patched, positive, negative
 
 
@@ -56,20 +68,39 @@ def _predicting(prompts: tuple[ViewPrompt, ...], combine: Combine, patched: Any)
 
     def wrapper(executor, x, timestep, model_options=None, seed=None):
         guider, options = executor.class_obj, model_options or {}
-        views = [
-            ViewConds(
-                prompt.view,
-                _of_view(guider.conds.get("positive"), index, "positive"),
-                _of_view(guider.conds.get("negative"), index, "negative"),
-                None if prompt.known is None else known_latent(guider.inner_model, prompt.known, x),
-            )
-            for index, prompt in enumerate(prompts)
-        ]
         for prompt in prompts:
             check_view(prompt.view, patched, x)
+        views = _views_of(guider, prompts, x)
+        if (puller := options.get(PULLER)) is not None:
+            x = puller(x, timestep, options)
         return executor(x, timestep, guide_views(guider.inner_model, views, combine, guider.cfg, options), seed)
 
     return wrapper
+
+
+def _pulling(prompts: tuple[ViewPrompt, ...], pull: Pull):
+    """The wrapper around a whole sampling, which makes its gradient step and lays it into the options of this run."""
+
+    def wrapper(executor, guider, sigmas, extra_args, callback, noise, latent=None, denoise_mask=None, *args, **kwargs):
+        lasting = edits_last(executor.class_obj, denoise_mask)
+        puller = Puller(guider.inner_model, _views_of(guider, prompts, noise), pull, lasting)
+        mine = {**extra_args, "model_options": {**extra_args["model_options"], PULLER: puller}}
+        return executor(guider, sigmas, mine, callback, noise, latent, denoise_mask, *args, **kwargs)
+
+    return wrapper
+
+
+def _views_of(guider: Any, prompts: Sequence[ViewPrompt], like: torch.Tensor) -> list[ViewConds]:
+    """The views with the conditionings of this run, sorted out of those the host's guider holds."""
+    return [
+        ViewConds(
+            prompt.view,
+            _of_view(guider.conds.get("positive"), index, "positive"),
+            _of_view(guider.conds.get("negative"), index, "negative"),
+            None if prompt.known is None else known_latent(guider.inner_model, prompt.known, like),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
 
 
 def _of_view(conds: Conds | None, index: int, side: str) -> Conds:

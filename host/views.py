@@ -45,12 +45,12 @@ class ViewConds:
 
 
 # entries of a conditioning that are drawn in the view's upright frame, or that need a model call of their own
-_UPRIGHT_ONLY = ("area", "mask", "control", "gligen", "hooks")
+UPRIGHT_ONLY = ("area", "mask", "control", "gligen", "hooks")
 
 
 def needs_own_frame(conds: Conds | None) -> bool:
     """Whether a conditioning holds something that lives in the view's frame (area, mask, ControlNet, …)."""
-    return any(entry.get(key) is not None for entry in conds or () for key in _UPRIGHT_ONLY)
+    return any(entry.get(key) is not None for entry in conds or () for key in UPRIGHT_ONLY)
 
 
 def predict_views(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import anagram, anagram_pictures, demo, erase, erase_apply, erase_files, region
+from . import anagram, anagram_pictures, demo, erase, erase_apply, erase_files, erase_train, region, several
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
@@ -12,7 +12,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *erase.NODES,
     *erase_apply.NODES,
     *erase_files.NODES,
+    *erase_train.NODES,
     *region.NODES,
+    *several.NODES,
     *demo.NODES,
 )
 """Every node of the pack, in menu order."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from comfy_api.latest import io
 
 from ..host.anti_segregation import Pull
+from ..host.contrast import contrasted
 from ..host.guider import ViewPrompt, ViewsGuider
 from ..host.phrases import encode_with_phrase
 from ..host.pixel_sync import PixelSyncGuider
@@ -22,10 +23,12 @@ from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, MULTI_TASK_FUL
 from ..methods.anagram.overlap import AntiSegregation, segregation, step
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.rectify import GAINS
-from ..methods.anagram.views import COMPONENTS, VIEWS, Settings, View, view_named
+from ..methods.anagram.schedule import EXAMPLE, schedule_from
+from ..methods.anagram.views import COMPONENTS, RESAMPLED, VIEWS, Settings, View, view_named
 from ..methods.anagram.views.from_image import from_image
 
 CATEGORY = "concepts/anagram"
+PREVIEWS = ("every view", "as the host")
 
 
 class AnagramView(NamedTuple):
@@ -58,8 +61,8 @@ class AnagramView(NamedTuple):
         return views[::-1]
 
 
-def _at_cells(name: str, parts: int, seed: int, cell: int) -> View:
-    return view_named(name, Settings(parts, seed, cell))
+def _at_cells(name: str, parts: int, seed: int, angle: float, cell: int) -> View:
+    return view_named(name, Settings(parts, seed, cell, angle))
 
 
 Views = io.Custom("CONCEPTS_VIEW")
@@ -81,9 +84,10 @@ class ConceptsAnagramView(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("positive", tooltip="What the picture shows in this view."),
                 io.Combo.Input(
-                    "view", options=[*VIEWS, *COMPONENTS], default="identity",
+                    "view", options=[*VIEWS, *COMPONENTS, *RESAMPLED], default="identity",
                     tooltip="How the picture is turned before this prompt describes it. 'identity' leaves it as it is, "
-                    "'flip' mirrors it upside down, 'rotate_180' turns it round, 'jigsaw' and 'patch_permute' cut it up. "
+                    "'flip' mirrors it upside down, 'rotate_180' turns it round, 'jigsaw' and 'patch_permute' cut it up; "
+                    "'disc' turns the middle by any angle, with Anagram Pixel Guider. "
                     "Start with identity and rotate_180.",
                 ),
                 io.Float.Input(
@@ -111,15 +115,20 @@ class ConceptsAnagramView(io.ComfyNode):
                     tooltip="How strictly this view's prompt is followed; 0 takes the guider's cfg. Raise it for the reading "
                     "that is hard to see. Start with 0.",
                 ),
+                io.Float.Input(
+                    "angle", default=135.0, min=-360.0, max=360.0, step=1.0, round=0.01, optional=True,
+                    tooltip="By how many degrees clockwise 'disc' turns the middle of the picture; other views ignore it. "
+                    "Start with 135.",
+                ),
             ],
             outputs=[Views.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, positive, view, weight, parts=0, arrangement=0, views=None, negative=None, cfg=0.0
+        cls, positive, view, weight, parts=0, arrangement=0, views=None, negative=None, cfg=0.0, angle=135.0
     ) -> io.NodeOutput:
-        at_cells = partial(_at_cells, view, parts, arrangement)
+        at_cells = partial(_at_cells, view, parts, arrangement, angle)
         at_cells(1)  # an unknown view is refused here, not in the middle of the sampling
         return io.NodeOutput(AnagramView(at_cells, positive, negative, weight, views, cfg))
 
@@ -187,7 +196,7 @@ class ConceptsAnagramReference(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, component, views=None) -> io.NodeOutput:
-        at_cells = partial(_at_cells, component, 0, 0)
+        at_cells = partial(_at_cells, component, 0, 0, 0.0)
         return io.NodeOutput(AnagramView(at_cells, None, None, 1.0, views, known=latent["samples"]))
 
 
@@ -216,14 +225,21 @@ class ConceptsAnagramGuider(io.ComfyNode):
                     "options", optional=True,
                     tooltip="How the views are combined, from Anagram Options; empty is the plain mean.",
                 ),
+                io.Combo.Input(
+                    "preview", options=list(PREVIEWS), default=PREVIEWS[0], optional=True,
+                    tooltip="What the sampler shows while it works: 'every view' upright, side by side, or 'as the host' for "
+                    "the picture as it is, if previews are switched on there. Start with every view.",
+                ),
             ],
             outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, views, negative, cfg, options=None) -> io.NodeOutput:
+    def execute(cls, model, views, negative, cfg, options=None, preview=PREVIEWS[0]) -> io.NodeOutput:
         prompts, combine = combination(views, negative, options)
-        return io.NodeOutput(ViewsGuider(model, prompts, combine, cfg, pull_of(options)))
+        guider = ViewsGuider(model, prompts, combine, cfg, pull_of(options))
+        guider.shows_views = preview == PREVIEWS[0]
+        return io.NodeOutput(guider)
 
 
 def combination(views: AnagramView, negative: Any, options: Combination | None) -> tuple[list[ViewPrompt], Any]:
@@ -241,6 +257,7 @@ def combination(views: AnagramView, negative: Any, options: Combination | None) 
         )
         for v in listed
     ]
+    prompts = contrasted(prompts, (options or AVERAGING).contrast)
     return prompts, lambda **known: combine(Predictions(**known))
 
 
@@ -322,12 +339,66 @@ class ConceptsAnagramModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, views, negative, options=None) -> io.NodeOutput:
-        if pull_of(options) is not None:
-            raise ValueError(
-                "Anti-segregation edits the latent while it is sampled, which the KSampler gives no way to; use Anagram Guider "
-                "with SamplerCustomAdvanced, or the preset 'multi-task (fast, no gradient)'."
-            )
-        return io.NodeOutput(*with_views(model, *combination(views, negative, options)))
+        prompts, combine = combination(views, negative, options)
+        return io.NodeOutput(*with_views(model, prompts, combine, pull_of(options)))
+
+
+class ConceptsAnagramSchedule(io.ComfyNode):
+    """Weights that change in the course of the sampling."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramSchedule",
+            display_name="Anagram Weight Schedule",
+            category=CATEGORY,
+            description="Lets the views count differently early and late: the first steps settle what is where, the last ones "
+            "only sharpen. Costs nothing.",
+            search_aliases=["visual anagram", "balance", "prioritise", "ramp"],
+            inputs=[
+                io.String.Input(
+                    "schedule", multiline=True, default=EXAMPLE,
+                    tooltip="A line for each moment: where in the sampling (0 to 1), a colon, and the weight of every view in "
+                    "order. Between the lines weights go straight from one to the next; two lines of one moment jump. Start "
+                    "with '0: 1, 1', '0.8: 1, 1', '0.8: 1, 0': the last fifth is the first view's.",
+                ),
+                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+            ],
+            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, schedule, options=None) -> io.NodeOutput:
+        return io.NodeOutput(replace(options or AVERAGING, schedule=schedule_from(schedule)))
+
+
+class ConceptsAnagramContrast(io.ComfyNode):
+    """Each view away from what the others show."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramContrast",
+            display_name="Anagram Contrast",
+            category=CATEGORY,
+            description="Cures anagrams in which one reading wins, or both melt into a third thing: in each view, what the other "
+            "views show counts as something not to show. Costs a model pass more for every pair of views and step, in the same "
+            "batch.",
+            search_aliases=["visual anagram", "domination", "negative prompt"],
+            inputs=[
+                io.Float.Input(
+                    "contrast", default=0.5, min=0.0, max=5.0, step=0.05,
+                    tooltip="How much the other readings count against each view's negative, which counts 1; 0 is off. More "
+                    "keeps the readings apart and makes the picture harsher. Start with 0.5.",
+                ),
+                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+            ],
+            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, contrast, options=None) -> io.NodeOutput:
+        return io.NodeOutput(replace(options or AVERAGING, contrast=contrast))
 
 
 class ConceptsAnagramAntiSegregation(io.ComfyNode):
@@ -457,7 +528,7 @@ class ConceptsAnagramOptions(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default="multi-task (fast, no gradient)",
-                    tooltip="'averaging' is the plain mean; 'multi-task (fast, no gradient)' adds variance rectification; "
+                    tooltip="'averaging' is the plain mean; 'multi-task (fast, no gradient)' adds variance rectification and a contrast of 0.5; "
                     "'multi-task (full)' also pulls the concepts onto the same place, by gradients; 'custom' reads the widgets "
                     "below, which the others ignore. Start with multi-task (fast, no gradient).",
                 ),
@@ -505,6 +576,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptsAnagramModel,
     ConceptsAnagramOptions,
     ConceptsAnagramAntiSegregation,
+    ConceptsAnagramSchedule,
+    ConceptsAnagramContrast,
     ConceptsTimeTravelSampler,
     ConceptsEncodePhrase,
 )

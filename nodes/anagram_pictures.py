@@ -122,7 +122,7 @@ class ConceptsAnagramAnimate(io.ComfyNode):
             display_name="Animate Anagram",
             category=CATEGORY,
             description="Shows the first picture of the batch moving from view to view: still, moving, still. Plays on the "
-            "node; save it with Save Animated WEBP, or Create Video and Save Video, at 20 frames a second.",
+            "node while you point at it; a click or an arrow key turns it. Save it with Save Animated WEBP, or Create Video and Save Video, at 20 frames a second.",
             search_aliases=["visual anagram", "video", "gif", "webp"],
             is_output_node=True,
             inputs=[
@@ -156,17 +156,22 @@ class ConceptsAnagramAnimate(io.ComfyNode):
             small = torch.nn.functional.interpolate(picture.movedim(-1, 1), size=sides, mode="area")
             picture, vae = small.movedim(1, -1), None
         pixels = (picture[0] * 255).round().clamp(0, 255).byte().cpu().numpy()
-        shots = film(pixels, views_on(picture, views, vae), still_frames, moving_frames, loop)
+        listed = views_on(picture, views, vae)
+        shots = film(pixels, listed, still_frames, moving_frames, loop)
         frames = torch.from_numpy(shots.astype(np.float32) / 255)
-        return io.NodeOutput(frames, ui=_playing(frames, cls))
+        return io.NodeOutput(frames, ui=_flipping(frames, upright(picture, listed)[0], listed, cls))
 
 
-def _playing(frames: torch.Tensor, cls: type[io.ComfyNode]) -> ui.SavedImages:
-    """The film in the host's folder of passing files, for the node to play."""
+def _flipping(
+    frames: torch.Tensor, stills: torch.Tensor, listed: list[View], cls: type[io.ComfyNode]
+) -> dict[str, list]:
+    """The film and each view's picture in the host's folder of passing files, for the node to play and turn."""
     saved = ui.ImageSaveHelper.save_animated_webp(
         frames, "concepts_anagram", io.FolderType.temp, cls, FRAMES_PER_SECOND, False, 85, 2
     )
-    return ui.SavedImages([saved], is_animated=True)
+    files = ui.PreviewImage(stills, cls=cls).as_dict()["images"]
+    views = [{**file, "name": view.name} for file, view in zip(files, listed, strict=True)]
+    return {"concepts_flip": [{"film": saved, "views": views}]}
 
 
 class ConceptsAnagramScore(io.ComfyNode):

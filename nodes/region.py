@@ -12,6 +12,7 @@ from ..host.schema import schema, with_widget
 from ..methods.drawing import box_of_pixels, parse_drawing
 from ..methods.region_picture import cover, picture
 from ..methods.regions import Region, coverage
+from .concept import ConceptList, Concepts
 
 CATEGORY = "concepts/regions"
 MOST_LINKED = 64  # boxes or masks taken from other nodes
@@ -65,6 +66,15 @@ def regions_of(boxes: Any, mask: torch.Tensor | None, height: int, width: int, f
     return found + [Region(f"mask {n}", (), m, feather) for n, m in enumerate(masks, 1)]
 
 
+def _colours(regions: list[Region], concepts: ConceptList | None) -> list[int]:
+    """The colour of each region: of the concept it is named after, else of its place behind them (as in colours.js)."""
+    called = [] if concepts is None else [{c.phrase.strip().lower(), c.name.lower()} for c in concepts.in_order()]
+    return [
+        next((at for at, names in enumerate(called) if region.label.strip().lower() in names), len(called) + place)
+        for place, region in enumerate(regions)
+    ]
+
+
 class ConceptsRegionEditor(io.ComfyNode):
     """Draws regions on a canvas."""
 
@@ -112,6 +122,10 @@ class ConceptsRegionEditor(io.ComfyNode):
                     tooltip="Masks from another node; each of a batch becomes a region on top of the drawn ones.",
                 ),
                 Regions.Input("below", optional=True, tooltip="Regions that lie under the drawn ones."),
+                Concepts.Input(
+                    "concepts", optional=True,
+                    tooltip="The concepts that go into the regions; new regions are named after them and have their colours.",
+                ),
             ],
             outputs=[
                 Regions.Output("region_list", display_name="regions", tooltip="All regions, bottom to top."),
@@ -124,7 +138,7 @@ class ConceptsRegionEditor(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, regions, width, height, feather=0.0, background=None, boxes=None, mask=None, below=None
+        cls, regions, width, height, feather=0.0, background=None, boxes=None, mask=None, below=None, concepts=None
     ) -> io.NodeOutput:
         drawn = [shape.region(height, width, feather) for shape in parse_drawing(regions)]
         every = linked([*drawn, *regions_of(boxes, mask, height, width, feather)], below)
@@ -133,7 +147,7 @@ class ConceptsRegionEditor(io.ComfyNode):
         listed = every.in_order()
         masks = coverage(listed, height, width)
         under = None if background is None else cover(background[0], height, width)
-        shown = picture(listed, masks, range(len(listed)), under)
+        shown = picture(listed, masks, _colours(listed, concepts), under)
         return io.NodeOutput(
             every, masks, shown[None], width, height, ui=cls._shown_in_editor(width, height, background)
         )

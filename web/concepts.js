@@ -1,18 +1,26 @@
-// The pack's extension of the host's page: the widget of Region Editor.
+// The pack's extensions of the host's page: the widget of Region Editor, and the picture that turns on Animate Anagram.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { FlipPicture } from "./flip.js";
 import { RegionEditor } from "./regions/editor.js";
 import { backgroundAddress, canvasSize, conceptNames } from "./regions/surroundings.js";
 
 const WIDGET = "CONCEPTS_REGIONS"; // the name host/schema.py gives the input's widget
 const editors = new WeakMap(); // by node
+const FLIPPED = "ConceptsAnagramAnimate"; // the node with the picture that turns
+const FLIP_HEIGHT = 260;
 const [LEAST_WIDTH, LEAST_HEIGHT] = [400, 460];
 
 function loadStyle() {
-  const address = new URL("./regions/editor.css", import.meta.url).href;
+  const address = new URL("./concepts.css", import.meta.url).href;
   if (document.querySelector(`link[href="${address}"]`)) return;
   document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: address }));
+}
+
+/** The address of a file as the host names it. */
+function addressOf({ filename, subfolder = "", type = "temp" }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
 
 /** Calls `more` after a method of an object, which goes on doing what it did. */
@@ -64,7 +72,7 @@ function watchGraph(node, editor) {
   after(node, "onExecuted", (message) => {
     const [canvas, background] = [message?.concepts_canvas?.[0], message?.concepts_background?.[0]];
     Object.assign(told, canvas);
-    if (background) told.background = api.apiURL(`/view?${new URLSearchParams(background)}`);
+    if (background) told.background = addressOf(background);
     look();
   });
   editor.element.addEventListener("pointerenter", look);
@@ -99,5 +107,21 @@ app.registerExtension({
   nodeCreated(node) {
     // now it has its other widgets, and nobody has copied their callbacks yet
     if (editors.has(node)) watchGraph(node, editors.get(node));
+  },
+});
+
+app.registerExtension({
+  name: "concepts.flip",
+  nodeCreated(node) {
+    if (node.comfyClass !== FLIPPED) return;
+    loadStyle();
+    const picture = new FlipPicture(addressOf);
+    // nothing of it is saved: what it shows comes from the last run
+    const widget = node.addDOMWidget("concepts_flip", "concepts_flip", picture.element, {
+      serialize: false, hideOnZoom: false, getMinHeight: () => FLIP_HEIGHT,
+    });
+    widget.serialize = false;
+    shareWithCanvas(picture.element);
+    after(node, "onExecuted", (message) => picture.show(message?.concepts_flip?.[0]));
   },
 });

@@ -10,7 +10,7 @@ import torch
 from .prediction import Predictions, Weights
 
 
-def _normalised(weights: torch.Tensor) -> torch.Tensor:
+def normalised(weights: torch.Tensor) -> torch.Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
@@ -25,7 +25,7 @@ def manual(weights: Sequence[float]) -> Weights:
 
     def weigh(p: Predictions) -> torch.Tensor:
         given = torch.tensor(list(weights), dtype=torch.float32, device=p.x.device)
-        return _normalised(given).expand(len(p.x), -1)
+        return normalised(given).expand(len(p.x), -1)
 
     return weigh
 
@@ -72,7 +72,7 @@ def guidance_norm(weights: Sequence[float]) -> Weights:
         lengths = torch.stack(
             [(c - u).float().flatten(1).norm(dim=1) for c, u in zip(p.positive, p.negative, strict=True)], 1
         )
-        return _normalised(even(p) * lengths.clamp(min=1e-8))
+        return normalised(even(p) * lengths.clamp(min=1e-8))
 
     return weigh
 
@@ -100,8 +100,8 @@ def by_score(weights: Sequence[float], score: Callable[[torch.Tensor], torch.Ten
             return alphas
         mixed = sum(x0 * alphas[0, i].to(x0) for i, x0 in enumerate(p.guided()))
         matches = score(mixed).to(alphas).clamp(min=LOWEST_SCORE)  # type: ignore[arg-type]
-        wanted = _normalised(alphas * matches ** -(1 + p.progress))
-        return _normalised(wanted.clamp(LEAST, MOST) * (alphas > 0))
+        wanted = normalised(alphas * matches ** -(1 + p.progress))
+        return normalised(wanted.clamp(LEAST, MOST) * (alphas > 0))
 
     return weigh
 

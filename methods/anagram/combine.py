@@ -11,6 +11,7 @@ from . import rectify
 from .balance import BALANCES, by_score
 from .overlap import AntiSegregation
 from .prediction import Predictions, Weights
+from .schedule import Stop, by_schedule
 from .views.base import Transform, View
 
 
@@ -25,6 +26,8 @@ class Combination:
         start, end: the window of the rectification in sampling percent, 0 to 1. Outside of about 0.05 to 0.92 the
             estimate is unsure (at the end) or blown up by σ/(1 − σ) (at the start of flow models).
         score: takes the place of ``balance`` where it is given: how well each view of denoised latents reads.
+        schedule: takes the place of ``balance`` where it has stops: each view's weight in the course of the sampling.
+        contrast: how much each view is guided away from what the others show, against its negative's 1; 0 is off. Ours.
         together: the gradient step against segregation, off unless it has a strength.
     """
 
@@ -34,12 +37,14 @@ class Combination:
     start: float = 0.05
     end: float = 0.92
     score: Callable[[torch.Tensor], torch.Tensor] | None = None
+    schedule: tuple[Stop, ...] = ()
+    contrast: float = 0.0
     together: AntiSegregation = field(default_factory=AntiSegregation)
 
 
 AVERAGING = Combination()
-MULTI_TASK_FAST = Combination(rectification="match")
-MULTI_TASK_FULL = Combination(rectification="match", together=AntiSegregation(strength=0.03))
+MULTI_TASK_FAST = Combination(rectification="match", contrast=0.5)
+MULTI_TASK_FULL = replace(MULTI_TASK_FAST, together=AntiSegregation(strength=0.03))
 
 
 def mix(predictions: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
@@ -120,7 +125,9 @@ def combiner(
 
 
 def _weigh(settings: Combination, weights: Sequence[float]) -> Weights:
-    return BALANCES[settings.balance](weights) if settings.score is None else by_score(weights, settings.score)
+    if settings.score is not None:
+        return by_score(weights, settings.score)
+    return by_schedule(weights, settings.schedule) if settings.schedule else BALANCES[settings.balance](weights)
 
 
 def _summing(views: Sequence[View]) -> Combine:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .views import View
+from .views import Settings, View
+from .views.discs import disc
 
 MOST_PIECES = 1500  # beyond, pixels fly one by one
 MARGIN = 1.5  # the canvas's side, of the picture's: a square that turns needs √2
@@ -117,6 +118,8 @@ def frames(picture: np.ndarray, view: View, count: int) -> list[np.ndarray]:
         between = [_mixed(picture, final, t) for t in steps]
     elif np.array_equal(picture, final):
         between = [on_canvas(picture)] * len(steps)
+    elif view.angle is not None:
+        between = [on_canvas(seen(picture, disc(Settings(angle=view.angle * t)))) for t in steps]
     else:
         between = _flights(picture, view, steps)
     return [*between, on_canvas(final)]
@@ -125,7 +128,7 @@ def frames(picture: np.ndarray, view: View, count: int) -> list[np.ndarray]:
 def seen(picture: np.ndarray, view: View) -> np.ndarray:
     """The picture in the view, uint8."""
     values = torch.tensor(picture).movedim(-1, 0)
-    if view.component is None and not view.signed:
+    if view.component is None and not view.signed and view.angle is None:
         return view.forward(values).movedim(0, -1).contiguous().numpy()
     shown = view.show(values.float() / 255).clamp(0, 1)
     return (shown * 255).round().byte().movedim(0, -1).contiguous().numpy()

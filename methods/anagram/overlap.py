@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 CLOSE_ENOUGH = 0.005  # from the target overlap; nearer than this the step only oscillates
+FAR = 0.1  # from the target overlap; nearer than this steps shorten in proportion, as plain descent's do
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class AntiSegregation:
     """How hard and when the concepts are pulled together.
 
     Attributes:
-        strength: length of a step, of the noisy picture's own root mean square; 0 is off. Ours: the paper steps 5 times the
+        strength: length of a full step, of the noisy picture's own root mean square; 0 is off. Ours: the paper steps 5 times the
             raw gradient, a figure that holds for its model's size alone.
         start, end: the window in sampling percent, 0 to 1.
         iterations: steps at each noise level.
@@ -52,13 +53,15 @@ def segregation(maps: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def step(x: torch.Tensor, gradient: torch.Tensor, loss: torch.Tensor, strength: float) -> torch.Tensor:
-    """What is added to ``x``: down the gradient by ``strength`` of its root mean square, picture by picture.
+    """What is added to ``x``: down the gradient by ``strength`` of its root mean square, picture by picture. Concepts that
+    overlap as they should, but for little, are not thrown about: the step shortens with what is missing.
 
     Args:
         x, gradient: (batch, …).
         loss: (batch,); pictures that are close enough stay as they are.
     """
     rms = lambda t: t.flatten(1).float().square().mean(1).sqrt().view(-1, *[1] * (t.ndim - 1))  # noqa: E731
-    length = strength * rms(x) / rms(gradient).clamp(min=1e-20)
-    wanted = (loss >= CLOSE_ENOUGH).view(-1, *[1] * (x.ndim - 1)).to(x.device)
+    loss = loss.view(-1, *[1] * (x.ndim - 1)).to(x.device)
+    length = strength * rms(x) / rms(gradient).clamp(min=1e-20) * (loss.float() / FAR).clamp(max=1)
+    wanted = loss >= CLOSE_ENOUGH
     return torch.where(wanted, -(length * gradient.float()), 0.0).to(x.dtype)

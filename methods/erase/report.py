@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .curve import training_text
+
 PROMISE = (
     "This reduces the model's ability to respond to these text concepts; it does not guarantee removal. Paths that start from "
     "images (img2img, ControlNet, image prompts) are unaffected."
@@ -21,6 +23,8 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     """The report as a table."""
     if not report:
         return "Nothing is erased: the list is empty, and the model stays as it is."
+    if "training" in report:
+        return f"{training_text(report, spec)}\n{PROMISE}"
     lines = [f"{spec.get('solver', 'trained')}: {len(report['concepts'])} concepts, rank {report['rank']}"]
     lines[0] += f" of {report['rows']} token rows (lost {report['lost']:.1%})" if report["lost"] else ""
     lines.append(f"weights change by {report['change']:.2%}")

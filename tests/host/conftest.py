@@ -53,7 +53,7 @@ def tiny_models():
     return {name: tiny_model(name) for name in ("EPS", "V_PREDICTION", "FLOW")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_model():
     """Makes a tiny model: kind, dtype, ``SD15_SHAPED`` for the block numbers of SD 1.5, and ``more`` of the UNet's config."""
 

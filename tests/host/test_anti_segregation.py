@@ -13,7 +13,7 @@ from comfyui_concepts.host.anti_segregation import Pull, Puller
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.phrases import ENTRY, encode_with_phrase, positions_of
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
-from comfyui_concepts.methods.anagram.overlap import segregation, step
+from comfyui_concepts.methods.anagram.overlap import CLOSE_ENOUGH, segregation, step
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
 
@@ -80,7 +80,7 @@ def test_concepts_of_a_real_prompt_move_together(demo_model):
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 8)
     guider = ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), 3.0, pull)
     guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
-    assert seen[0] > 0.02
+    assert seen[0] > 2 * CLOSE_ENOUGH
     assert min(seen[:11]) < 0.5 * seen[0]
 
 
@@ -182,3 +182,32 @@ def test_without_a_phrase_the_whole_prompt_is_the_concept(demo_model):
 def test_a_phrase_that_is_not_there_is_refused(demo_model):
     with pytest.raises(ValueError, match="'lion' does not stand in the prompt 'a cat'"):
         encode_with_phrase(demo_model[1], "a cat", "lion")
+
+
+def _maps_of(model, splits, monkeypatch, batch=2):
+    """The maps a gradient step sees, and the rows of every model call it makes."""
+    seen, rows = [], []
+    pull = Pull(
+        lambda maps: (seen.append([m.detach().clone() for m in maps]), segregation(maps))[1],
+        partial(step, strength=0.05),
+        0,
+        1,
+        1,
+    )
+    forward = model.model.diffusion_model.forward
+    monkeypatch.setattr(
+        model.model.diffusion_model, "forward", lambda x, *a, **k: (rows.append(len(x)), forward(x, *a, **k))[1]
+    )
+    if splits:
+        monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e20)
+    _sample(_guider(model, pull), steps=2, batch=batch)
+    return seen[0], rows
+
+
+def test_the_gradient_step_is_one_call_of_all_views_and_one_a_view_where_the_host_splits(new_model, monkeypatch):
+    together, rows = _maps_of(new_model("EPS"), False, monkeypatch)
+    assert rows[:2] == [4, 8]  # two pictures in two views, then their prediction with the negatives
+    apart, rows = _maps_of(new_model("EPS"), True, monkeypatch)
+    assert set(rows) == {2}
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -94,6 +94,15 @@ def test_each_step_decodes_once_and_encodes_twice_a_view(tiny_models):
         assert vae.calls.count("encode") == 6 * steps
 
 
+def test_a_resampled_disc_has_its_place_here_and_nowhere_else(tiny_models):
+    vae = Lossless()
+    ours = PixelSyncGuider(tiny_models["EPS"], _prompts("identity", "disc"), 5.0, vae, blend)
+    assert torch.isfinite(_sample(ours)).all()
+    plain = ViewsGuider(tiny_models["EPS"], _prompts("identity", "disc"), lambda **known: None, 5.0)
+    with pytest.raises(ValueError, match="Anagram Pixel Guider"):
+        _sample(plain)
+
+
 def test_what_has_no_place_here_is_refused(tiny_models):
     model, vae = tiny_models["EPS"], Lossless()
     with pytest.raises(ValueError, match="'identity' first"):

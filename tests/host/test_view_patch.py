@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import types
+from functools import partial
 
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfyui_concepts.host.anti_segregation import Pull
 from comfyui_concepts.host.clip_score import similarities
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.phrases import ENTRY as PHRASE
 from comfyui_concepts.host.time_travel import renoised, travelling
 from comfyui_concepts.host.view_patch import with_views
 from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, combiner
+from comfyui_concepts.methods.anagram.overlap import segregation, step
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
 
@@ -46,10 +50,10 @@ def _ksampler(model, positive, negative, sampler="euler", cfg=7.0, denoise=1.0, 
     )  # fmt: skip
 
 
-def _guided(model, prompts, combine, sampler="euler", cfg=7.0):
+def _guided(model, prompts, combine, sampler="euler", cfg=7.0, pull=None):
     noise = _noise()
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 5)
-    return ViewsGuider(model, prompts, combine, cfg).sample(
+    return ViewsGuider(model, prompts, combine, cfg, pull).sample(
         noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, disable_pbar=True, seed=3
     )
 
@@ -85,6 +89,34 @@ def test_the_ksampler_samples_what_the_guider_samples(tiny_models, settings):
     model, combine = tiny_models["V_PREDICTION"], _combine(["identity", "flip", "rotate_cw"], settings)
     ours = _ksampler(*with_views(model, _prompts(*names), combine))
     torch.testing.assert_close(ours, _guided(model, _prompts(*names), combine), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+def test_the_ksampler_takes_the_gradient_step_of_the_guider(new_model, sampler):
+    model, pull = new_model("EPS"), Pull(segregation, partial(step, strength=0.05), 0.0, 1.0, 1)
+    prompts = [
+        ViewPrompt(p.view, [[c, {PHRASE: (1, 2)}] for c, _ in p.positive], p.negative)
+        for p in _prompts("identity", "flip")
+    ]
+    combine = _combine(["identity", "flip"])
+    patched, positive, negative = with_views(model, prompts, combine, pull)
+    first, again = (_ksampler(patched, positive, negative, sampler) for _ in range(2))
+    assert torch.equal(first, _guided(model, prompts, combine, sampler, pull=pull))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, _guided(model, prompts, combine, sampler))
+
+
+def test_the_ksampler_refuses_a_gradient_step_without_phrases_and_with_an_adaptive_sampler(new_model):
+    model, pull = new_model("EPS"), Pull(segregation, partial(step, strength=0.05), 0.0, 1.0, 1)
+    combine = _combine(["identity", "flip"])
+    with pytest.raises(ValueError, match="Encode Concept Phrase"):
+        with_views(model, _prompts("identity", "flip"), combine, pull)
+    prompts = [
+        ViewPrompt(p.view, [[c, {PHRASE: (1, 2)}] for c, _ in p.positive], p.negative)
+        for p in _prompts("identity", "flip")
+    ]
+    with pytest.raises(ValueError, match="dpm_adaptive"):
+        _ksampler(*with_views(model, prompts, combine, pull), "dpm_adaptive")
 
 
 def test_the_patched_model_leaves_the_given_one_as_it_was(tiny_models):

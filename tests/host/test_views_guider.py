@@ -476,5 +476,5 @@ def test_a_cancel_in_the_middle_of_the_network_leaves_the_host_as_found(tiny_mod
 @pytest.mark.parametrize("side", ["positive", "negative"])
 def test_an_empty_conditioning_is_refused_by_its_view(tiny_models, side):
     conds = {"positive": _cond(0), "negative": _cond(99)} | {side: []}
-    with pytest.raises(ValueError, match=r"View 1 \('flip'\) has an empty conditioning"):
+    with pytest.raises(ValueError, match=r"The view 'flip' has an empty conditioning"):
         ViewsGuider(tiny_models["EPS"], [ViewPrompt(VIEWS["flip"], **conds)], _combine(1), 7.0)

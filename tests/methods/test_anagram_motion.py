@@ -9,7 +9,7 @@ from comfyui_concepts.methods.anagram.blend import blend
 from comfyui_concepts.methods.anagram.motion import eased, film, frames, on_canvas, pieces, seen
 from comfyui_concepts.methods.anagram.score import Readings
 from comfyui_concepts.methods.anagram.sheet import contact_sheet
-from comfyui_concepts.methods.anagram.views import COMPONENTS, VIEWS, Settings, view_named
+from comfyui_concepts.methods.anagram.views import COMPONENTS, RESAMPLED, VIEWS, Settings, view_named
 
 PICTURE = np.random.default_rng(1).integers(0, 256, (48, 48, 3), np.uint8)
 MOVING = [n for n in VIEWS if not view_named(n).signed]
@@ -41,7 +41,7 @@ def test_a_view_is_cut_into_as_few_pieces_as_can_be(name, count):
     assert len(pieces(_view(name), 48, 48)) == count
 
 
-@pytest.mark.parametrize("name", [*VIEWS, *COMPONENTS])
+@pytest.mark.parametrize("name", [*VIEWS, *COMPONENTS, *RESAMPLED])
 def test_a_movement_ends_in_the_view_itself(name):
     shots = frames(PICTURE, _view(name), 4)
     assert len(shots) == 4

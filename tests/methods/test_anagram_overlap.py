@@ -58,5 +58,8 @@ def test_a_step_has_the_length_that_was_asked_and_stops_where_it_is_close():
     x, gradient = _maps(1, 2, shape=(2, 4, 8, 8))
     moved = step(x, 1e-9 * gradient, torch.tensor([0.1, 0.001]), 0.05)
     assert moved[0].square().mean().sqrt() == pytest.approx(0.05 * x[0].square().mean().sqrt())
+    half = step(x, 1e-9 * gradient, torch.tensor([0.05, 0.4]), 0.05)
+    torch.testing.assert_close(half[0], moved[0] / 2)
+    assert half[1].square().mean().sqrt() == pytest.approx(0.05 * x[1].square().mean().sqrt())
     assert (moved[0] * gradient[0]).sum() < 0
     assert (moved[1] == 0).all()

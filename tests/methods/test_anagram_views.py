@@ -76,6 +76,56 @@ def test_the_noise_check_would_catch_a_resampled_turn():
     assert abs(centre.var() - 1) > 0.3
 
 
+def blurred(x: torch.Tensor) -> torch.Tensor:
+    """Made small and large again: loses what it cannot give back."""
+    small = torch.nn.functional.interpolate(x, scale_factor=1 / 8, mode="area")
+    return torch.nn.functional.interpolate(small, scale_factor=8)
+
+
+def white_balanced(x: torch.Tensor) -> torch.Tensor:
+    """Every value times 1.5: invertible, and yet noise in it is too loud."""
+    return 1.5 * x
+
+
+@pytest.mark.parametrize("failing", [blurred, white_balanced])
+def test_the_noise_check_would_catch_what_is_not_orthogonal(failing):
+    assert abs(failing(_random((1, 1, 256, 256))).var() - 1) > 0.3
+
+
+@pytest.mark.parametrize("angle", [45.0, 135.0, -30.0])
+def test_a_disc_of_any_angle_comes_back_and_leaves_the_rest(angle):
+    view = view_named("disc", Settings(angle=angle))
+    rows = (2 * torch.arange(64) - 63) / 64
+    smooth = torch.sin(3 * rows)[:, None] * torch.cos(2 * rows)[None] + torch.zeros(2, 3, 1, 1)
+    turned = view.forward(smooth)
+    inside = torch.hypot(rows[:, None], rows[None]) < 0.75
+    assert torch.equal(turned[..., ~inside], smooth[..., ~inside])
+    back, middle = (
+        view.inverse(turned),
+        torch.hypot(rows[:, None], rows[None]) < 0.68,
+    )  # the rim mixes with what lies beyond
+    torch.testing.assert_close(back[..., middle], smooth[..., middle], atol=0.01, rtol=0)
+    assert (turned - smooth).abs().max() > 0.2
+
+
+@pytest.mark.parametrize(("angle", "exact"), [(180.0, "inner_circle"), (90.0, None), (0.0, None)])
+def test_a_disc_turned_by_quarters_is_the_exact_one(angle, exact):
+    x = _random((1, 3, 64, 64))
+    turned = view_named("disc", Settings(angle=angle)).forward(x)
+    offset = 2 * torch.arange(64) - 63
+    inside = offset[:, None] ** 2 + offset[None] ** 2 < 48**2
+    wanted = torch.where(inside, torch.rot90(x, -round(angle / 90), (-2, -1)), x)
+    torch.testing.assert_close(turned, wanted, atol=1e-4, rtol=0)
+    if exact:
+        torch.testing.assert_close(turned, view_named(exact).forward(x), atol=1e-4, rtol=0)
+
+
+def test_noise_in_a_resampled_disc_is_no_noise():
+    """Why it is for finished pixels alone."""
+    centre = view_named("disc").forward(_random((1, 1, 256, 256)))[..., 96:160, 96:160]
+    assert centre.var() < 0.8
+
+
 def test_what_the_symmetries_show():
     picture = torch.tensor([[1, 2], [3, 4]])
     shown = {

@@ -71,7 +71,9 @@ class Page:
     def clear(self) -> None:
         """An empty graph at zoom 1, and no dialog."""
         self.js("app.graph.clear(); app.canvas.ds.reset(); app.canvas.setDirty(true, true)")
-        self.js("document.querySelectorAll('.p-dialog-close-button').forEach(button => button.click())")
+        self.js(
+            "document.querySelectorAll('.p-dialog-close-button, .p-dialog button:has(.pi-times)').forEach(b => b.click())"
+        )
 
     def open(self, workflow: dict) -> None:
         """Loads a workflow as the page does itself."""

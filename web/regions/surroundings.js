@@ -1,5 +1,7 @@
 // What the editor learns from the graph around its node. Reads only; a graph it does not understand tells it nothing.
 
+import { LIMITS } from "./document.js";
+
 const FARTHEST = 64; // links followed in a chain of concepts
 
 const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
@@ -11,13 +13,18 @@ export function sourceOf(node, input) {
   return node.getInputNode?.(slot) ?? null;
 }
 
+/** What a concept is called: its phrase, else its file without folder and ending, else its node's title. */
+function conceptName(node) {
+  const file = String(widgetOf(node, "lora")?.value ?? "").replace(/^.*[\\/]|\.[^.]*$/g, "");
+  return String(widgetOf(node, "phrase")?.value || file || node.title || "").slice(0, LIMITS.label);
+}
+
 /** The names in a chain of concept nodes, first to last. Each node's chain goes on through its own `concepts` input. */
 export function conceptNames(node) {
   const names = [];
   let link = sourceOf(node, "concepts");
   while (link && names.length < FARTHEST) {
-    const name = widgetOf(link, "name")?.value || widgetOf(link, "phrase")?.value || link.title;
-    if (typeof name === "string") names.unshift(name);
+    names.unshift(conceptName(link));
     link = sourceOf(link, "concepts");
   }
   return names;

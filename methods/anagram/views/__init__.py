@@ -31,6 +31,9 @@ VIEWS: dict[str, Callable[[Settings], View]] = {
 }
 """Name to view, in the order a menu shows them."""
 
+RESAMPLED: dict[str, Callable[[Settings], View]] = {"disc": discs.disc}
+"""Views that are not exact: for finished pixels, as pixel sync has them."""
+
 
 def view_named(name: str, settings: Settings | None = None) -> View:
     """The registered view or component of this name.
@@ -38,10 +41,10 @@ def view_named(name: str, settings: Settings | None = None) -> View:
     Raises:
         ValueError: no such view; the message lists what there is.
     """
-    known = VIEWS | COMPONENTS
+    known = VIEWS | COMPONENTS | RESAMPLED
     if name not in known:
         raise ValueError(f"There is no view '{name}'; try one of {', '.join(known)}.")
     return known[name](settings or Settings())
 
 
-__all__ = ["COMPONENTS", "VIEWS", "Settings", "View", "view_named"]
+__all__ = ["COMPONENTS", "RESAMPLED", "VIEWS", "Settings", "View", "view_named"]

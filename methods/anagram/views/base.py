@@ -17,8 +17,9 @@ import torch
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
-Latent = Literal["good", "whole cells", "pixels only"]
-"""What a view means on a latent: as on the picture; only where its parts are whole latent cells; nothing."""
+Latent = Literal["good", "whole cells", "pixels only", "finished pixels"]
+"""What a view means on a latent: as on the picture; only where its parts are whole latent cells; nothing. ``finished pixels``
+is for views that resample and so are not orthogonal: noise in them is not noise, on models of pixels neither."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,18 @@ class Settings:
         seed: which of the random arrangements.
         cell: side of a latent cell in pixels, where a view made on a latent is shown on its picture: the outlines of
             pieces then follow the cells, as they did while sampling.
+        angle: degrees clockwise, of a view that turns by any angle.
     """
 
     parts: int = 0
     seed: int = 0
     cell: int = 1
+    angle: float = 135.0
 
 
 @dataclass(frozen=True)
 class View:
-    """An invertible transform: ``inverse(forward(x)) == x`` exactly.
+    """An invertible transform: ``inverse(forward(x)) == x`` exactly, but for views of ``finished pixels``.
 
     Attributes:
         name: the registry's key, also what a workflow file stores.
@@ -54,6 +57,7 @@ class View:
             Σ Fᵢ = 1 over its family; "Factorized Diffusion", 2404.11615, eq. 6).
         family: the names that must come together with this one, where there is a component.
         shown: how a viewer sees the picture in this view, if not by ``forward``.
+        angle: by how many degrees clockwise a disc is turned, if that is what the view does; for the film.
     """
 
     name: str
@@ -67,6 +71,7 @@ class View:
     component: Transform | None = None
     family: tuple[str, ...] = ()
     shown: Transform | None = None
+    angle: float | None = None
 
     def show(self, picture: torch.Tensor) -> torch.Tensor:
         """A finished picture (…, height, width), values 0 to 1, as this view shows it."""

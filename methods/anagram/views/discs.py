@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import math
 
-from .base import Settings, View, enlarged, permutation, raster
+import torch
+import torch.nn.functional as F
+
+from .base import Settings, Transform, View, enlarged, permutation, raster
 
 RADIUS = 0.375  # of the side: 96 px of 256
 
@@ -41,3 +44,25 @@ def rings(settings: Settings) -> View:
         return torch.where(turned, torch.rot90(still, -1, dims=(0, 1)), still).flatten()
 
     return permutation("rings", index, square=True)
+
+
+def disc(settings: Settings) -> View:
+    """The inner disc turned by any angle, the rest left as it is ("LookingGlass", 2504.08902, has 135°). Resampled: where
+    ``inner_circle`` is exact, this loses the finest details of a picture, and has no meaning on noise."""
+    angle = settings.angle
+    return View(
+        "disc", _turned_disc(angle), _turned_disc(-angle), square=True, latent="finished pixels", angle=angle
+    )  # fmt: skip
+
+
+def _turned_disc(degrees: float) -> Transform:
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(1, -1, *x.shape[-2:]).float()
+        grid = F.affine_grid(torch.tensor([[[cosine, sine, 0], [-sine, cosine, 0]]]), [1, 1, *x.shape[-2:]], False)
+        turned = F.grid_sample(flat, grid.to(flat), padding_mode="border", align_corners=False).reshape(x.shape)
+        inside = _squared_distance(x.shape[-1]) < (2 * RADIUS * x.shape[-1]) ** 2
+        return torch.where(inside.to(x.device), turned.to(x.dtype), x)
+
+    return turn

@@ -1,0 +1,92 @@
+"""A concept: a LoRA, how strong it is, and the prompt in which it appears, encoded as its own text encoder reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import node_helpers
+import torch
+
+from .lora import LoraFile, with_text_part
+from .phrases import encode_with_phrase, positions_of
+
+LAYERS = "concepts_layers"
+"""The key of a conditioning entry under which a prompt of its own for every attention layer stands, (layers, tokens, channels)."""
+
+_STAND_INS = ("sks", "pll", "ucd", "mth", "aav", "rrs", "wht", "gdp")  # rare words of one token
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """What one concept path needs. The conditionings know where the phrase stands (``phrases.ENTRY``).
+
+    ``positive`` and ``negative`` are CONDITIONINGs made by the text encoder with the LoRA's text part on it.
+    """
+
+    name: str
+    phrase: str
+    lora: LoraFile
+    strength: float
+    positive: list
+    negative: list
+
+
+def make_concept(lora: LoraFile, strength: float, clip: Any, prompt: str, phrase: str, negative: str) -> Concept:
+    """Encodes the prompts of a concept.
+
+    Args:
+        phrase: the words of the prompt that are the concept. Empty takes the file's own phrase if it stands in the prompt,
+            else the whole prompt.
+
+    Raises:
+        ValueError: the prompt does not hold the phrase.
+    """
+    encoder, _ = with_text_part(clip, lora, strength)
+    if not phrase.strip() and lora.phrase and lora.phrase in prompt:
+        phrase = lora.phrase
+    return Concept(
+        lora.name, phrase.strip() or prompt, lora, strength,
+        _encode(encoder, lora, prompt, phrase), _encode(encoder, lora, negative, ""),
+    )  # fmt: skip
+
+
+def _encode(clip: Any, lora: LoraFile, text: str, phrase: str) -> list:
+    """CONDITIONING of a prompt; with learned words in it, one encoding for each attention layer."""
+    words = [word for word in lora.embeddings if word in text]
+    if not words:
+        return encode_with_phrase(clip, text, phrase) if text.strip() else plain(clip, text)
+    free = (w for w in _STAND_INS if w not in text)
+    stand_ins = dict(zip(words, free, strict=False))
+    for word, stand_in in stand_ins.items():
+        text, phrase = text.replace(word, stand_in), phrase.replace(word, stand_in)
+    first = encode_with_phrase(clip, text, phrase)
+    encodings = [
+        clip.encode_from_tokens_scheduled(_with_learned(clip, text, lora, stand_ins, layer))
+        for layer in range(len(next(iter(lora.embeddings[words[0]].values()))))
+    ]
+    context = torch.cat([e[0][0] for e in encodings])  # (layers, tokens, channels)
+    positions = first[0][1]
+    return node_helpers.conditioning_set_values(
+        [[encodings[0][0][0], {**positions, **encodings[0][0][1]}]], {LAYERS: context}
+    )
+
+
+def plain(clip: Any, text: str) -> list:
+    """A prompt as CONDITIONING."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def _with_learned(clip: Any, text: str, lora: LoraFile, stand_ins: dict[str, str], layer: int) -> dict[str, list]:
+    """The tokens of the prompt, those of the stand-ins exchanged for what one layer has learned."""
+    tokens = clip.tokenize(text)
+    places = {p: word for word, s in stand_ins.items() for p in positions_of(clip, text, s)}
+    for encoder, sections in tokens.items():
+        learned = {w: lora.embeddings[w].get(encoder, next(iter(lora.embeddings[w].values()))) for w in stand_ins}
+        flat = 0
+        for section in sections:
+            for at, (_, *rest) in enumerate(section):
+                if flat in places:
+                    section[at] = (learned[places[flat]][layer], *rest)
+                flat += 1
+    return tokens

@@ -1,0 +1,63 @@
+"""The losses of a training as a picture and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+WIDTH, HEIGHT, MARGIN = 512, 320, 40  # px
+_ERASE, _PRESERVE, _INK, _PAPER = (214, 84, 74), (70, 130, 200), (40, 40, 40), (250, 250, 248)
+
+
+def curve_of(erase: Sequence[float], preserve: Sequence[float]) -> torch.Tensor:
+    """Both losses by iteration, smoothed, on a logarithmic scale, (1, h, w, 3) in 0..1."""
+    image = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    lines = [(_smooth(erase), _ERASE, "to erase"), (_smooth(preserve), _PRESERVE, "to keep (drift)")]
+    values = [v for line, _, _ in lines for v in line if v > 0]
+    top = math.log10(max(values, default=1.0))
+    bottom = max(math.log10(min(values, default=0.1)), top - 4)
+    draw.rectangle((MARGIN, MARGIN, WIDTH - MARGIN, HEIGHT - MARGIN), outline=(215, 215, 212))
+    for number, (line, colour, name) in enumerate(lines):
+        points = [_place(i, len(line), v, top, bottom) for i, v in enumerate(line)]
+        if len(points) > 1:
+            draw.line(points, colour, 2)
+        draw.text((MARGIN + 200 * number, 14), name, colour, font)
+    draw.text((4, MARGIN - 8), f"{10**top:.2g}", _INK, font)
+    draw.text((4, HEIGHT - MARGIN - 8), f"{10**bottom:.0e}", _INK, font)
+    draw.text((WIDTH - MARGIN - 90, HEIGHT - 28), f"{len(erase)} iterations", _INK, font)
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(1, HEIGHT, WIDTH, 3).float() / 255
+
+
+def _smooth(values: Sequence[float], share: float = 0.8) -> list[float]:
+    made: list[float] = []
+    for value in values:
+        made.append(value if not made else made[-1] * share + value * (1 - share))
+    return made
+
+
+def _place(index: int, count: int, value: float, top: float, bottom: float) -> tuple[float, float]:
+    x = MARGIN + (WIDTH - 2 * MARGIN) * index / max(count - 1, 1)
+    level = math.log10(value) if value > 0 else bottom
+    share = (top - max(min(level, top), bottom)) / max(top - bottom, 1e-9)
+    return x, MARGIN + (HEIGHT - 2 * MARGIN) * share
+
+
+def training_text(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    """A training's report as a table."""
+    trained = report["training"]
+    lines = [
+        f"{spec['solver']}, {spec['budget']}: {trained['reason']}",
+        f"concepts: {', '.join(c['concept'] for c in spec['concepts'])}; rank {trained['rank']}, seed {spec['seed']}",
+    ]
+    for name, what in (("erase", "to erase"), ("preserve", "to keep")):
+        if trained[name]:
+            first, last = trained[name]
+            lines.append(f"  loss {what}: {first:.4g} at the start, {last:.4g} at the end")
+    if not spec["kept"]:
+        lines.append("note: no prompts are preserved, so only the empty prompt was held; connect Preserve Concepts.")
+    return "\n".join(lines)

@@ -1,0 +1,293 @@
+"""LoRA files of every spelling give the factors that the host would merge, and what cannot be added is refused."""
+
+from __future__ import annotations
+
+import json
+
+import comfy.lora
+import pytest
+import torch
+from comfyui_concepts.host.lora import Factors, LoraFile, read_lora, unet_factors, unet_names, with_text_part
+from comfyui_concepts.host.lowrank import Branch, low_rank, prepared
+from safetensors.torch import save_file
+
+LINEAR = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+OUT = "output_blocks.3.1.transformer_blocks.0.attn2.to_out.0"
+ONE_BY_ONE = "input_blocks.1.1.proj_in"
+CONV = "input_blocks.1.0.in_layers.2"
+STRIDED = "input_blocks.3.0.op"
+DIFFUSERS = {
+    LINEAR: "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    OUT: "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0",
+    ONE_BY_ONE: "down_blocks.0.attentions.0.proj_in",
+    CONV: "down_blocks.0.resnets.0.conv1",
+    STRIDED: "down_blocks.0.downsamplers.0.conv",
+}
+
+
+@pytest.fixture(scope="module")
+def patcher(new_model):
+    return new_model("EPS", torch.float64, sd15=True)
+
+
+def _random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64) * 0.3
+
+
+def _pair(module, rank=3):
+    shape = module.weight.shape
+    return _random(rank, *shape[1:]), _random(shape[0], rank, *[1] * (len(shape) - 2))
+
+
+def _file(patcher, name_of, ends=("lora_down.weight", "lora_up.weight"), alpha=2.0, layers=DIFFUSERS):
+    tensors = {}
+    for layer in layers:
+        down, up = _pair(patcher.model.diffusion_model.get_submodule(layer))
+        name = name_of(layer)
+        tensors |= {f"{name}{ends[0]}": down, f"{name}{ends[1]}": up}
+        if alpha is not None:
+            tensors[f"{name}alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+def by_host(patcher, tensors, strength, layer, x):
+    """What the layer answers with the file merged into its weights by the host's own arithmetic."""
+    weight = f"diffusion_model.{layer}.weight"
+    names = {n: w for n, w in unet_names(patcher.model).items() if w == weight}
+    adapter = comfy.lora.load_lora(dict(tensors), names, log_missing=False)[weight]
+    module = patcher.model.diffusion_model.get_submodule(layer)
+    patch = [(strength, adapter, 1.0, None, None)]
+    merged = comfy.lora.calculate_weight(patch, module.weight.detach().clone(), weight, torch.float64)
+    if merged.ndim == 2:
+        return torch.nn.functional.linear(x, merged, module.bias)
+    return torch.nn.functional.conv2d(x, merged, module.bias, module.stride, module.padding)
+
+
+def into(patcher, layer):
+    """Something that the layer takes: (3 rows, 5 tokens, in) or (3 rows, in, 8, 6)."""
+    weight = patcher.model.diffusion_model.get_submodule(layer).weight
+    return _random(3, 5, weight.shape[1]) if weight.ndim == 2 else _random(3, weight.shape[1], 8, 6)
+
+
+def beside(patcher, lora, strength, layer, x, **where):
+    """What the layer answers with the file's branch beside it."""
+    factors = prepared(unet_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
+    unet = patcher.model.diffusion_model
+    with torch.no_grad(), low_rank(unet, [Branch(factors, strength, **where)]):
+        return unet.get_submodule(layer)(x)
+
+
+def check(patcher, tensors, strength, layers):
+    for layer in layers:
+        x, module = into(patcher, layer), patcher.model.diffusion_model.get_submodule(layer)
+        expected = by_host(patcher, tensors, strength, layer, x)
+        assert (expected - module(x)).abs().max() > 0.01
+        assert (beside(patcher, LoraFile("tried", tensors), strength, layer, x) - expected).abs().max() < 1e-12
+
+
+SPELLINGS = {
+    "kohya": lambda p: _file(p, lambda n: f"lora_unet_{DIFFUSERS[n].replace('.', '_')}."),
+    "kohya, the host's blocks": lambda p: _file(p, lambda n: f"lora_unet_{n.replace('.', '_')}."),
+    "diffusers": lambda p: _file(p, lambda n: f"unet.{DIFFUSERS[n]}.", ("lora_A.weight", "lora_B.weight"), None),
+    "diffusers, old": lambda p: _file(
+        p, lambda n: f"unet.{DIFFUSERS[n]}.", ("lora.down.weight", "lora.up.weight"), None
+    ),
+    "ED-LoRA": lambda p: _file(p, lambda n: f"unet.{DIFFUSERS[n]}.", alpha=None),
+    "ED-LoRA, older": lambda p: _file(
+        p, lambda n: f"unet.{DIFFUSERS[n]}", ("_lora.down.weight", "_lora.up.weight"), None
+    ),
+    "the host's own names": lambda p: _file(p, lambda n: f"diffusion_model.{n}."),
+    "lycoris": lambda p: _file(p, lambda n: f"lycoris_{DIFFUSERS[n].replace('.', '_')}."),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_gives_what_the_host_would_merge(patcher, spelling):
+    tensors = SPELLINGS[spelling](patcher)
+    factors = unet_factors(LoraFile("tried", tensors), patcher.model)
+    assert set(factors) == set(DIFFUSERS)
+    assert factors[LINEAR].scale == pytest.approx(2 / 3 if any(k.endswith("alpha") for k in tensors) else 1)
+    check(patcher, tensors, 0.7, DIFFUSERS)
+
+
+def test_a_middle_factor_of_a_convolution_is_taken_in(patcher):
+    module = patcher.model.diffusion_model.get_submodule(CONV)
+    out, inner = module.weight.shape[:2]
+    name = f"lora_unet_{DIFFUSERS[CONV].replace('.', '_')}"
+    tensors = {
+        f"{name}.lora_down.weight": _random(3, inner, 1, 1), f"{name}.lora_mid.weight": _random(3, 3, 3, 3, seed=5),
+        f"{name}.lora_up.weight": _random(out, 3, 1, 1, seed=9), f"{name}.alpha": torch.tensor(1.5),
+    }  # fmt: skip
+    check(patcher, tensors, 1.3, [CONV])
+
+
+@pytest.mark.parametrize("kind", ["loha", "loha of high rank", "loha on a convolution", "lokr", "lokr of two pairs"])
+def test_hadamard_and_kronecker_forms_are_what_the_host_would_merge(patcher, kind):
+    layer = CONV if "convolution" in kind else LINEAR
+    out, inner = patcher.model.diffusion_model.get_submodule(layer).weight.flatten(1).shape
+    name, rank = f"lora_unet_{DIFFUSERS[layer].replace('.', '_')}", 12 if "high" in kind else 2
+    if kind.startswith("loha"):
+        tensors = {
+            f"{name}.hada_w1_a": _random(out, rank), f"{name}.hada_w1_b": _random(rank, inner, seed=1),
+            f"{name}.hada_w2_a": _random(out, rank, seed=2), f"{name}.hada_w2_b": _random(rank, inner, seed=3),
+        }  # fmt: skip
+    elif kind == "lokr":
+        tensors = {f"{name}.lokr_w1": _random(4, 4), f"{name}.lokr_w2": _random(out // 4, inner // 4)}
+    else:
+        tensors = {
+            f"{name}.lokr_w1_a": _random(4, 2), f"{name}.lokr_w1_b": _random(2, 4, seed=1),
+            f"{name}.lokr_w2_a": _random(out // 4, 2), f"{name}.lokr_w2_b": _random(2, inner // 4, seed=3),
+        }  # fmt: skip
+    tensors[f"{name}.alpha"] = torch.tensor(1.5)
+    check(patcher, tensors, 0.9, [layer])
+
+
+@pytest.mark.parametrize(
+    ("extra", "word"),
+    [({"dora_scale": (32, 1)}, "DoRA"), ({"diff_b": (32,)}, "biases"), ({"oft_blocks": (4, 8, 8)}, "OFT")],
+)
+def test_what_cannot_be_added_is_refused_by_name(patcher, extra, word):
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = SPELLINGS["kohya"](patcher) | {f"{name}.{end}": _random(*shape) for end, shape in extra.items()}
+    with pytest.raises(ValueError, match=f"holds .*{word}.*use a plain LoRA"):
+        unet_factors(LoraFile("tried", tensors), patcher.model)
+
+
+def test_a_file_that_fits_nothing_is_an_error_and_so_is_another_models(patcher):
+    with pytest.raises(ValueError, match=r"matched 0 of 1 keys"):
+        unet_factors(LoraFile("other", {"transformer.blocks.0.lora_up.weight": torch.ones(2, 2)}), patcher.model)
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    wrong = {f"{name}.lora_down.weight": _random(4, 320), f"{name}.lora_up.weight": _random(320, 4)}
+    with pytest.raises(ValueError, match="made for another model: it changes 320"):
+        unet_factors(LoraFile("large", wrong), patcher.model)
+
+
+def test_a_peft_adapter_is_read_with_its_scale(patcher, tmp_path):
+    """As peft writes it: injected in the UNet, rank pattern and rslora in its config."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["to_q"], use_rslora=True, alpha_pattern={LINEAR: 5})
+    config.save_pretrained(tmp_path)
+    tensors = _file(
+        patcher, lambda n: f"base_model.model.{n}.", ("lora_A.weight", "lora_B.weight"), None, [LINEAR, OUT]
+    )
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        factors = unet_factors(read_lora(path), patcher.model)
+        assert factors[LINEAR].scale == pytest.approx(5 / 3**0.5)
+        assert factors[OUT].scale == pytest.approx(3 / 3**0.5)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text()) | {"use_dora": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="DoRA"):
+        read_lora(tmp_path)
+
+
+def test_the_learned_words_of_an_ed_lora_are_set_apart(tmp_path):
+    save_file({"new_concept_embedding.<dog_1>": torch.randn(16, 8), "unet.x.lora_up.weight": torch.ones(1)}, tmp_path / "ed.safetensors")  # fmt: skip
+    lora = read_lora(tmp_path / "ed.safetensors")
+    assert lora.embeddings["<dog_1>"]["l"].shape == (16, 8)
+    assert list(lora.tensors) == ["unet.x.lora_up.weight"]
+
+
+def test_rows_of_a_branch_are_its_own_and_the_order_of_branches_does_not_matter(patcher):
+    lora, unet = LoraFile("tried", SPELLINGS["kohya"](patcher)), patcher.model.diffusion_model
+    factors = prepared(unet_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
+    for layer in (LINEAR, CONV):
+        x, module = into(patcher, layer), unet.get_submodule(layer)
+        changed = beside(patcher, lora, 1.0, layer, x, rows=slice(1, 3))
+        assert torch.allclose(changed[1:], beside(patcher, lora, 1.0, layer, x)[1:], rtol=0, atol=1e-12)
+        assert torch.equal(changed[0], module(x)[0])
+        parts, both = [Branch(factors, 1.0, slice(0, 2)), Branch(factors, -0.5, slice(2, 3))], []
+        for order in (parts, parts[::-1]):
+            with low_rank(unet, order):
+                both.append(module(x))
+        assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("layer", [LINEAR, ONE_BY_ONE, CONV])
+def test_a_masked_branch_acts_on_its_tokens_and_a_full_mask_is_the_whole_lora(patcher, layer):
+    lora = LoraFile("tried", _file(patcher, lambda n: f"lora_unet_{n.replace('.', '_')}.", layers=[layer]))
+    x, module = into(patcher, layer), patcher.model.diffusion_model.get_submodule(layer)
+    count = 5 if x.ndim == 3 else 48
+    tokens = (lambda y: y) if x.ndim == 3 else lambda y: y.flatten(2).transpose(1, 2)
+    whole, plain = (tokens(t) for t in (beside(patcher, lora, 1.0, layer, x), module(x)))
+    full = beside(patcher, lora, 1.0, layer, x, tokens={count: torch.ones(count)})
+    assert torch.allclose(tokens(full), whole, rtol=0, atol=1e-12)
+    half = torch.arange(count) < count // 2
+    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens={count: half}))
+    assert torch.equal(out[:, ~half], plain[:, ~half])
+    assert torch.allclose(out[:, half], whole[:, half], rtol=0, atol=1e-12)
+    by_row = torch.stack([half, ~half, half])  # every row with a mask of its own
+    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens={count: by_row}))
+    assert torch.equal(out[~by_row], plain[~by_row])
+    with pytest.raises(ValueError, match="the regions are known for"):
+        beside(patcher, lora, 1.0, layer, x, tokens={7: torch.ones(7)})
+
+
+def test_masked_branches_leave_the_text_and_the_time_alone(patcher):
+    names = (
+        "a.attn2.to_k",
+        "a.attn2.to_v",
+        "a.attn2.to_q",
+        "a.attn1.to_k",
+        "time_embed.0",
+        "b.emb_layers.1",
+        "b.ff.net.2",
+    )
+    factors = dict.fromkeys(names, Factors(torch.ones(1, 1), torch.ones(1, 1), 1.0))
+    assert list(Branch(factors, tokens={}).layers()) == ["a.attn2.to_q", "a.attn1.to_k", "b.ff.net.2"]
+    assert list(Branch(factors).layers()) == list(names)
+
+
+def test_the_hooks_go_even_after_an_error_and_strength_zero_hangs_none(patcher):
+    lora = LoraFile("tried", SPELLINGS["kohya"](patcher))
+    factors = prepared(unet_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
+    unet = patcher.model.diffusion_model
+    with pytest.raises(RuntimeError, match="cancelled"), low_rank(unet, [Branch(factors)]):
+        raise RuntimeError("cancelled")
+    assert not any(m._forward_hooks for m in unet.modules())
+    with low_rank(unet, [Branch(factors, 0.0)]):
+        assert not any(m._forward_hooks for m in unet.modules())
+
+
+def test_the_text_part_is_an_ordinary_patch_on_a_clone(demo_model):
+    from comfyui_concepts.demo.files import LORAS
+
+    _, clip, _ = demo_model
+    lora = read_lora(LORAS / "concepts-demo-lion.safetensors")
+    assert lora.phrase == "a lion"
+    changed, count = with_text_part(clip, lora, 0.5)
+    assert count == 12
+    assert changed is not clip
+    assert not clip.patcher.patches
+    assert with_text_part(clip, lora, 0.0) == (clip, 0)
+
+
+def test_a_concept_knows_its_phrase_and_its_text_encoder(demo_model):
+    from comfyui_concepts.demo.files import LORAS
+    from comfyui_concepts.host.concept import make_concept
+    from comfyui_concepts.host.phrases import ENTRY
+
+    _, clip, _ = demo_model
+    lora = read_lora(LORAS / "concepts-demo-lion.safetensors")
+    concept = make_concept(lora, 1.0, clip, "on the left a lion, blue background", "", "")
+    plain = clip.encode_from_tokens_scheduled(clip.tokenize("on the left a lion, blue background"))
+    assert concept.positive[0][1][ENTRY] == (4, 5)
+    assert not torch.allclose(concept.positive[0][0], plain[0][0])
+    with pytest.raises(ValueError, match="does not stand in the prompt"):
+        make_concept(lora, 1.0, clip, "a cat", "a lion", "")
+
+
+def test_an_ed_lora_prompt_is_encoded_once_for_every_layer(demo_model):
+    from comfyui_concepts.host.concept import LAYERS, make_concept
+
+    _, clip, _ = demo_model
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    words = {s: clip.tokenize(s)["l"][0][1][0] for s in ("cat", "dog")}
+    learned = torch.stack([table[words["cat"]], table[words["dog"]]]).float()
+    lora = LoraFile("ed", {}, embeddings={"<new_1>": {"l": learned}})
+    concept = make_concept(lora, 1.0, clip, "a <new_1>, blue background", "<new_1>", "")
+    layers = concept.positive[0][1][LAYERS]
+    assert layers.shape[0] == 2
+    for layer, noun in enumerate(("cat", "dog")):
+        expected = clip.encode_from_tokens_scheduled(clip.tokenize(f"a {noun}, blue background"))[0][0]
+        assert torch.allclose(layers[layer], expected[0], atol=1e-6)

@@ -1,0 +1,96 @@
+"""Previews next to the real host: what a sampling shows, and that showing changes nothing."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import pytest
+import torch
+from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.preview import show, watched
+from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
+from comfyui_concepts.methods.anagram.prediction import Predictions
+from comfyui_concepts.methods.anagram.views import view_named
+from comfyui_concepts.methods.panels import SIDE, Panel
+
+NAMES = ("identity", "rotate_180", "negate")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the host's progress bars were given, as the page would get it."""
+    messages: list = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: messages.append((value, total, preview))
+    )
+    return messages
+
+
+def _sample(demo_model, guider_type=ViewsGuider, callback=None, shows=True, steps=3, names=NAMES[:2]):
+    model, clip, _ = demo_model
+    cond = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
+    views = [view_named(name) for name in names]
+    combine = combiner(AVERAGING, [1.0] * len(views), views)
+    guider = guider_type(
+        model, [ViewPrompt(v, cond, cond) for v in views], lambda **known: combine(Predictions(**known)), 4.0
+    )
+    guider.shows_views = shows
+    latent = torch.zeros(2, model.get_model_object("latent_format").latent_channels, 16, 16)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+    sampler = comfy.samplers.sampler_object("euler")
+    return guider.sample(noise, latent, sampler, sigmas, callback=callback, disable_pbar=True, seed=3)
+
+
+def test_a_sampling_shows_every_view_upright_after_each_step(demo_model, seen):
+    called: list[int] = []
+    _sample(demo_model, callback=lambda step, x0, x, steps: called.append(step))
+    assert called == [0, 1, 2]
+    assert [message[:2] for message in seen] == [(1, 3), (2, 3), (3, 3)]
+    for _, _, (kind, picture, largest) in seen:
+        assert (kind, picture.size) == ("JPEG", (2 * SIDE + 4, SIDE + 16))
+        assert largest >= 256
+    last = torch.frombuffer(bytearray(seen[-1][2][1].tobytes()), dtype=torch.uint8).reshape(SIDE + 16, -1, 3)[16:]
+    upright, turned = last[:, :SIDE].float(), last[:, -SIDE:].float()
+    assert (upright - turned.flip(0, 1)).abs().mean() < 3  # the same picture, turned round
+    assert (upright - turned).abs().mean() > 6
+
+
+def test_showing_changes_nothing_in_the_picture(demo_model, seen):
+    pictures = [_sample(demo_model, callback=lambda *_: None, shows=shows) for shows in (True, False)]
+    assert torch.equal(*pictures)
+    assert len(seen) == 3  # without it, the host's own callback alone
+
+
+def test_nobody_watches_a_run_without_a_callback(demo_model, seen):
+    _sample(demo_model)
+    assert seen == []
+
+
+def test_a_cancel_gets_through_and_the_next_run_works(demo_model, monkeypatch):
+    def cancelled(*_, **__):
+        raise comfy.model_management.InterruptProcessingException
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", cancelled)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            _sample(demo_model, callback=lambda *_: None)
+    assert _sample(demo_model, callback=lambda *_: None).isfinite().all()
+
+
+def test_latents_without_colours_leave_the_callback_alone(demo_model, monkeypatch):
+    model = demo_model[0]
+    latent_format = model.get_model_object("latent_format")
+    monkeypatch.setattr(latent_format, "latent_rgb_factors", None)
+
+    def callback(*_):
+        return None
+
+    assert watched(callback, model, lambda x0, paint: []) is callback
+    assert watched(None, model, lambda x0, paint: []) is None
+
+
+def test_panels_of_any_sizes_are_shown(seen):
+    show([Panel(torch.rand(8, 16, 3), "wide"), Panel(torch.rand(20, 10, 3), "high")], 1, 2)
+    assert seen[0][2][1].size == (2 * SIDE + 4, SIDE + 16)

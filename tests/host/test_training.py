@@ -1,0 +1,282 @@
+"""Training on the host's models: right gradients, nothing changed in what is loaded, the same file for the same seed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from comfyui_concepts.host import gradients, predictions
+from comfyui_concepts.host.adapters import PLACES, attached, shapes_of, unet_layers
+from comfyui_concepts.host.training import Plan, train_unet
+from comfyui_concepts.host.trajectories import draw_bank
+from comfyui_concepts.methods.erase.lowrank import LowRank
+from comfyui_concepts.methods.erase.train import Schedule, Terms, new_factors
+from comfyui_concepts.methods.erase.trained.esd import esd
+from comfyui_concepts.methods.erase.trained.ground import Encoded, Settings
+
+KINDS = ["EPS", "V_PREDICTION", "FLOW"]
+
+
+class TinyClip:
+    """Stands in for a text encoder of the tiny models' width, which there is none of: a text to fixed random rows."""
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+        return [[torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(seed)), {"pooled_output": None}]]
+
+
+def _plan(**changes):
+    return Plan(**{
+        "concept": ("a cat", "the cat"), "anchor": ("", "the"), "method": esd, "schedule": Schedule(6, 5e-3),
+        "settings": Settings(batch=2, kept_batch=2), "kept": ("a dog",), "rank": 4, "size": (8, 8), "trajectories": 2,
+        "steps": 4, "preview_every": 2,
+    } | changes)  # fmt: skip
+
+
+def _as_loaded_by_the_host(patcher):
+    """Turns the weights into inference tensors, as a loader node under inference mode makes them."""
+    for module in patcher.model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = torch.nn.Parameter(parameter.detach().clone())
+    return patcher
+
+
+def _state(patcher):
+    """All bytes of the model, every hook and place of a parameter, the patches of the patcher, and the host's switches."""
+    model = patcher.model
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    places = [(type(m), id(p)) for m in model.modules() for p in m._parameters.values()]
+    switches = [getattr(comfy.model_management, name, None) for name in ("in_training", "NUM_STREAMS")]
+    modes = [torch.is_inference_mode_enabled(), torch.is_grad_enabled()]
+    return digest.hexdigest(), hooks, places, sorted(patcher.patches), switches, modes, model.current_patcher
+
+
+@contextlib.contextmanager
+def _region(patcher):
+    (patcher,) = predictions.loaded(patcher)
+    with gradients.switched(patcher.model, "current_patcher", patcher), gradients.differentiable(patcher.model):
+        yield patcher.model, gradients.differentiable_options(patcher.model_options)
+
+
+def _inputs(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(3, 4, 8, 8, generator=generator, dtype=dtype)
+    context = torch.randn(3, 7, 32, generator=generator, dtype=dtype)
+    return x, torch.tensor([0.9, 0.5, 0.2], dtype=dtype), [Encoded(context), Encoded(context[:1])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_zero_is_the_teacher_bit_for_bit(new_model, kind):
+    patcher = _as_loaded_by_the_host(new_model(kind))
+    with _region(patcher) as (model, options):
+        x, sigma, prompts = _inputs()
+        for place in PLACES:
+            layers = unet_layers(model, place)
+            plain = predictions.outputs(model, prompts, x, sigma, options)
+            with attached(layers, new_factors(shapes_of(layers), 4, 0)):
+                assert torch.equal(predictions.outputs(model, prompts, x, sigma, options), plain)
+            changed = {k: LowRank(f.up + 0.1, f.down) for k, f in new_factors(shapes_of(layers), 4, 0).items()}
+            with attached(layers, changed):
+                assert not torch.allclose(predictions.outputs(model, prompts, x, sigma, options), plain)
+            assert torch.equal(predictions.outputs(model, prompts, x, sigma, options), plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_are_what_the_network_gives(new_model, kind):
+    patcher, seen = new_model(kind), []
+    with _region(patcher) as (model, options), torch.no_grad():
+        handle = model.diffusion_model.register_forward_hook(lambda m, i, out: seen.append(out))
+        x, sigma, prompts = _inputs()
+        ours = predictions.outputs(model, prompts[:1], x, sigma, options)[0]
+        handle.remove()
+        clean = predictions.clean_of(model.model_sampling, x, sigma, ours)
+    assert torch.allclose(ours, seen[0], atol=2e-4)
+    with torch.no_grad():
+        noise = torch.randn_like(x)
+        target = predictions.target_of(model.model_sampling, clean, noise, sigma)
+        noisy = predictions.noised(model.model_sampling, clean, noise, sigma)
+        assert torch.allclose(predictions.clean_of(model.model_sampling, noisy, sigma, target), clean, atol=1e-4)
+        if kind == "EPS":
+            assert torch.allclose(target, noise, atol=1e-4)
+        if kind == "FLOW":
+            assert torch.allclose(target, noise - clean, atol=1e-4)
+
+
+def test_the_gradient_of_a_factor_is_that_of_finite_differences(new_model):
+    patcher = _as_loaded_by_the_host(new_model("EPS", torch.float64))
+    with _region(patcher) as (model, options):
+        layers = unet_layers(model, "cross k/v")
+        factors = {
+            k: LowRank(f.up.double() + 0.05, f.down.double()) for k, f in new_factors(shapes_of(layers), 2, 0).items()
+        }
+        (x, sigma, prompts), raw = _inputs(torch.float64), []
+
+        def loss():
+            with attached(layers, factors):
+                predictions.outputs(model, prompts, x, sigma, options)
+            return raw[-1].square().mean()  # before the host casts it to float32
+
+        key = sorted(factors)[3]
+        handle = model.diffusion_model.register_forward_hook(lambda module, inputs, output: raw.append(output))
+        up = factors[key].up.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(), up)
+        direction = torch.randn(up.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        step, found = 1e-4, []
+        for sign in (1, -1):
+            factors[key] = LowRank(up.detach() + sign * step * direction, factors[key].down)
+            found.append(float(loss().detach()))
+        handle.remove()
+    wanted = (found[0] - found[1]) / (2 * step)
+    assert abs(wanted) > 1e-8
+    assert abs(float((gradient * direction).sum()) - wanted) < 1e-5 * abs(wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_leaves_the_model_and_its_clones_as_they_were_and_repeats_itself(new_model, kind):
+    patcher = _as_loaded_by_the_host(new_model(kind))
+    clone = patcher.clone()
+    predictions.loaded(patcher)
+    before = _state(patcher), _state(clone)
+    first = train_unet(patcher, TinyClip(), _plan())
+    assert (_state(patcher), _state(clone)) == before
+    again = train_unet(patcher, TinyClip(), _plan())
+    assert first.outcome.erase == again.outcome.erase
+    for key, factor in first.outcome.factors.items():
+        assert factor.up.abs().max() > 0
+        assert all(torch.equal(a, b) for a, b in zip(factor, again.outcome.factors[key], strict=True))
+    assert first.outcome.reason.startswith("all 6")
+    assert first.previews.shape[0] == 3
+    assert train_unet(patcher, TinyClip(), _plan(seed=1)).outcome.erase != first.outcome.erase
+
+
+class _Cancelled(BaseException):
+    """As a keyboard interrupt."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError, torch.OutOfMemoryError, _Cancelled, comfy.model_management.InterruptProcessingException],
+)
+@pytest.mark.parametrize("at", [2, 14])  # while the trajectories are sampled, and in an iteration
+def test_an_error_leaves_the_model_as_it_was(new_model, error, at):
+    patcher = _as_loaded_by_the_host(new_model("V_PREDICTION"))
+    clone = patcher.clone()
+    predictions.loaded(patcher)
+    before, calls = (_state(patcher), _state(clone)), []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == at:
+            raise error("here")
+
+    layer = patcher.model.diffusion_model.output_blocks[1][0].in_layers
+    handle = layer.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(error):
+            train_unet(patcher, TinyClip(), _plan(preview_every=0, keep_on_cancel=False, schedule=Schedule(20, 1e-3)))
+    finally:
+        handle.remove()
+    after = _state(patcher), _state(clone)
+    assert [s[:-1] for s in after] == [s[:-1] for s in before]
+
+
+def test_a_cancel_gives_what_has_been_learned(new_model):
+    patcher, calls = new_model("EPS"), []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == 30:
+            comfy.model_management.interrupt_current_processing()
+
+    handle = patcher.model.diffusion_model.register_forward_pre_hook(fail)
+    before = _state(patcher)[:2]
+    trained = train_unet(patcher, TinyClip(), _plan(schedule=Schedule(400, 1e-3), preview_every=0))
+    handle.remove()
+    assert 0 < len(trained.outcome.erase) < 30
+    assert "cancelled" in trained.outcome.reason
+    assert all(torch.isfinite(t).all() for f in trained.outcome.factors.values() for t in f)
+    assert _state(patcher)[0] == before[0]
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def test_going_on_from_an_edit_starts_where_it_ended(new_model):
+    patcher = new_model("EPS")
+    first = train_unet(patcher, TinyClip(), _plan(schedule=Schedule(20, 1e-2))).outcome
+    second = train_unet(patcher, TinyClip(), _plan(start=first.factors)).outcome
+    assert second.erase[0] < 0.9 * first.erase[0]
+    assert all(second.factors[k].down.shape[0] == 2 * f.down.shape[0] for k, f in first.factors.items())
+
+
+@pytest.mark.parametrize("kind", ["V_PREDICTION"])
+def test_esd_halves_its_loss_in_sixty_steps_and_holds_the_empty_prompt(new_model, kind):
+    plan = _plan(schedule=Schedule(60, 1e-2, preserve_weight=1.0), preview_every=0)
+    outcome = train_unet(new_model(kind), TinyClip(), plan).outcome
+    assert sum(outcome.erase[-10:]) < 0.5 * sum(outcome.erase[:3]) / 3 * 10
+    assert sum(outcome.preserve[-10:]) / 10 < 0.2 * sum(outcome.erase[:3]) / 3
+
+
+def test_the_bank_is_the_hosts_own_trajectory(new_model):
+    patcher = new_model("V_PREDICTION")
+    prompts = predictions.prompts_of(TinyClip(), ["a", "b"])
+    empty = predictions.prompts_of(TinyClip(), [""])
+    bank = draw_bank(patcher, prompts, empty, [0, 1, 0], 7, (8, 8), 5, 3.0)
+    sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", 5)
+    assert bank.x.shape == (3, 5, 4, 8, 8)
+    assert torch.equal(bank.sigma, sigmas[:-1])
+    assert not bank.x.is_inference()
+    levels = bank.x.float().flatten(2).std(-1)  # (trajectories, steps)
+    assert torch.allclose(levels[:, 0], (bank.sigma[0] ** 2 + 1).sqrt().expand(3), rtol=0.3)
+    drawn = bank.draw(50, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert set(drawn.prompt.tolist()) == {0, 1}
+    assert set(drawn.sigma.tolist()) <= set(bank.sigma.tolist())
+
+
+def test_what_cannot_be_trained_is_refused(new_model, monkeypatch):
+    patcher = new_model("EPS")
+    patcher.model.model_lowvram = True
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *a, **k: None)
+    with pytest.raises(ValueError, match=r"does not fit.*closed-form"):
+        train_unet(patcher, TinyClip(), _plan())
+    monkeypatch.undo()
+    patcher = new_model("EPS")
+    patcher.model.diffusion_model.out = torch.compile(patcher.model.diffusion_model.out)
+    with pytest.raises(ValueError, match="compiled"):
+        train_unet(patcher, TinyClip(), _plan())
+    patcher = new_model("EPS")
+    patcher.model.diffusion_model.out.fast = type("Linear", (torch.nn.Module,), {"__qualname__": "fp8_ops.Linear"})()
+    with pytest.raises(ValueError, match="quantised"):
+        train_unet(patcher, TinyClip(), _plan())
+    with (
+        pytest.raises(ValueError, match="'nowhere'"),
+        attached({}, {"nowhere": LowRank(torch.ones(2, 1), torch.ones(1, 2))}),
+    ):
+        pass
+
+
+def test_an_infinite_loss_ends_with_the_last_finite_adapter(new_model):
+    def spoiled(ground, settings):
+        terms, calls = esd(ground, settings), []
+
+        def spoil(generator):
+            calls.append(1)
+            made = terms(generator)
+            return Terms(made.erase * (float("inf") if len(calls) == 4 else 1), made.preserve)
+
+        return spoil
+
+    patcher = new_model("EPS")
+    three = train_unet(patcher, TinyClip(), _plan(schedule=Schedule(3, 5e-3))).outcome
+    ended = train_unet(patcher, TinyClip(), _plan(method=spoiled)).outcome
+    assert "not finite in iteration 4" in ended.reason
+    assert all(torch.equal(f.up, ended.factors[k].up) for k, f in three.factors.items())
