@@ -23,7 +23,7 @@ from ..host.erase_apply import TEXT, apply_edit
 from ..host.erase_solve import Encoder, Request, solve_erasure
 from ..methods.erase.problem import Settings
 from ..methods.erase.spec import LAST, Erased, Preserved
-from . import erase_attacks, vocabulary
+from . import erase_attacks, erase_trained, vocabulary
 from .board import Board
 from .judge import LEFT, RIGHT, WHOLE, Judge, background_of
 from .sampling import Painter, noise_for
@@ -149,6 +149,22 @@ def _negative_prompt(ground: Ground, pairs: tuple) -> Edited:
     return Edited(ground.model, ground.clip, " and ".join(vocabulary.article(c) for c, _ in pairs))
 
 
+def trained(name: str) -> Callable[[Ground, tuple], Edited]:
+    """A method of the board that trains for minutes. ``rece + esd`` trains on top of the solved edit."""
+
+    def method(ground: Ground, pairs: tuple) -> Edited:
+        solved = None
+        if name == erase_trained.COMBINED:
+            kept = Preserved(kept_prompts(pairs), 1.0, True)
+            solved = solve_erasure(ground.model, ground.clip, erase_list(pairs), kept, Request("rece"), ground.encode)
+        concepts, kept = erase_list(pairs), Preserved(kept_prompts(pairs)[:24], 1.0)
+        assert concepts is not None
+        model, clip, _ = erase_trained.train_row(name, ground.model, ground.clip, concepts, kept, solved)
+        return Edited(model, clip)
+
+    return method
+
+
 METHODS: dict[str, Callable[[Ground, tuple], Edited]] = {
     "none": lambda ground, _: Edited(ground.model, ground.clip),
     "negative prompt": _negative_prompt,
@@ -158,7 +174,9 @@ METHODS: dict[str, Callable[[Ground, tuple], Edited]] = {
     "realera": closed_form("realera"),
     "null-space": closed_form("null-space"),
 }
-"""A row of the board: (ground, pairs of concept and anchor) -> the edited model. A trained method adds one line."""
+"""A row of the board: (ground, pairs of concept and anchor) -> the edited model. """
+TRAINED = {name: trained(name) for name in (*erase_trained.METHODS, erase_trained.FEW_SHOT, erase_trained.COMBINED)}
+"""Rows that train for minutes a group; only with ``--method`` or ``--trained``, and for one concept at a time."""
 
 
 def prompts_of(pairs: tuple[tuple[str, str], ...], kept: int) -> Iterator[Prompt]:
@@ -223,7 +241,7 @@ def measure(ground: Ground, method: str, groups: tuple, kept: int, attacked: int
     """Draws and counts one row; the pictures of each group."""
     sheets = []
     for number, pairs in enumerate(groups):
-        edited = METHODS[method](ground, pairs)
+        edited = (METHODS | TRAINED)[method](ground, pairs)
         prompts = list(prompts_of(pairs, kept))
         conds = ground.encoded(edited.clip, [p.text for p in prompts])
         pictures = ground.painter.vae.decode(ground.draw(edited, conds, list(range(100, 100 + len(prompts))))).float()
@@ -255,34 +273,53 @@ def _count(ground: Ground, latents: torch.Tensor, concept: str, kind: str, tally
     tally.named.setdefault(kind, []).extend(v.name == concept for v in verdicts)
 
 
+def plan(options: argparse.Namespace) -> Iterator[tuple[int, tuple, list[str]]]:
+    """The parts of the board: how many concepts, their groups, and the rows (``none`` comes first by itself)."""
+    chosen = options.method or [*METHODS, *(TRAINED if options.trained else ())]
+    for count in options.concepts or ([1, 5] if options.quick else list(GROUPS)):
+        groups = GROUPS[count][: 2 if count == 1 else 1] if options.quick else GROUPS[count]
+        if solved := [name for name in chosen if name in METHODS]:
+            yield count, groups, solved
+        if count == 1 and (slow := [name for name in chosen if name in TRAINED]):
+            yield count, groups[: erase_trained.GROUPS], slow
+
+
 def main(arguments: list[str]) -> int:
     """Prints the board; ``--json FILE`` writes it."""
     parser = argparse.ArgumentParser(prog="dev.py score erase")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="1 and 5 concepts, few pictures, attacks on one of each")
     parser.add_argument("--sheets", type=Path, help="a folder for sheets of the pictures")
-    parser.add_argument("--method", choices=list(METHODS), action="append", help="only this row (again for more)")
+    parser.add_argument(
+        "--method", choices=[*METHODS, *TRAINED], action="append", help="only this row (again for more)"
+    )
     parser.add_argument(
         "--concepts", type=int, choices=list(GROUPS), action="append", help="only this many (again for more)"
+    )
+    parser.add_argument(
+        "--trained", action="store_true", help="also the methods that train, on the first groups of one"
     )
     parser.add_argument("--no-attacks", action="store_true", help="only prompts")
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
-    counts = options.concepts or ([1, 5] if options.quick else list(GROUPS))
     board, ground = Board("erase", [100, 500, 700]), Ground()
-    for count in counts:
-        groups = GROUPS[count][: 2 if count == 1 else 1] if options.quick else GROUPS[count]
-        kept = (4 if count == 1 else 8) if options.quick else (6 if count == 1 else 12)
+    for count, groups, methods in plan(options):
         plain: dict[str, float] = {}
-        for method in dict.fromkeys(["none", *(options.method or METHODS)]):
+        for method in dict.fromkeys(["none", *methods]):
             with board.row(method) as metrics:
-                tally = Tally()
-                attacked = 0 if method == "none" or options.no_attacks else 1 if options.quick else 3
-                sheets = measure(ground, method, groups, kept, attacked, tally)
-                metrics |= {"concepts": count} | tally.metrics(plain)
-                if method == "none":
-                    plain = {k: v for k, v in metrics.items() if k.startswith(("kept", "position", "background"))}
-                if options.sheets:
-                    save_sheet(sheets, options.sheets / f"{method}-{count}.png")
+                metrics |= {"concepts": count} | _row(ground, method, groups, options, plain)
+            if method == "none":
+                plain = {k: v for k, v in metrics.items() if k.startswith(("kept", "position", "background"))}
         board.write(options.json)
     return 0
+
+
+def _row(ground: Ground, method: str, groups: tuple, options: argparse.Namespace, plain: dict[str, float]) -> dict:
+    """The metrics of one row; its pictures go to a sheet, if a folder is given."""
+    count, tally = len(groups[0]), Tally()
+    kept = (4 if count == 1 else 8) if options.quick else (6 if count == 1 else 12)
+    attacked = 0 if method == "none" or options.no_attacks else 1 if options.quick else 3
+    sheets = measure(ground, method, groups, kept, attacked, tally)
+    if options.sheets:
+        save_sheet(sheets, options.sheets / f"{method}-{count}.png")
+    return tally.metrics(plain)
