@@ -201,8 +201,8 @@ def command(verb: str, rest: list[str]) -> list[str]:
     if verb in ("score", "bench", "train"):
         family, *others = rest or [""]
         known = {
-            "score": ("model", "anagram"),
-            "bench": ("anagram",),
+            "score": ("model", "anagram", "compose"),
+            "bench": ("anagram", "compose"),
             "train": ("model", "decoder", "judge", "lora", "export"),
         }[verb]
         if family not in known:

@@ -67,7 +67,12 @@ def latents_of(vae: Any, pictures: torch.Tensor, height: int, width: int) -> tor
 
 
 def train_erasure(
-    model: Any, clip: Any, concepts: Erased, kept: Preserved | None, request: Request, images: torch.Tensor | None = None
+    model: Any,
+    clip: Any,
+    concepts: Erased,
+    kept: Preserved | None,
+    request: Request,
+    images: torch.Tensor | None = None,
 ) -> tuple[Edit, Trained]:
     """An edit of the model's layers that takes every concept of the list to its anchor, and how the training went.
 
@@ -88,7 +93,12 @@ def train_erasure(
 
 
 def unlearn_in_text(
-    model: Any, clip: Any, concepts: Erased, kept: Preserved | None, request: Request, images: torch.Tensor | None = None
+    model: Any,
+    clip: Any,
+    concepts: Erased,
+    kept: Preserved | None,
+    request: Request,
+    images: torch.Tensor | None = None,
 ) -> tuple[Edit, Trained]:
     """The same in the layers of the text encoder, from a handful of pictures."""
     plan = plan_of(FEW_SHOT, concepts, kept, request, request.start.on_clip())

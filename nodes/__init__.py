@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import anagram, anagram_pictures, demo, erase, erase_files, region, several
+from . import anagram, anagram_pictures, compose, concept, demo, erase, erase_files, region, several
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
@@ -12,6 +12,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *erase.NODES,
     *erase_files.NODES,
     *region.NODES,
+    *concept.NODES,
+    *compose.NODES,
     *several.NODES,
     *demo.NODES,
 )
