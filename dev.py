@@ -184,8 +184,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for verb, text in (
         ("demo", "run every graph of workflows/api in the host and save the pictures under output/"),
         ("test", "run the test suite (further arguments go to pytest)"),
-        ("score", "measure quality: score FAMILY --json FILE [--quick]; families: model"),
-        ("bench", "measure cost: bench FAMILY; families: anagram"),
+        ("score", "measure quality: score FAMILY --json FILE [--quick]; families: model, anagram, erase"),
+        ("bench", "measure cost: bench FAMILY; families: anagram, erase"),
         ("train", "train a part of the demo model: train {model,decoder,judge,lora,export} --out DIR"),
         ("workflows", "make the templates in workflows/ anew from workflows/api/"),
     ):
@@ -201,8 +201,8 @@ def command(verb: str, rest: list[str]) -> list[str]:
     if verb in ("score", "bench", "train"):
         family, *others = rest or [""]
         known = {
-            "score": ("model", "anagram"),
-            "bench": ("anagram",),
+            "score": ("model", "anagram", "erase"),
+            "bench": ("anagram", "erase"),
             "train": ("model", "decoder", "judge", "lora", "export"),
         }[verb]
         if family not in known:

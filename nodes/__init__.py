@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import anagram, anagram_pictures, demo, erase, erase_files, erase_train, region
+from . import anagram, anagram_pictures, demo, erase, erase_apply, erase_files, erase_train, region
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
     *anagram_pictures.NODES,
     *erase.NODES,
+    *erase_apply.NODES,
     *erase_files.NODES,
     *erase_train.NODES,
     *region.NODES,
