@@ -11,7 +11,7 @@ import logging
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -146,18 +146,9 @@ def closed_form(solver: str, settings: Settings | None = None) -> Callable[[Grou
     return method
 
 
-def trained(name: str) -> Callable[[Ground, tuple], Edited]:
-    """A method of the board that trains; ``rece + …`` trains on the model that a solved edit has been applied to."""
-
-    def method(ground: Ground, pairs: tuple) -> Edited:
-        concepts, kept = erase_list(pairs), Preserved(kept_prompts(pairs), 1.0, True)
-        assert concepts is not None
-        solved = None
-        if name == erase_trained.COMBINED:
-            solved = solve_erasure(ground.model, ground.clip, concepts, kept, Request("rece"), ground.encode)
-        return Edited(*erase_trained.train_row(name, ground.model, ground.clip, concepts, kept, solved))
-
-    return method
+def _trained(name: str, ground: Ground, pairs: tuple) -> Edited:
+    kept = Preserved(kept_prompts(pairs), 1.0, True)
+    return Edited(*erase_trained.train_row(name, ground.model, ground.clip, erase_list(pairs), kept))
 
 
 def _negative_prompt(ground: Ground, pairs: tuple) -> Edited:
@@ -174,8 +165,8 @@ METHODS: dict[str, Callable[[Ground, tuple], Edited]] = {
     "null-space": closed_form("null-space"),
 }
 """A row of the board: (ground, pairs of concept and anchor) -> the edited model."""
-TRAINED = {name: trained(name) for name in (*erase_trained.METHODS, erase_trained.FEW_SHOT, erase_trained.COMBINED)}
-"""Rows that train for minutes a group: one concept at a time, fewer groups, and not on a quick board unless they are named."""
+TRAINED = {name: partial(_trained, name) for name in erase_trained.ROWS}
+"""Rows that train for minutes: one concept at a time, fewer groups, and not on a quick board unless they are named."""
 
 
 def prompts_of(pairs: tuple[tuple[str, str], ...], kept: int) -> Iterator[Prompt]:
