@@ -11,7 +11,7 @@ import logging
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -56,10 +56,11 @@ PARAPHRASES = (
 
 @dataclass(frozen=True)
 class Edited:
-    """A model as a method leaves it, the encoder to go with it, and what it puts into the negative prompt."""
+    """A model as a method leaves it, the encoder to go with it, how long it trained, and what it puts into the negative prompt."""
 
     model: Any
     clip: Any
+    minutes: float = 0.0
     negative: str = ""
 
 
@@ -145,24 +146,13 @@ def closed_form(solver: str, settings: Settings | None = None) -> Callable[[Grou
     return method
 
 
+def _trained(name: str, ground: Ground, pairs: tuple) -> Edited:
+    kept = Preserved(kept_prompts(pairs), 1.0, True)
+    return Edited(*erase_trained.train_row(name, ground.model, ground.clip, erase_list(pairs), kept))
+
+
 def _negative_prompt(ground: Ground, pairs: tuple) -> Edited:
-    return Edited(ground.model, ground.clip, " and ".join(vocabulary.article(c) for c, _ in pairs))
-
-
-def trained(name: str) -> Callable[[Ground, tuple], Edited]:
-    """A method of the board that trains for minutes. ``rece + esd`` trains on top of the solved edit."""
-
-    def method(ground: Ground, pairs: tuple) -> Edited:
-        solved = None
-        if name == erase_trained.COMBINED:
-            kept = Preserved(kept_prompts(pairs), 1.0, True)
-            solved = solve_erasure(ground.model, ground.clip, erase_list(pairs), kept, Request("rece"), ground.encode)
-        concepts, kept = erase_list(pairs), Preserved(kept_prompts(pairs)[:24], 1.0)
-        assert concepts is not None
-        model, clip, _ = erase_trained.train_row(name, ground.model, ground.clip, concepts, kept, solved)
-        return Edited(model, clip)
-
-    return method
+    return Edited(ground.model, ground.clip, negative=" and ".join(vocabulary.article(c) for c, _ in pairs))
 
 
 METHODS: dict[str, Callable[[Ground, tuple], Edited]] = {
@@ -174,9 +164,9 @@ METHODS: dict[str, Callable[[Ground, tuple], Edited]] = {
     "realera": closed_form("realera"),
     "null-space": closed_form("null-space"),
 }
-"""A row of the board: (ground, pairs of concept and anchor) -> the edited model. """
-TRAINED = {name: trained(name) for name in (*erase_trained.METHODS, erase_trained.FEW_SHOT, erase_trained.COMBINED)}
-"""Rows that train for minutes a group; only with ``--method`` or ``--trained``, and for one concept at a time."""
+"""A row of the board: (ground, pairs of concept and anchor) -> the edited model."""
+TRAINED = {name: partial(_trained, name) for name in erase_trained.ROWS}
+"""Rows that train for minutes: one concept at a time, fewer groups, and only with ``--trained`` or by name."""
 
 
 def prompts_of(pairs: tuple[tuple[str, str], ...], kept: int) -> Iterator[Prompt]:
@@ -210,6 +200,7 @@ class Tally:
 
     named: dict[str, list[bool]] = field(default_factory=dict)
     background: list[bool] = field(default_factory=list)
+    minutes: list[float] = field(default_factory=list)
 
     def metrics(self, plain: dict[str, float]) -> dict[str, float]:
         """Shares; of kept ones relative to ``plain``, the same of the unedited model (1 where there is none to divide by)."""
@@ -232,7 +223,7 @@ class Tally:
         return (
             shown
             | {name: relative(name, value) for name, value in kept.items()}
-            | {"n": sum(map(len, self.named.values()))}
+            | {"n": sum(map(len, self.named.values())), "minutes": statistics.mean(self.minutes)}
         )
 
 
@@ -242,6 +233,7 @@ def measure(ground: Ground, method: str, groups: tuple, kept: int, attacked: int
     sheets = []
     for number, pairs in enumerate(groups):
         edited = (METHODS | TRAINED)[method](ground, pairs)
+        tally.minutes.append(edited.minutes)
         prompts = list(prompts_of(pairs, kept))
         conds = ground.encoded(edited.clip, [p.text for p in prompts])
         pictures = ground.painter.vae.decode(ground.draw(edited, conds, list(range(100, 100 + len(prompts))))).float()
@@ -261,7 +253,9 @@ def _attack(ground: Ground, edited: Edited, concept: str, tally: Tally) -> None:
     latent = ground.picture_of(concept)
     caption = vocabulary.scene_of((concept,), "white").caption()
     for kind in erase_attacks.KINDS:
-        learned = erase_attacks.learn(kind, ground.model, edited.model, edited.clip, latent, concept, "white")
+        learned = erase_attacks.learn(
+            kind, ground.model, edited.model, (ground.clip, edited.clip), latent, concept, "white"
+        )
         cond = edited.clip.encode_from_tokens(learned.tokens)
         _count(ground, ground.draw(edited, cond.expand(2, -1, -1), [700, 701]), concept, kind, tally)
     cond = ground.encoded(edited.clip, [caption, caption])
