@@ -13,7 +13,7 @@ from typing import Any
 import comfy.patcher_extension
 import torch
 
-from ..host.adapters import attached
+from ..host.adapters import attached, layers_named
 from ..host.erase_apply import TEXT, apply_edit, apply_to_clip
 from ..host.erase_train import Choices, Request, train_erasure, unlearn_in_text
 from ..methods.erase.edit import Edit
@@ -59,7 +59,7 @@ def with_adapter(model: Any, factors: Mapping[str, LowRank]) -> Any:
     attack asks in turn with the edited one.
     """
     edited = model.clone()
-    layers = {key: edited.model.get_submodule(key.removesuffix(".weight")) for key in factors}
+    layers = layers_named(edited.model, factors)
 
     def run(executor: Callable[..., torch.Tensor], *arguments: Any, **named: Any) -> torch.Tensor:
         with attached(layers, dict(factors)):

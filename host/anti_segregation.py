@@ -140,7 +140,7 @@ def _on_grid(attention: torch.Tensor, grid: tuple[int, int], z: torch.Tensor) ->
     return F.interpolate(attention.unflatten(-1, grid).unsqueeze(1), size=z.shape[-2:], mode="nearest")[:, 0]
 
 
-def edits_last(sampler: Any, denoise_mask: torch.Tensor | None) -> bool:
+def edits_last(sampler: Any, denoise_mask: torch.Tensor | None, who: str = "Anti-segregation") -> bool:
     """Whether this sampler goes on with an edit of the latent it asked with; says so in the log where it does not.
 
     Raises:
@@ -148,10 +148,8 @@ def edits_last(sampler: Any, denoise_mask: torch.Tensor | None) -> bool:
     """
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__).lower()
     if _ADAPTIVE in name:
-        raise ValueError("Anti-segregation cannot work with dpm_adaptive, which would take it for an error; use euler.")
+        raise ValueError(f"{who} cannot work with dpm_adaptive, which would take it for an error; use euler.")
     if denoise_mask is None and not any(word in name for word in _FORGETFUL):
         return True
-    log.info(
-        "Anti-segregation acts on the predictions alone: with this sampler or an inpaint mask the latent is not kept."
-    )
+    log.info("%s acts on the predictions alone: with this sampler or an inpaint mask the latent is not kept.", who)
     return False

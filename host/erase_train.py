@@ -175,7 +175,7 @@ def own_pictures(model: Any, clip: Any, plan: Plan) -> torch.Tensor:
     """Clean latents of the concept as the model draws it, sentence after sentence."""
     rows = [i % len(plan.concept) for i in range(OWN_PICTURES)]
     prompts = prompts_of(clip, [plan.concept[i] for i in rows])
-    noise = noise_for(model, [plan.seed + 1000 + i for i in rows], *plan.size)
+    noise = noise_for(model, [plan.seed + 1000 + i for i in range(OWN_PICTURES)], *plan.size)
     return paint(model, prompts, prompts_of(clip, [""]), noise, plan.steps, plan.cfg)
 
 

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import anagram, anagram_pictures, demo, erase, erase_files, erase_train, region, several
+from . import (
+    anagram,
+    anagram_pictures,
+    concept,
+    conduct,
+    demo,
+    erase,
+    erase_apply,
+    erase_files,
+    erase_train,
+    region,
+    several,
+)
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
     *anagram_pictures.NODES,
+    *concept.NODES,
+    *conduct.NODES,
     *erase.NODES,
+    *erase_apply.NODES,
     *erase_files.NODES,
     *erase_train.NODES,
     *region.NODES,

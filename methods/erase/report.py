@@ -29,8 +29,7 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     lines[0] += f" of {report['rows']} token rows (lost {report['lost']:.1%})" if report["lost"] else ""
     lines.append(f"weights change by {report['change']:.2%}")
     for c in report["concepts"]:
-        margin = "beyond measure" if c["margin"] is None else f"{c['margin']:.1f} ×"
-        lines.append(f"  {c['concept']}: {c['left']:.1%} left (worst token {c['most']:.1%}), margin {margin}")
+        lines.append(f"  {c['concept']}: {c['left']:.1%} left (worst token {c['most']:.1%}){_margin(c)}")
     for k in sorted(report["kept"], key=lambda k: -k["moved"])[:_MOST]:
         lines.append(f"  keeps '{k['prompt']}': moved {k['moved']:.2%}")
     if report["regeneration"]:
@@ -38,6 +37,12 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     lines += [f"note: {note}" for note in report["notes"]]
     lines.append(f"A later LoRA can bring a concept back. CLIP skip: {spec.get('clip_skip') or 'off'}. {PROMISE}")
     return "\n".join(lines)
+
+
+def _margin(concept: Mapping[str, Any]) -> str:
+    if "margin" not in concept:
+        return ""
+    return ", margin " + ("beyond measure" if concept["margin"] is None else f"{concept['margin']:.1f} ×")
 
 
 def picture_of(report: Mapping[str, Any]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import comfy.utils
 import pytest
 import torch
 from comfyui_concepts.host import gradients
-from comfyui_concepts.host.adapters import attached, shapes_of
+from comfyui_concepts.host.adapters import attached, layers_named, shapes_of
 from comfyui_concepts.host.erase_apply import apply_edit, apply_to_clip
 from comfyui_concepts.host.erase_train import Choices, Request, latents_of, train_erasure, unlearn_in_text
 from comfyui_concepts.host.lora_export import lora_tensors, names_of
@@ -84,7 +84,7 @@ def _drawn(model, clip, text="a cat, blue background"):
 
 def test_the_adapter_the_patch_and_the_hosts_lora_loader_draw_the_same(demo_model, strong):
     model, clip, _ = demo_model
-    with attached(dict(model.model.named_modules()) | _by_weight(model.model, strong), dict(strong.layers)):
+    with attached(layers_named(model.model, strong.layers), dict(strong.layers)):
         adapted = _drawn(model, clip)
     patched = _drawn(apply_edit(model, strong), clip)
     file = lora_tensors(strong.layers, names_of(model), dtype=torch.float32)
@@ -93,10 +93,6 @@ def test_the_adapter_the_patch_and_the_hosts_lora_loader_draw_the_same(demo_mode
     assert (adapted - plain).abs().max() > 0.1
     assert (adapted - patched).abs().max() < 1e-3
     assert (_drawn(loaded, clip) - patched).abs().max() < 1e-3
-
-
-def _by_weight(model, edit):
-    return {key: model.get_submodule(key.removesuffix(".weight")) for key in edit.layers}
 
 
 def test_a_trained_edit_composes_with_a_solved_one(demo_model, strong):
