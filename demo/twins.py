@@ -62,6 +62,29 @@ TWINS = {
     "anagram_negative_sd15": Twin(
         "anagram_negative", SD15, _prompts("a lithograph of a landscape", "a lithograph of a portrait of a woman")
     ),
+    "compose_objects_sdxl": Twin(
+        "compose_objects", SDXL,
+        {
+            ("2", "text"): "a photo of a cat, a bus and a cactus in a desert", ("2", "objects"): "cat, bus, cactus",
+            ("6", "batch_size"): 1, ("7", "cfg"): 7.0,
+        },
+    ),
+    "erase_train_sd15": Twin(
+        "erase_train", SD15,
+        _prompts("a photo of a cat in a garden")
+        | {
+            ("4", "batch_size"): 1, ("7", "trajectories"): 0, ("7", "steps"): 0, ("8", "iterations"): 0,
+            ("8", "rate"): 0.0002, ("8", "rank"): 16, ("11", "steps"): 25, ("11", "cfg"): 7.0,
+        },
+    ),
+    "erase_text_encoder_sd15": Twin(
+        "erase_text_encoder", SD15,
+        _prompts("a photo of a cat in a garden", first=10)
+        | {
+            ("4", "batch_size"): 1, ("7", "trajectories"): 0, ("7", "steps"): 0, ("8", "iterations"): 0,
+            ("8", "rate"): 0.0002, ("8", "rank"): 16, ("11", "steps"): 25, ("11", "cfg"): 7.0,
+        },
+    ),
     "regions_by_hand_sd15": Twin(
         "regions_by_hand", SD15,
         _prompts("a photo of a cat, a meadow", "a photo of a basket of strawberries, a meadow")

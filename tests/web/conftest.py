@@ -30,7 +30,7 @@ WHOLE = """const done = arguments[0];
 app.canvas.deselectAll();
 const [left, top, right, bottom] = app.graph.nodes.reduce(([l, t, r, b], { pos, size }) =>
   [Math.min(l, pos[0]), Math.min(t, pos[1] - 30), Math.max(r, pos[0] + size[0]), Math.max(b, pos[1] + size[1])], [1e9, 1e9, -1e9, -1e9]);
-app.canvas.ds.fitToBounds([left, top, right - left, bottom - top]);
+app.canvas.ds.fitToBounds([left, top, right - left, bottom - top], { zoom: 0.95 });
 app.canvas.setDirty(true, true);
 setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 100);"""
 
@@ -62,7 +62,7 @@ class Page:
         """Loads the page anew, with an empty graph."""
         self.settings(
             Comfy__TutorialCompleted=True, Comfy__VueNodes__Enabled=modern, Comfy__Workflow__Persist=False,
-            **{"Comfy__Locale": "en", "Comfy__Minimap__Visible": False} | more,
+            **{"Comfy__Locale": "en", "Comfy__Minimap__Visible": False, "LiteGraph__Canvas__MinFontSizeForLOD": 0} | more,
         )  # fmt: skip
         self.driver.get("about:blank")
         self.driver.get(self.url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
 RUNNABLE = {path.stem for path in (ROOT / "workflows" / "api").glob("*.json")}
+CATEGORY = (
+    "return [...document.querySelectorAll('.p-dialog *, [role=dialog] *')]"
+    ".find(e => !e.children.length && e.textContent.trim() === 'comfyui-concepts') ?? null"
+)
 HAS_PICTURE = "return arguments[0].querySelector('img')?.naturalWidth > 0"
 pytestmark = pytest.mark.slow
 
@@ -28,23 +31,14 @@ def _api(name: str) -> dict:
     return json.loads(path.read_text())
 
 
-def test_the_template_dialog_shows_ours_and_opens_one(page, until):
+def test_the_template_dialog_shows_ours_with_their_pictures(page, until):
     page.find(".templates-tab-button").click()
-    category = until(
-        lambda: page.js(
-            "return [...document.querySelectorAll('.p-dialog *, [role=dialog] *')]"
-            ".find(e => !e.children.length && e.textContent.trim() === 'comfyui-concepts') ?? null"
-        ),
-        what="the pack's section in the template dialog",
-    )
-    category.click()
+    until(lambda: page.js(CATEGORY), what="the pack's section in the template dialog").click()
     for path in TEMPLATES:
         card = page.find(f"[data-testid='template-workflow-{path.stem}']")
         page.js("arguments[0].scrollIntoView({ block: 'center' })", card)  # it loads what is in sight
         until(lambda card=card: page.js(HAS_PICTURE, card), what=f"the thumbnail of {path.stem}")
     page.shot(f"templates-{page.renderer}")
-    page.find("[data-testid='template-workflow-demo_first_picture']").click()
-    until(lambda: _classes(page.api_graph()) == _classes(_api("demo_first_picture")), what="the opened template")
 
 
 def test_a_dropped_workflow_file_restores_the_graph(page, until):
@@ -65,9 +59,36 @@ def _shows_picture(page, node: int) -> bool:
     return bool(page.js(on_node, node))
 
 
-def test_run_makes_a_picture_on_the_node(page, until):
-    page.open(json.loads((ROOT / "workflows" / "regions_by_hand.json").read_text()))
-    page.js("app.graph.getNodeById(12).widgets.find(w => w.name === 'seed').value = arguments[0]", int(time.time()))
+def _pick_from_dialog(page, until, name: str) -> None:
+    page.find(".templates-tab-button").click()
+    category = until(lambda: page.js(CATEGORY), what="the pack's section in the template dialog")
+    category.click()
+    card = page.find(f"[data-testid='template-workflow-{name}']")
+    page.js("arguments[0].scrollIntoView({ block: 'center' })", card)
+    card.click()
+    until(lambda: _classes(page.api_graph()) == _classes(_api(name)), what="the opened template")
+
+
+def test_from_the_template_dialog_to_a_picture_of_ones_own_by_mouse_alone(page, until):
+    """No coordinate is typed: a template, a drag in its editor, Run."""
+    _pick_from_dialog(page, until, "regions_by_hand")
+    editor = "app.graph.nodes.find(node => node.type === 'ConceptsRegionEditor')"
+    page.js(f"app.canvas.ds.scale = 1; app.canvas.centerOnNode({editor}); app.canvas.setDirty(true, true)")
+    paper = page.find(".concepts-paper")
+    width = "return Math.round(arguments[0].getBoundingClientRect().width)"
+    seen = [0]
+
+    def at_rest() -> bool:
+        before, seen[0] = seen[0], page.js(width, paper)
+        return before == seen[0] > 100
+
+    until(at_rest, what="the editor's layout")
+    page.drag(paper, (0.25, 0.5), (0.25, 0.5))  # the left region is chosen by a click
+    page.drag(paper, (0.5, 0.5), (0.4 if page.renderer == "classic" else 0.36, 0.5))  # and its right edge moved
+    drawn = json.loads(page.js(f"return {editor}.widgets.find(w => w.name === 'regions').value"))
+    assert 0.3 < drawn["regions"][0]["boxes"][0][2] < 0.45
+    assert drawn["regions"][1]["boxes"] == [[0.5, 0, 0.5, 1]]
+    page.shot(f"newcomer-{page.renderer}")
     page.find("[data-testid='queue-button'] button").click()
     until(lambda: page.js("return app.nodeOutputs?.[14]?.images?.length"), 120, "the pictures")
     until(lambda: _shows_picture(page, 14), what="a picture on Save Image")
