@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import comfy.model_patcher
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 
 SELF, CROSS = "self", "cross"
@@ -194,6 +194,51 @@ def after_attention(
         patches[name] = [*patches.get(name, ()), patch_of(kind)]
     options["transformer_options"] = {**options.get("transformer_options", {}), "patches": patches}
     return options
+
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Queries, keys and values (rows, tokens, heads · channels) to the attention's answer, before ``to_out``."""
+Around = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Site, dict[str, Any], Attend], torch.Tensor]
+"""Called as ``around(q, k, v, site, extra_options, attend)``."""
+
+
+def around_attention(
+    model_options: dict[str, Any], unet: UNetModel, sites: Collection[Site], around: Around
+) -> dict[str, Any]:
+    """A copy of the options under which ``around`` answers at these sites, in the place of the attention.
+
+    What it is handed as ``attend`` is the attention as it would have been: the host's own, or another pack's in the host's
+    single slot, which goes on working that way; ``attend.foreign`` says that it is another's, which wants whole grids.
+    """
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+    transformer_options = options.get("transformer_options", {})
+    replace = dict(transformer_options.get("patches_replace", {}))
+    for kind in {site.kind for site in sites}:
+        before = replace.get(_MODULES[kind], {})
+        replace[_MODULES[kind]] = before | {
+            (*s.block, s.depth): _around(unet, s, before.get((*s.block, s.depth)) or before.get(s.block), around)
+            for s in sites
+            if s.kind == kind
+        }
+    options["transformer_options"] = {**transformer_options, "patches_replace": replace}
+    return options
+
+
+def _around(unet: UNetModel, site: Site, before: Any, around: Around) -> Callable[..., torch.Tensor]:
+    module = site.module(unet)
+
+    def replacement(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            if before is not None:
+                return before(q, k, v, extra_options)
+            return optimized_attention(
+                q, k, v, module.heads, attn_precision=module.attn_precision, transformer_options=extra_options
+            )
+
+        attend.foreign = before is not None  # type: ignore[attr-defined]
+        return around(q, k, v, site, extra_options, attend)
+
+    return replacement
 
 
 @contextlib.contextmanager

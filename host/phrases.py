@@ -6,8 +6,12 @@ from typing import Any
 
 import node_helpers
 
+from ..methods.compose.similarity import Words, check_objects, correct
+
 ENTRY = "concepts_phrase"
 """The key of a conditioning entry under which the positions of its phrase stand."""
+OBJECTS = "concepts_objects"
+"""The key of a conditioning entry under which the ``Words`` of its objects stand."""
 
 
 def _sections(clip: Any, text: str) -> list[list[Any]]:
@@ -58,3 +62,44 @@ def encode_with_phrase(clip: Any, text: str, phrase: str) -> list:
     positions = positions_of(clip, text, phrase.strip() or text)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     return node_helpers.conditioning_set_values(conditioning, {ENTRY: positions})
+
+
+def encode_with_objects(clip: Any, text: str, phrases: list[str]) -> list:
+    """The prompt as CONDITIONING that knows the positions of its objects (``Words``).
+
+    Raises:
+        ValueError: the prompt does not hold one of the phrases, none is given, or two share a word.
+    """
+    objects = tuple(positions_of(clip, text, phrase) for phrase in phrases)
+    check_objects(objects)
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return node_helpers.conditioning_set_values(conditioning, {OBJECTS: Words(objects, _word_ranges(clip, text))})
+
+
+def _word_ranges(clip: Any, text: str) -> tuple[tuple[int, int], ...]:
+    """First and last + 1 of the words of each section, without what frames and fills it."""
+    frame = _sections(clip, "")[0]
+    ranges, offset = [], 0
+    for section in _sections(clip, text):
+        first = 1 if frame and section[0] == frame[0] else 0
+        ends = frame[first] if len(frame) > first else None
+        last = next((n for n in range(first, len(section)) if section[n] is ends or section[n] == ends), len(section))
+        ranges.append((offset + first, offset + last))
+        offset += len(section)
+    return tuple(ranges)
+
+
+def correct_objects(conditioning: list, strength: float, window: int, threshold: float) -> list:
+    """The prompt with its objects corrected by similarities.
+
+    Raises:
+        ValueError: the prompt does not say which of its words are objects.
+    """
+    if not all(OBJECTS in values for _, values in conditioning):
+        raise ValueError(
+            "This prompt does not say which of its words are objects; encode it with Encode Objects instead of CLIP Text Encode."
+        )
+    return [
+        [correct(context, values[OBJECTS], strength, window, threshold), values.copy()]
+        for context, values in conditioning
+    ]

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import anagram, anagram_pictures, concept, conduct, demo, erase, erase_files, region
+from . import (
+    anagram,
+    anagram_pictures,
+    compose,
+    concept,
+    conduct,
+    demo,
+    erase,
+    erase_apply,
+    erase_files,
+    erase_train,
+    region,
+    several,
+)
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
@@ -12,8 +25,12 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *concept.NODES,
     *conduct.NODES,
     *erase.NODES,
+    *erase_apply.NODES,
     *erase_files.NODES,
+    *erase_train.NODES,
     *region.NODES,
+    *compose.NODES,
+    *several.NODES,
     *demo.NODES,
 )
 """Every node of the pack, in menu order."""

@@ -44,7 +44,8 @@ def test_each_negative_is_the_mean_of_its_own_and_the_others_in_that_view(tiny_m
     plain, _ = _predicted(tiny_models[kind], _prompts(*names))
     ours, _ = _predicted(tiny_models[kind], contrasted(_prompts(*names), 0.5))
     crossed = [
-        _predicted(tiny_models[kind], [ViewPrompt(view_named(n), _cond(j), _cond(99)) for n in names])[0] for j in range(3)
+        _predicted(tiny_models[kind], [ViewPrompt(view_named(n), _cond(j), _cond(99)) for n in names])[0]
+        for j in range(3)
     ]
     for i in range(3):
         torch.testing.assert_close(ours.positive[i], plain.positive[i], rtol=1e-4, atol=1e-4)

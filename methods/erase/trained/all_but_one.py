@@ -16,9 +16,7 @@ from .ground import Ground, Keeper, Settings, answers, beside, mean_square, stac
 KEPT = 0.5  # γ, what drift of preserved prompts counts against that of the unconditional prediction
 
 
-def wanted_guidance(
-    concept: torch.Tensor, anchor: torch.Tensor, empty: torch.Tensor, eta: float
-) -> torch.Tensor:
+def wanted_guidance(concept: torch.Tensor, anchor: torch.Tensor, empty: torch.Tensor, eta: float) -> torch.Tensor:
     """ĝ: the guidance of the alternative concept; without one (anchor ∅) it is −η times the concept's own, 0 for η = 0."""
     return (anchor - empty) - eta * (concept - anchor)
 

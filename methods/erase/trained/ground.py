@@ -182,7 +182,9 @@ class Keeper:
 def beside(*several: States) -> States:
     """The rows of several sets of states, one after the other."""
     x, sigma, prompt = (torch.cat(column) for column in list(zip(*several, strict=True))[:3])
-    return States(x, sigma, prompt, (torch.cat([s.place[0] for s in several]), torch.cat([s.place[1] for s in several])))
+    return States(
+        x, sigma, prompt, (torch.cat([s.place[0] for s in several]), torch.cat([s.place[1] for s in several]))
+    )
 
 
 def mean_square(said: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

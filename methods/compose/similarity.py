@@ -1,0 +1,75 @@
+"""Correction by Similarities: every object's tokens gather the features of the tokens that mean the same.
+
+Multi-Concept T2I-Zero, 2310.07419, section 3.2. The object that dominates a prompt has spread into its neighbours; a weak one
+gets its own features back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+_ENCODERS = {2048: (768, 1280)}  # channels of a context to those of the encoders side by side in it: SDXL is L beside G
+
+
+class Words(NamedTuple):
+    """The objects of a prompt in token positions.
+
+    ``objects`` holds the positions of each object's tokens; ``sections`` is first and last + 1 of the words of every section
+    the prompt was encoded in (77 tokens each for CLIP), without the start, the end and the padding.
+    """
+
+    objects: tuple[tuple[int, ...], ...]
+    sections: tuple[tuple[int, int], ...]
+
+
+def correct(
+    context: torch.Tensor, words: Words, alpha: float = 0.2, window: int = 3, threshold: float = 0.6
+) -> torch.Tensor:
+    """``f ← (1 − α) f + α f̂ · ‖f‖ / ‖f̂‖``, with ``f̂`` the mean of what is similar, weighted by the cosine.
+
+    Args:
+        context: (batch, tokens, channels); every encoder's channels are corrected by themselves.
+        alpha: how much is corrected; at 0 the context comes back as it is.
+        window: how many tokens to either side are asked, never beyond the words of the section.
+        threshold: tokens whose cosine is not above it are left out. The token itself has cosine 1.
+    """
+    if alpha == 0:
+        return context
+    parts = context.split(_ENCODERS.get(context.shape[-1], (context.shape[-1],)), -1)
+    return torch.cat([_corrected(part, words, alpha, window, threshold) for part in parts], -1)
+
+
+def _corrected(features: torch.Tensor, words: Words, alpha: float, window: int, threshold: float) -> torch.Tensor:
+    out = features.clone()
+    for position in {p for tokens in words.objects for p in tokens}:
+        for first, end in words.sections:
+            if first <= position < end:
+                near = slice(max(first, position - window), min(end, position + window + 1))
+                f = features[:, position]
+                gathered = _gathered(f, features[:, near], threshold)
+                scale = f.norm(dim=-1, keepdim=True) / gathered.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+                out[:, position] = (1 - alpha) * f + alpha * scale * gathered
+    return out
+
+
+def _gathered(f: torch.Tensor, near: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The mean of the neighbours (batch, near, channels) that are similar to ``f`` (batch, channels)."""
+    cosine = torch.cosine_similarity(f[:, None], near, dim=-1)
+    weights = torch.where(cosine > threshold, cosine, 0)
+    return (weights[..., None] * near).sum(1) / weights.sum(1, keepdim=True).clamp(min=1e-12)
+
+
+def check_objects(objects: Sequence[Sequence[int]]) -> None:
+    """Refuses what two objects would have to share.
+
+    Raises:
+        ValueError: no object, or a token in two of them.
+    """
+    flat = [p for tokens in objects for p in tokens]
+    if not flat:
+        raise ValueError("No object is named; write the objects of the prompt one a line, such as 'cat' and 'dog'.")
+    if len(set(flat)) < len(flat):
+        raise ValueError("Two of the named objects share a word of the prompt; name each by words of its own.")
