@@ -177,6 +177,11 @@ def module(name: str) -> list[str]:
     return [str(ROOT / "demo" / "run.py"), name]
 
 
+def families(verb: str) -> list[str]:
+    """What can be scored or benched: one file of ``demo/`` each."""
+    return sorted(path.stem.removeprefix(f"{verb}_") for path in (ROOT / "demo").glob(f"{verb}_*.py"))
+
+
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="dev.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--python", help="an interpreter that already has torch, instead of an environment made here")
@@ -184,8 +189,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for verb, text in (
         ("demo", "run every graph of workflows/api in the host and save the pictures under output/"),
         ("test", "run the test suite (further arguments go to pytest)"),
-        ("score", "measure quality: score FAMILY --json FILE [--quick]; families: model"),
-        ("bench", "measure cost: bench FAMILY; families: anagram"),
+        ("score", f"measure quality: score FAMILY --json FILE [--quick]; families: {', '.join(families('score'))}"),
+        ("bench", f"measure cost: bench FAMILY; families: {', '.join(families('bench'))}"),
         ("train", "train a part of the demo model: train {model,decoder,judge,lora,export} --out DIR"),
         ("workflows", "make the templates in workflows/ anew from workflows/api/"),
     ):
@@ -200,11 +205,7 @@ def command(verb: str, rest: list[str]) -> list[str]:
         return ["-m", "pytest", "-c", "pyproject.toml", "--rootdir", "tests", *(rest or ["tests"])]
     if verb in ("score", "bench", "train"):
         family, *others = rest or [""]
-        known = {
-            "score": ("model", "anagram", "compose"),
-            "bench": ("anagram", "compose"),
-            "train": ("model", "decoder", "judge", "lora", "export"),
-        }[verb]
+        known = ("model", "decoder", "judge", "lora", "export") if verb == "train" else families(verb)
         if family not in known:
             raise SetupError(f"{verb} what? Try: {verb} {' | '.join(known)}")
         if verb == "train":

@@ -78,6 +78,7 @@ class Bench:
         """One gradient step over one forward pass of the views' positives, a row each."""
         model = self.painter.model.model
         comfy.model_management.load_models_gpu([self.painter.model])
+        self.painter.model.pre_run()  # else the host's model does not know its patcher
         noise = noise_for([1]) * SIGMA
         conds = []
         for prompt in self.prompts(views):
@@ -88,7 +89,10 @@ class Bench:
         assert pull is not None
         level = torch.full((1,), SIGMA)
         forward = lambda: comfy.samplers.calc_cond_batch(model, conds, noise, level, {})  # noqa: E731
-        return ratios(forward, lambda: Puller(model, listed, pull, lasting=False)(noise, level, {}), self.runs * 4)
+        try:
+            return ratios(forward, lambda: Puller(model, listed, pull, lasting=False)(noise, level, {}), self.runs * 4)
+        finally:
+            self.painter.model.cleanup()
 
 
 @torch.inference_mode()

@@ -36,7 +36,7 @@ STAND_INS = {
 }  # fmt: skip
 """The noun the base model knows that comes nearest: what the base prompt says where a concept stands."""
 
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 """(x0, y0, x1, y1) in px."""
 
 
@@ -46,7 +46,7 @@ class Layout:
 
     name: str
     width: int
-    boxes: tuple[Box, ...]
+    boxes: tuple[PixelBox, ...]
 
     def fractions(self) -> list[tuple[float, float, float, float]]:
         """The boxes as (x, y, width, height) in fractions of the canvas."""
@@ -163,7 +163,7 @@ def foreground(picture: torch.Tensor, tolerance: float = 0.1) -> torch.Tensor:
     return (picture - border.median(0).values).square().mean(-1).sqrt() > tolerance
 
 
-def found_box(picture: torch.Tensor, column: tuple[float, float, float, float]) -> Box | None:
+def found_box(picture: torch.Tensor, column: tuple[float, float, float, float]) -> PixelBox | None:
     """The box around what stands in a column of the picture; rows and columns with under 4 pixels of it do not count."""
     x0, x1 = (round(edge * picture.shape[1]) for edge in (column[0], column[2]))
     inside = foreground(picture)[:, x0:x1]
@@ -171,7 +171,7 @@ def found_box(picture: torch.Tensor, column: tuple[float, float, float, float]) 
     return (x0 + columns[0], rows[0], x0 + columns[-1] + 1, rows[-1] + 1) if rows and columns else None
 
 
-def overlap(a: Box | None, b: Box) -> float:
+def overlap(a: PixelBox | None, b: PixelBox) -> float:
     """Intersection over union."""
     if a is None:
         return 0.0

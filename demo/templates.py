@@ -15,10 +15,13 @@ from typing import Any
 from .gallery import API, CHECKPOINTS, UI
 from .server import HostServer
 from .thumbnails import make
+from .twins import write_all
 
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 _SEEDS = ("seed", "noise_seed")
 _COLUMN, _GAP, _ROW = 320, 40, 26  # px
+_NOTE = [340, 360]
+_UNQUEUED = ("MarkdownNote",)
 
 
 def _type_of(declared: list[Any]) -> str:
@@ -129,11 +132,35 @@ def to_ui(name: str, graph: dict[str, Any], object_info: dict[str, Any]) -> dict
     }  # fmt: skip
 
 
+def completed(graph: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """The graph with the default of every widget it leaves out, as the editor would queue it: widgets come with time."""
+    return {
+        identity: node
+        | {
+            "inputs": node["inputs"]
+            | {
+                name: options["default"]
+                for name, kind, options in inputs_of(object_info[node["class_type"]])
+                if _is_widget(kind, options) and name not in node["inputs"] and "default" in options
+            }
+        }
+        for identity, node in graph.items()
+    }
+
+
+def _complete(path: Path, object_info: dict[str, Any]) -> None:
+    graph = json.loads(path.read_text())
+    if (whole := completed(graph, object_info)) != graph:
+        path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+
+
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
     """The graph in API format, as the editor would queue it."""
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     graph: dict[str, Any] = {}
     for node in workflow["nodes"]:
+        if node["type"] in _UNQUEUED:
+            continue
         inputs: dict[str, Any] = {}
         values = iter(node["widgets_values"])
         for name, kind, options in inputs_of(object_info[node["type"]]):
@@ -148,9 +175,23 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
     return graph
 
 
+def _with_note(workflow: dict[str, Any], text: str) -> dict[str, Any]:
+    """The template with a note to the left of its nodes, which the editor shows and never queues."""
+    note = {
+        "id": workflow["last_node_id"] + 1, "type": "MarkdownNote", "title": "What this is",
+        "pos": [-(_NOTE[0] + _GAP), 0], "size": _NOTE, "flags": {}, "order": len(workflow["nodes"]), "mode": 0, "inputs": [], "outputs": [],
+        "properties": {}, "widgets_values": [text], "color": "#232", "bgcolor": "#353",
+    }  # fmt: skip
+    return workflow | {"last_node_id": note["id"], "nodes": [*workflow["nodes"], note]}
+
+
 def render(path: Path, object_info: dict[str, Any]) -> str:
-    """The text of the template for one graph in API format."""
-    return json.dumps(to_ui(path.stem, json.loads(path.read_text()), object_info), indent=1) + "\n"
+    """The text of the template for one graph in API format, with its note if there is one."""
+    workflow = to_ui(path.stem, json.loads(path.read_text()), object_info)
+    note = UI / "notes" / f"{path.stem}.md"
+    if note.exists():
+        workflow = _with_note(workflow, note.read_text().strip())
+    return json.dumps(workflow, indent=1, ensure_ascii=False) + "\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -158,6 +199,9 @@ def main(arguments: list[str]) -> int:
     with HostServer(Path(os.environ["COMFYUI_PATH"])) as server:
         server.wait()
         object_info = server.get("/object_info")
+        for path in [*API.glob("*.json"), *CHECKPOINTS.glob("*.json")]:
+            _complete(path, object_info)
+        write_all()
         if arguments[:1] == ["--thumbnails"]:
             for made in make(server, arguments[1:]):
                 print(made)

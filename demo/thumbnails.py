@@ -1,4 +1,4 @@
-"""The small pictures of the template dialog: what each graph really made, not what it might have made."""
+"""The small pictures of the template dialog and of the help pages: what each graph really made, not what it might have made."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from PIL import Image
 from .client import run_graph
 from .gallery import API, CHECKPOINTS, UI
 from .server import HostServer
+from .twins import TWINS
 
 SIDE = 256  # px
+_BY_HAND = {"anagram_sd15": "anagram_turn"}  # twins that are graphs of their own
 _MOST = 4  # pictures on one thumbnail
 _QUALITY = 85
+_STRIP = 560  # px
+DOCS = UI.parent / "web" / "docs" / "pictures"
 
 
 def thumbnail(pictures: list[bytes]) -> bytes:
@@ -26,7 +30,8 @@ def thumbnail(pictures: list[bytes]) -> bytes:
     """
     if not pictures:
         raise ValueError("There is no picture to make a thumbnail of; end the graph with a Save Image.")
-    shown = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures[:_MOST]]
+    shown = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+    shown = ([p for p in shown if max(p.size) <= 2 * min(p.size)] or shown)[:_MOST]  # no long sheets beside pictures
     across = 1 if len(shown) == 1 else 2
     side = SIDE // across
     square = Image.new("RGB", (SIDE, SIDE), "white")
@@ -41,11 +46,27 @@ def thumbnail(pictures: list[bytes]) -> bytes:
     return target.getvalue()
 
 
+def strip(pictures: list[bytes]) -> bytes:
+    """What a help page shows of a graph: its long sheet if it made one, else up to four pictures in a row, as JPEG."""
+    shown = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+    sheets = [picture for picture in shown if max(picture.size) > 2 * min(picture.size)]
+    if sheets:
+        row = sheets[0]
+        row.thumbnail((_STRIP, _STRIP), Image.Resampling.LANCZOS)
+    else:
+        side = _STRIP // _MOST
+        row = Image.new("RGB", (side * len(shown[:_MOST]), side), "white")
+        for at, picture in enumerate(shown[:_MOST]):
+            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+            row.paste(picture, (at * side, 0))
+    target = io.BytesIO()
+    row.save(target, "JPEG", quality=_QUALITY)
+    return target.getvalue()
+
+
 def shown_by(name: str) -> str:
     """The graph whose thumbnail a graph for one's own checkpoint shows: the one it is the twin of, on the demo model."""
-    there = sorted(path.stem for path in API.glob("*.json"))
-    stem = name.rsplit("_", 1)[0]
-    return stem if stem in there else next((other for other in there if other.startswith(stem)), there[0])
+    return TWINS[name].source if name in TWINS else _BY_HAND.get(name, name)
 
 
 def make(server: HostServer, names: list[str]) -> list[Path]:
@@ -55,7 +76,11 @@ def make(server: HostServer, names: list[str]) -> list[Path]:
         if names and path.stem not in names:
             continue
         pictures = asyncio.run(run_graph(server.url, json.loads(path.read_text())))
-        data = thumbnail([picture.data for picture in pictures if picture.name.endswith(".png")])
+        still = [picture.data for picture in pictures if picture.name.endswith(".png")]
+        data = thumbnail(still)
+        DOCS.mkdir(exist_ok=True)
+        made.append(DOCS / f"{path.stem}.jpg")
+        made[-1].write_bytes(strip(still))
         twins = [twin.stem for twin in CHECKPOINTS.glob("*.json") if shown_by(twin.stem) == path.stem]
         for name in (path.stem, *sorted(twins)):
             made.append(UI / f"{name}.jpg")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ PLACES = {
     "all": r"transformer_blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))$",
 }
 """Names of the linear layers of a UNet's transformer blocks that are trained."""
+
+_OTHER_MODEL = "use it with the kind of model it was made for."
 
 Layers = dict[str, torch.nn.Linear]
 """The key of a weight in its model to the layer that has it."""
@@ -46,6 +48,21 @@ def unet_layers(model: Any, place: str) -> Layers:
     return found
 
 
+def layers_named(model: torch.nn.Module, keys: Iterable[str]) -> Layers:
+    """The layers that have these weights.
+
+    Raises:
+        ValueError: the model lacks one: the edit was made for another model.
+    """
+    modules, found = dict(model.named_modules()), {}
+    for key in keys:
+        layer = modules.get(key.removesuffix(".weight"))
+        if not isinstance(layer, torch.nn.Linear):
+            raise ValueError(f"This edit changes '{key}', which the model does not have; {_OTHER_MODEL}")
+        found[key] = layer
+    return found
+
+
 def shapes_of(layers: Layers) -> dict[str, tuple[int, int]]:
     """(out, in) of every layer's weight."""
     return {key: (layer.out_features, layer.in_features) for key, layer in layers.items()}
@@ -60,9 +77,7 @@ def attached(layers: Mapping[str, torch.nn.Module], factors: Factors) -> Iterato
     """
     missing = [key for key in factors if key not in layers]
     if missing:
-        raise ValueError(
-            f"This edit changes '{missing[0]}', which the model does not have; use it with the kind of model it was made for."
-        )
+        raise ValueError(f"This edit changes '{missing[0]}', which the model does not have; {_OTHER_MODEL}")
     with contextlib.ExitStack() as stack:
         for key, factor in factors.items():
             stack.callback(layers[key].register_forward_hook(_branch(factor)).remove)

@@ -241,6 +241,28 @@ def _around(unet: UNetModel, site: Site, before: Any, around: Around) -> Callabl
     return replacement
 
 
+@contextlib.contextmanager
+def after_transformers(unet: UNetModel, change: Callable[[torch.Tensor, Place], torch.Tensor]) -> Iterator[None]:
+    """Inside it, ``change`` sees the output of every transformer of the decoder, after its residual, in place.
+
+    Args:
+        change: gets the output as (rows, tokens, channels), a view, and where it is; may write into it.
+    """
+
+    def hook_of(block: tuple[str, int]) -> Callable[..., None]:
+        def hook(module: Any, inputs: Any, output: torch.Tensor) -> None:
+            grid = (int(output.shape[-2]), int(output.shape[-1]))
+            change(output.flatten(2).transpose(1, 2), Place(block, 0, "transformer", grid))
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for block in {s.block for s in find_sites(unet, block="output")}:
+            handle = _transformer(unet, block).register_forward_hook(hook_of(block))
+            stack.callback(handle.remove)
+        yield
+
+
 def _blocks(unet: UNetModel) -> Iterator[tuple[tuple[str, int], Any]]:
     yield from ((("input", number), block) for number, block in enumerate(unet.input_blocks))
     if unet.middle_block is not None:

@@ -10,7 +10,7 @@ import torch
 from ..methods.erase.edit import Edit
 from ..methods.erase.probe import Finding, attack
 from ..methods.erase.regenerate import map_of
-from ..methods.erase.spec import Erased, sentences
+from ..methods.erase.spec import Erased, check, sentences
 from .erase_solve import SAMPLE, Encoder, clip_fingerprint
 from .erase_weights import check_width, differs, energy, text_keys
 
@@ -30,7 +30,8 @@ def probe(model: Any, clip: Any, edit: Edit, others: Sequence[str] = OTHER_SENTE
     Raises:
         ValueError: the edit has no map of the text embedding, or is for another model.
     """
-    if edit.text is None or "erase" not in edit.spec:
+    entries = [entry for spec in edit.specs() for entry in spec.get("erase", ())]
+    if edit.text is None or not entries:
         raise ValueError(
             "Only edits solved in closed form can be probed without pictures; this one was trained or is empty."
         )
@@ -39,15 +40,16 @@ def probe(model: Any, clip: Any, edit: Edit, others: Sequence[str] = OTHER_SENTE
     if differs(edit.clip, clip_fingerprint(encode)):
         raise ValueError(
             "The edit was solved with another text encoder or another CLIP skip than this one, and holds for that alone; set the "
-            f"same CLIP skip ({edit.spec.get('clip_skip') or 'none'}), or solve it anew."
+            f"same CLIP skip ({edit.specs()[0].get('clip_skip') or 'none'}), or solve it anew."
         )
     keys = text_keys(model, edit.targets, edit.blocks)
     Q = energy(model, keys[:: max(1, len(keys) // SAMPLE)])
     T = map_of(edit.text, len(Q))
     findings = []
-    for entry in edit.spec["erase"]:
+    for entry in entries:
         erased = Erased(**entry | {"templates": tuple(entry["templates"]), "names": tuple(entry["names"])})
         asked = erased._replace(templates=tuple(others))
+        check(asked)
         findings.append(attack(erased.concept, T, Q, _subjects(encode, erased), _subjects(encode, asked)))
     return findings
 

@@ -22,7 +22,8 @@ from .erase_weights import base_fingerprint, energy, text_keys, text_width
 
 log = logging.getLogger(__name__)
 
-SAMPLE = 24  # layers that stand for all when only a report is made of them
+SAMPLE = 12  # layers that stand for all when only a report is made of them
+_NARROW = 1280  # up to this width the margin is a matter of a second; beyond, Probe Erasure measures it
 _FINGERPRINT = "a quick brown fox jumps over the lazy dog"
 _SAME = 0.999  # cosine above which a kept row is an erased one
 
@@ -54,9 +55,13 @@ class Encoder:
 
 
 def solve_erasure(
-    model: Any, clip: Any, erased: Erased | None, preserved: Preserved | None, request: Request = Request()
+    model: Any, clip: Any, erased: Erased | None, preserved: Preserved | None, request: Request = Request(),
+    encode: Encoder | None = None,
 ) -> Edit:  # fmt: skip
     """The edit that takes every concept of the list to its anchor and holds what is preserved, and the empty prompt.
+
+    Args:
+        encode: an encoder that already knows some of the prompts.
 
     Raises:
         ValueError: a concept, anchor or preserved prompt cannot be used, or the CLIP is not this MODEL's.
@@ -66,19 +71,20 @@ def solve_erasure(
     for concept in concepts:
         check(concept)
     check_kept(concepts, kept)
-    encode = Encoder(clip)
+    encode = encode or Encoder(clip)
     _check_clip(model, encode("").tokens)
     if not concepts:
         return Edit(spec=_spec_of(concepts, kept, request, clip))
     keys = text_keys(model, request.targets, request.blocks)
     problem = _problem(encode, concepts, kept)
     _check_apart(problem, kept, encode)
-    needed = keys if request.solver.startswith("rece") else keys[:: max(1, len(keys) // SAMPLE)]
+    whole = request.solver.startswith("rece")
+    needed = keys if whole else keys[:: max(1, len(keys) // SAMPLE)]
     progress = comfy.utils.ProgressBar(len(needed) + 1)
     problem = problem._replace(energy=energy(model, needed, progress))
     solution = solve(request.solver, problem, request.settings)
     short = shortened(solution, problem.Q(), request.rank)
-    report = measure(problem, [c.concept for c in concepts], solution, short)
+    report = measure(problem, [c.concept for c in concepts], solution, short, margins=whole or problem.width <= _NARROW)
     progress.update(1)
     return Edit(
         short.M.to(torch.float32), _pooled(encode, concepts, kept, request), targets=request.targets, blocks=request.blocks,
@@ -139,16 +145,20 @@ def _rows_of(encode: Encoder, erased: Erased) -> tuple[Rows, tuple[torch.Tensor,
 
 def _check_apart(problem: Problem, kept: list[Preserved], encode: Encoder) -> None:
     """Refuses a preserved prompt whose last word is, to the model, the concept itself."""
-    erased = joined(problem.erased).C
-    for entry in kept:
-        for prompt in entry.prompts:
-            encoded = encode(prompt)
-            row = encoded.tokens[max(encoded.end - 1, 1)].double()
-            if float(torch.cosine_similarity(row[None], erased).max()) > _SAME:
-                raise ValueError(
-                    f"The preserved prompt '{prompt}' is, to this text encoder, the same as a concept that is erased; take it "
-                    "out of Preserve Concepts."
-                )
+    prompts = [prompt for entry in kept for prompt in entry.prompts]
+    if not prompts:
+        return
+    encoded = [encode(prompt) for prompt in prompts]
+    last = torch.stack([e.tokens[max(e.end - 1, 1)] for e in encoded]).double()
+    alike = (
+        torch.nn.functional.normalize(last, dim=1) @ torch.nn.functional.normalize(joined(problem.erased).C, dim=1).T
+    )
+    for prompt, cosine in zip(prompts, alike.amax(1).tolist(), strict=True):
+        if cosine > _SAME:
+            raise ValueError(
+                f"The preserved prompt '{prompt}' is, to this text encoder, the same as a concept that is erased; take it "
+                "out of Preserve Concepts."
+            )
 
 
 def _pooled(encode: Encoder, concepts: list[Erased], kept: list[Preserved], request: Request) -> LowRank | None:

@@ -11,10 +11,12 @@ import comfy.utils
 import torch
 
 from ..methods.erase.edit import Edit
-from ..methods.erase.spec import Erased, Preserved, check, sentences
+from ..methods.erase.spec import Erased, Preserved, check, check_kept, sentences
 from ..methods.erase.train import Factors, Schedule
 from ..methods.erase.trained import FEW_SHOT, METHODS, Recipe, scheduled
 from .adapters import PLACES
+from .erase_solve import Encoder, clip_fingerprint
+from .erase_weights import base_fingerprint
 from .predictions import prompts_of
 from .training import Plan, Trained, train_text_encoder, train_unet
 from .trajectories import noise_for, paint
@@ -84,12 +86,16 @@ def train_erasure(
     """
     if request.method not in METHODS:
         raise ValueError(f"There is no method '{request.method}'; take one of: {', '.join(METHODS)}.")
+    if request.start.text is not None:
+        raise ValueError(
+            "The edit to go on from was solved, not trained; apply it to the model with Apply Erasure, train on that, and apply both."
+        )
     recipe = METHODS[request.method]
     plan = plan_of(recipe, concepts, kept, request, request.start.on_model())
     if recipe.images and images is None:
         images = own_pictures(model, clip, plan)
     trained = train_unet(model, clip, plan, images if recipe.images else None)
-    return _edit(trained, request, plan, concepts, kept), trained
+    return _edit(trained, request, plan, concepts, kept, model, clip), trained
 
 
 def unlearn_in_text(
@@ -105,7 +111,7 @@ def unlearn_in_text(
     if images is None:
         images = own_pictures(model, clip, plan)
     trained = train_text_encoder(model, clip, plan, images)
-    return _edit(trained, request, plan, concepts, kept), trained
+    return _edit(trained, request, plan, concepts, kept, model, clip), trained
 
 
 def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: Request, start: Factors) -> Plan:
@@ -116,6 +122,7 @@ def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: R
     """
     for concept in concepts.in_order():
         check(concept)
+    check_kept(concepts.in_order(), kept.in_order() if kept else [])
     choices = request.choices
     if choices.layers not in PLACES:
         raise ValueError(f"There are no layers '{choices.layers}'; take one of: {', '.join(PLACES)}.")
@@ -124,14 +131,26 @@ def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: R
     trajectories, steps = STATES[request.budget]
     count = choices.trajectories or max(trajectories, len(concepts.in_order()) * 4)
     eta = recipe.settings.eta if choices.eta < 0 else choices.eta
+    kept_texts = _prompts(kept)
     return Plan(
-        tuple(s.text for s in pairs), tuple(s.anchored for s in pairs), recipe.method, schedule,
-        replace(recipe.settings, batch=choices.batch, kept_batch=choices.batch, eta=eta, seed=request.seed),
-        _some(_prompts(kept), len(_prompts(kept)) if recipe.text_encoder else 2 * trajectories, request.seed),
-        choices.layers, choices.rank, request.seed, request.size, 0 if recipe.text_encoder else count,
-        choices.steps or steps, choices.cfg, recipe.anchor_states, dict(start), choices.preview_every,
-        choices.keep_on_cancel,
-    )  # fmt: skip
+        concept=tuple(s.text for s in pairs),
+        anchor=tuple(s.anchored for s in pairs),
+        method=recipe.method,
+        schedule=schedule,
+        settings=replace(recipe.settings, batch=choices.batch, kept_batch=choices.batch, eta=eta, seed=request.seed),
+        kept=kept_texts if recipe.text_encoder else _some(kept_texts, 2 * trajectories, request.seed),
+        place=choices.layers,
+        rank=choices.rank,
+        seed=request.seed,
+        size=request.size,
+        trajectories=0 if recipe.text_encoder else count,
+        anchor_states=recipe.anchor_states,
+        steps=choices.steps or steps,
+        cfg=choices.cfg,
+        start=start,
+        preview_every=choices.preview_every,
+        keep_on_cancel=choices.keep_on_cancel,
+    )
 
 
 def _schedule(schedule: Schedule, choices: Choices) -> Schedule:
@@ -156,11 +175,13 @@ def own_pictures(model: Any, clip: Any, plan: Plan) -> torch.Tensor:
     """Clean latents of the concept as the model draws it, sentence after sentence."""
     rows = [i % len(plan.concept) for i in range(OWN_PICTURES)]
     prompts = prompts_of(clip, [plan.concept[i] for i in rows])
-    noise = noise_for(model, [plan.seed + 1000 + i for i in rows], *plan.size)
+    noise = noise_for(model, [plan.seed + 1000 + i for i in range(OWN_PICTURES)], *plan.size)
     return paint(model, prompts, prompts_of(clip, [""]), noise, plan.steps, plan.cfg)
 
 
-def _edit(trained: Trained, request: Request, plan: Plan, concepts: Erased, kept: Preserved | None) -> Edit:
+def _edit(
+    trained: Trained, request: Request, plan: Plan, concepts: Erased, kept: Preserved | None, model: Any, clip: Any
+) -> Edit:  # fmt: skip
     """The outcome as an edit; nothing in it depends on the time it took, so that the same seed is the same file."""
     outcome = trained.outcome
     spec = {
@@ -174,7 +195,8 @@ def _edit(trained: Trained, request: Request, plan: Plan, concepts: Erased, kept
             "reason": outcome.reason, "rank": plan.rank, "erase": _ends(outcome.erase), "preserve": _ends(outcome.preserve),
         }
     }  # fmt: skip
-    return Edit(layers=outcome.factors, spec=spec, report=report)
+    prints = clip_fingerprint(Encoder(clip)), base_fingerprint(model)
+    return Edit(layers=outcome.factors, spec=spec, clip=prints[0], base=prints[1], report=report)
 
 
 def _ends(losses: list[float]) -> list[float]:

@@ -8,8 +8,9 @@ Rows are told apart by the uuid the host gives every conditioning entry, never b
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -19,7 +20,7 @@ import comfy.patcher_extension
 import comfy.samplers
 import torch
 
-from .attention import CROSS, Captured, Place, Site, after_attention, capture, find_sites, unet_of
+from .attention import CROSS, Captured, Place, Site, after_attention, after_transformers, capture, find_sites, unet_of
 from .concept import LAYERS
 from .lora import Factors
 from .lowrank import Branch, low_rank
@@ -65,6 +66,7 @@ class Path:
 class Paths:
     """All paths during one sampling; made anew for each.
 
+    ``deep`` takes over what whole transformers of the decoder answer, residual and all, instead of their attentions alone.
     ``masks`` may be exchanged between calls. ``merging`` is whether the base takes anything over at the moment. ``look_at``
     asks for the self-attention there: after a call ``maps[path]`` holds it, mean over heads, (batch, tokens, tokens).
     """
@@ -72,6 +74,7 @@ class Paths:
     model: Any
     paths: Sequence[Path]
     masks: Masks
+    deep: bool = False
     merging: bool = True
     look_at: Site | None = None
     maps: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -81,7 +84,7 @@ class Paths:
         self.unet = unet_of(self.model)
         self.layers = {(s.block, s.depth): s.layer for s in find_sites(self.unet, CROSS)}
         self._store: dict[tuple[int, int, Place], tuple[torch.Tensor, torch.Tensor]] | None = None
-        self._asking = self._told = False
+        self._asking = self._told = self._whole = False
         self._owner: dict[Any, tuple[int, int]] = {}
         for number, path in enumerate(self.paths):
             for side, conds in enumerate((path.positive, path.negative)):
@@ -108,12 +111,29 @@ class Paths:
         finally:
             self._store, self._asking = None, False
 
+    @contextlib.contextmanager
+    def alone(self, path: Path) -> Iterator[None]:
+        """Inside it, every row of every call has this path's branches, and nothing is taken over: for looking at one path.
+
+        They hang there before anything that is hung up inside, so that who captures sees what they have changed.
+        """
+        before = self.merging
+        self.merging, self._whole = False, True
+        try:
+            with low_rank(self.unet, [] if path.factors is None else [Branch(path.factors, path.strength)]):
+                yield
+        finally:
+            self.merging, self._whole = before, False
+
     def routed(self, options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the options under which every row of ours goes its path."""
-        options = after_attention(options, self._merge)
-        transformer_options = options["transformer_options"]
+        options = (
+            comfy.model_patcher.create_model_options_clone(options)
+            if self.deep
+            else after_attention(options, self._merge)
+        )
         if self._contexts:
-            patches = transformer_options["patches"]
+            patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
             patches["attn2_patch"] = [*patches.get("attn2_patch", ()), self._layer_contexts]
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY, self._call, options, is_model_options=True
@@ -153,7 +173,11 @@ class Paths:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         numbers = [row.side for row in table]  # other packs know 0 and 1 only
         told = {**transformer_options, ROWS: table, "cond_or_uncond": numbers}
-        with low_rank(self.unet, self._branches(table)), capture(self.unet, self._sites()) as seen:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(low_rank(self.unet, self._branches(table)))
+            if self.deep:
+                stack.enter_context(after_transformers(self.unet, lambda out, place: self._merge(out, place, told)))
+            seen = stack.enter_context(capture(self.unet, self._sites()))
             out = executor(x, t, c_concat, c_crossattn, control, told, **kwargs)
         self._keep_maps(table, seen)
         return out
@@ -171,7 +195,7 @@ class Paths:
         branches: list[Branch] = []
         for row in table:
             path = self.paths[row.path]
-            if path.factors is None:
+            if path.factors is None or self._whole:
                 continue
             last = branches[-1] if branches else None
             if last is not None and last.factors is path.factors and last.rows.stop == row.rows.start:

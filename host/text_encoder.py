@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from comfy.sd1_clip import SDClipModel
 
 from ..methods.erase.trained.ground import Encoded, stacked
@@ -66,7 +65,3 @@ def encoded(clip: Any, texts: Sequence[str]) -> Encoded:
         context, pooled, *_ = model.encode_token_weights(clip.tokenize(text))
         rows.append(Encoded(context, pooled))
     return stacked(rows)
-
-
-def device_of(clip: Any) -> torch.device:
-    return clip.patcher.load_device

@@ -15,7 +15,7 @@ import torch
 from ..methods.erase.train import Factors, Outcome, Schedule, copied, joined, new_factors, train
 from ..methods.erase.trained.ground import Bank, Encoded, Ground, Method, Settings
 from . import predictions
-from .adapters import Layers, attached, shapes_of, unet_layers
+from .adapters import Layers, attached, layers_named, shapes_of, unet_layers
 from .gradients import check_differentiable, differentiable, differentiable_options, switched
 from .preview import preview_message, shown
 from .text_encoder import encoded, text_layers
@@ -76,7 +76,7 @@ def train_unet(model: Any, clip: Any, plan: Plan, images: torch.Tensor | None = 
         ValueError: the model cannot be trained (compiled, quantised, too large to be loaded as a whole, no UNet).
     """
     check_differentiable(model.model)
-    layers = unet_layers(model.model, plan.place)
+    layers = unet_layers(model.model, plan.place) | layers_named(model.model, plan.start)
     concept, anchor, empty = (predictions.prompts_of(clip, t) for t in (plan.concept, plan.anchor, ("",)))
     kept = predictions.prompts_of(clip, plan.kept) if plan.kept else None
     return _Session(model, layers, plan).run(concept, anchor, empty, kept, images)
@@ -89,7 +89,7 @@ def train_text_encoder(model: Any, clip: Any, plan: Plan, images: torch.Tensor) 
         ValueError: as ``train_unet``; the text encoder is of another kind.
     """
     check_differentiable(model.model)
-    layers = text_layers(clip)
+    layers = text_layers(clip) | layers_named(clip.cond_stage_model, plan.start)
     concept, anchor, empty = (predictions.prompts_of(clip, t) for t in (plan.concept, plan.anchor, ("",)))
     return _Session(model, layers, plan, clip).run(concept, anchor, empty, None, images)
 

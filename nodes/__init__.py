@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import anagram, anagram_pictures, compose, concept, demo, erase, erase_files, region, several
+from . import (
+    anagram,
+    anagram_pictures,
+    compose,
+    concept,
+    conduct,
+    demo,
+    erase,
+    erase_apply,
+    erase_files,
+    erase_train,
+    region,
+    several,
+)
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
     *anagram_pictures.NODES,
-    *erase.NODES,
-    *erase_files.NODES,
-    *region.NODES,
     *concept.NODES,
+    *conduct.NODES,
+    *erase.NODES,
+    *erase_apply.NODES,
+    *erase_files.NODES,
+    *erase_train.NODES,
+    *region.NODES,
     *compose.NODES,
     *several.NODES,
     *demo.NODES,

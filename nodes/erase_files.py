@@ -9,7 +9,7 @@ from ..host.erase_probe import OTHER_SENTENCES, probe
 from ..host.folders import edit_file, edit_names, new_output, offer_edits
 from ..host.lora_export import STYLES
 from ..host.schema import schema
-from ..methods.erase.edit import chain
+from ..methods.erase.edit import Edit, chain
 from ..methods.erase.edit_file import load_edit, save_edit
 from ..methods.erase.probe import text_of
 from ..methods.erase.report import PROMISE
@@ -75,13 +75,7 @@ class ConceptsLoadEdit(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, file=_NONE, edit=None):
-        return file if file == _NONE or file not in edit_names() else edit_file(file).stat().st_mtime_ns
-
-    @classmethod
     def execute(cls, file, edit=None) -> io.NodeOutput:
-        from ..methods.erase.edit import Edit
-
         loaded = Edit() if file == _NONE else load_edit(edit_file(file))
         report = report_of(loaded.report, loaded.spec) if "concepts" in loaded.report else "no report in this file"
         return io.NodeOutput(loaded if edit is None else chain(edit, loaded), report)

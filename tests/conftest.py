@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -73,6 +76,31 @@ def server(host_path):
     with HostServer(host_path) as running:
         running.wait()
         yield running
+
+
+class Finished(NamedTuple):
+    """What a shipped graph has made: its pictures, and each node's output as the host's history holds it."""
+
+    pictures: list
+    outputs: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def finished(server):
+    """``finished(name)`` runs a shipped graph, with its template embedded, once a session."""
+    from comfyui_concepts.demo.client import run_graph
+
+    done: dict[str, Finished] = {}
+
+    def run(name: str) -> Finished:
+        if name not in done:
+            graph, template = (json.loads((ROOT / "workflows" / f / f"{name}.json").read_text()) for f in ("api", "."))
+            pictures = asyncio.run(run_graph(server.url, graph, workflow=template))
+            (entry,) = server.get("/history?max_items=1").values()
+            done[name] = Finished(pictures, entry["outputs"])
+        return done[name]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ export class FlipPicture {
     this.caption = html("div", { class: "concepts-flip-caption", role: "status" });
     // a real input takes the keys: the host leaves those alone
     this.keys = html("input", { class: "concepts-keys", readonly: true, "aria-label": "Views of the anagram: arrow keys or Space turn it" });
-    this.element = html("div", { class: "concepts-flip", title: "Point at it to play; click, Space or the arrows turn it" }, this.keys, this.image, this.caption);
+    this.element = html("div", { class: "concepts-flip widget-expands", title: "Point at it to play; click, Space or the arrows turn it" }, this.keys, this.image, this.caption);
     this.listen();
     this.draw();
   }

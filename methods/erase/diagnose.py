@@ -13,17 +13,20 @@ from .rows import Rows
 from .truncate import Truncated
 
 
-def measure(problem: Problem, names: Sequence[str], solution: Solution, short: Truncated) -> dict[str, Any]:
+def measure(
+    problem: Problem, names: Sequence[str], solution: Solution, short: Truncated, *, margins: bool = True
+) -> dict[str, Any]:
     """The report of an edit, in values JSON knows.
 
     ``concepts``: for each what is left of it (``left``: the distance of its keys and values from the anchor's, relative to the
     unedited distance; mean, and ``most`` over its tokens) and its ``margin`` over the unedited model's (how much longer an
-    embedding must be to bring it back; None is beyond measure). ``kept``: how far each kept prompt moved, relative to its
+    embedding must be to bring it back; None is beyond measure; only with ``margins``). ``kept``: how far each kept prompt moved, relative to its
     size. ``regeneration``: RECE's residual before each epoch and at the end.
     """
     T, one, Q = map_of(short.M, problem.width), map_of(None, problem.width), problem.Q()
     concepts = [
-        {"concept": name, **left_of(rows, T, Q), "margin": relative_margin(T, one, Q, rows.C[_heaviest(rows)])}
+        {"concept": name, **left_of(rows, T, Q)}
+        | ({"margin": relative_margin(T, one, Q, rows.C[_heaviest(rows)])} if margins else {})
         for name, rows in zip(names, problem.erased, strict=True)
     ]
     return {

@@ -47,6 +47,10 @@ class Edit:
         """Width of the text embedding the edit is for, or None where it only changes single weights."""
         return self.text.width if self.text is not None else None
 
+    def specs(self) -> list[Mapping[str, Any]]:
+        """What was asked for: one entry an edit, of a chain all of them."""
+        return [dict(s) for s in self.spec["chain"]] if "chain" in self.spec else [self.spec]
+
     @property
     def empty(self) -> bool:
         """Whether the edit changes nothing at all."""
@@ -68,6 +72,8 @@ def chain(first: Edit, second: Edit) -> Edit:
     Raises:
         ValueError: the maps are for embeddings of different width, or go to different projections.
     """
+    if first.empty or second.empty:
+        return second if first.empty else first
     if first.text is not None and second.text is not None:
         if first.width != second.width:
             raise ValueError(
@@ -88,7 +94,7 @@ def chain(first: Edit, second: Edit) -> Edit:
         diffs=_diffs(first.diffs, second.diffs),
         clip=first.clip or second.clip,
         base=first.base or second.base,
-        spec={"chain": [dict(first.spec), dict(second.spec)]},
+        spec={"chain": [*first.specs(), *second.specs()]},
         report={"chain": [dict(first.report), dict(second.report)]},
     )
 

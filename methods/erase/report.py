@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .curve import training_text
+
 PROMISE = (
     "This reduces the model's ability to respond to these text concepts; it does not guarantee removal. Paths that start from "
     "images (img2img, ControlNet, image prompts) are unaffected."
@@ -21,12 +23,13 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     """The report as a table."""
     if not report:
         return "Nothing is erased: the list is empty, and the model stays as it is."
+    if "training" in report:
+        return f"{training_text(report, spec)}\n{PROMISE}"
     lines = [f"{spec.get('solver', 'trained')}: {len(report['concepts'])} concepts, rank {report['rank']}"]
     lines[0] += f" of {report['rows']} token rows (lost {report['lost']:.1%})" if report["lost"] else ""
     lines.append(f"weights change by {report['change']:.2%}")
     for c in report["concepts"]:
-        margin = "beyond measure" if c["margin"] is None else f"{c['margin']:.1f} ×"
-        lines.append(f"  {c['concept']}: {c['left']:.1%} left (worst token {c['most']:.1%}), margin {margin}")
+        lines.append(f"  {c['concept']}: {c['left']:.1%} left (worst token {c['most']:.1%}){_margin(c)}")
     for k in sorted(report["kept"], key=lambda k: -k["moved"])[:_MOST]:
         lines.append(f"  keeps '{k['prompt']}': moved {k['moved']:.2%}")
     if report["regeneration"]:
@@ -34,6 +37,12 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     lines += [f"note: {note}" for note in report["notes"]]
     lines.append(f"A later LoRA can bring a concept back. CLIP skip: {spec.get('clip_skip') or 'off'}. {PROMISE}")
     return "\n".join(lines)
+
+
+def _margin(concept: Mapping[str, Any]) -> str:
+    if "margin" not in concept:
+        return ""
+    return ", margin " + ("beyond measure" if concept["margin"] is None else f"{concept['margin']:.1f} ×")
 
 
 def picture_of(report: Mapping[str, Any]) -> torch.Tensor:

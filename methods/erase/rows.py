@@ -88,7 +88,10 @@ def paired(concept: Prompt, anchor: Prompt, scope: str, weight: float) -> Rows:
 
 
 def held(prompt: Prompt, weight: float, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (n, d) of a prompt that must not move, and their weights (n,): all but the start token, or the last word and
-    the end token."""
-    here = list(range(1, len(prompt.tokens))) if whole else sorted({max(prompt.end - 1, 1), prompt.stop})
-    return prompt.tokens[here].double(), torch.full((len(here),), weight / len(here), dtype=torch.float64)
+    """Rows (n, d) of a prompt that must not move, and their weights (n,): the last word and the end token, or all but the
+    start token, where words and padding share the weight evenly."""
+    words = list(range(1, prompt.stop)) if whole else [max(prompt.end - 1, 1)] * (prompt.stop > 1)
+    ends = list(range(prompt.stop, len(prompt.tokens))) if whole else [prompt.stop]
+    parts = [part for part in (words, ends) if part]
+    shares = [weight / len(parts) / len(part) for part in parts for _ in part]
+    return prompt.tokens[words + ends].double(), torch.tensor(shares, dtype=torch.float64)

@@ -15,6 +15,7 @@ from comfyui_concepts.host.training import Plan, train_unet
 from comfyui_concepts.host.trajectories import draw_bank
 from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.train import Schedule, Terms, new_factors
+from comfyui_concepts.methods.erase.trained.all_but_one import all_but_one
 from comfyui_concepts.methods.erase.trained.esd import esd
 from comfyui_concepts.methods.erase.trained.ground import Encoded, Settings
 
@@ -34,7 +35,7 @@ class TinyClip:
 
 def _plan(**changes):
     return Plan(**{
-        "concept": ("a cat", "the cat"), "anchor": ("", "the"), "method": esd, "schedule": Schedule(6, 5e-3),
+        "concept": ("a cat", "the cat"), "anchor": ("", "the"), "method": esd, "schedule": Schedule(4, 5e-3),
         "settings": Settings(batch=2, kept_batch=2), "kept": ("a dog",), "rank": 4, "size": (8, 8), "trajectories": 2,
         "steps": 4, "preview_every": 2,
     } | changes)  # fmt: skip
@@ -155,8 +156,8 @@ def test_a_training_leaves_the_model_and_its_clones_as_they_were_and_repeats_its
     for key, factor in first.outcome.factors.items():
         assert factor.up.abs().max() > 0
         assert all(torch.equal(a, b) for a, b in zip(factor, again.outcome.factors[key], strict=True))
-    assert first.outcome.reason.startswith("all 6")
-    assert first.previews.shape[0] == 3
+    assert first.outcome.reason.startswith("all 4")
+    assert first.previews.shape[0] == 2
     assert train_unet(patcher, TinyClip(), _plan(seed=1)).outcome.erase != first.outcome.erase
 
 
@@ -212,10 +213,13 @@ def test_a_cancel_gives_what_has_been_learned(new_model):
 
 def test_going_on_from_an_edit_starts_where_it_ended(new_model):
     patcher = new_model("EPS")
-    first = train_unet(patcher, TinyClip(), _plan(schedule=Schedule(20, 1e-2))).outcome
-    second = train_unet(patcher, TinyClip(), _plan(start=first.factors)).outcome
+    first = train_unet(patcher, TinyClip(), _plan(schedule=Schedule(15, 2e-2), preview_every=0)).outcome
+    second = train_unet(patcher, TinyClip(), _plan(start=first.factors, place="cross", preview_every=0)).outcome
     assert second.erase[0] < 0.9 * first.erase[0]
     assert all(second.factors[k].down.shape[0] == 2 * f.down.shape[0] for k, f in first.factors.items())
+    assert len(second.factors) == 2 * len(first.factors)
+    back = train_unet(patcher, TinyClip(), _plan(start=second.factors, schedule=Schedule(1), preview_every=0)).outcome
+    assert len(back.factors) == len(second.factors)
 
 
 @pytest.mark.parametrize("kind", ["V_PREDICTION"])
@@ -224,6 +228,22 @@ def test_esd_halves_its_loss_in_sixty_steps_and_holds_the_empty_prompt(new_model
     outcome = train_unet(new_model(kind), TinyClip(), plan).outcome
     assert sum(outcome.erase[-10:]) < 0.5 * sum(outcome.erase[:3]) / 3 * 10
     assert sum(outcome.preserve[-10:]) / 10 < 0.2 * sum(outcome.erase[:3]) / 3
+
+
+def test_all_but_one_holds_the_unconditional_prediction(new_model):
+    patcher = new_model("V_PREDICTION")
+    settings = Settings(batch=2, kept_batch=2, eta=0.0, unconditional_weight=100.0)
+    plan = _plan(method=all_but_one, settings=settings, schedule=Schedule(30, 5e-3), anchor=("", ""), preview_every=0)
+    outcome = train_unet(patcher, TinyClip(), plan).outcome
+    assert sum(outcome.erase[-5:]) < 0.6 * sum(outcome.erase[:5])  # the guidance goes to ĝ
+    with _region(patcher) as (model, options):
+        layers = unet_layers(model, "cross k/v")
+        x, sigma, _ = _inputs()
+        empty = predictions.prompts_of(TinyClip(), [""])
+        plain = predictions.outputs(model, [empty], x * 5, sigma * 5, options)
+        with attached(layers, outcome.factors):
+            change = (predictions.outputs(model, [empty], x * 5, sigma * 5, options) - plain).square().mean()
+    assert float(change.detach()) < 1e-4
 
 
 def test_the_bank_is_the_hosts_own_trajectory(new_model):

@@ -74,6 +74,14 @@ def test_chains_of_three_do_not_depend_on_how_they_are_bracketed():
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-3)
 
 
+def test_a_chain_with_an_edit_that_changes_nothing_is_the_other_one():
+    edit = full_edit()
+    assert chain(edit, Edit()) is edit
+    assert chain(Edit(), edit) is edit
+    three = chain(chain(Edit(low(1), spec={"a": 1}), Edit(low(2), spec={"b": 2})), Edit(low(3), spec={"c": 3}))
+    assert three.specs() == [{"a": 1}, {"b": 2}, {"c": 3}]
+
+
 def test_edits_of_different_families_do_not_chain():
     with pytest.raises(ValueError, match=r"width 12, the other for 8"):
         chain(Edit(low(1)), Edit(low(1, 8, 2, 8)))

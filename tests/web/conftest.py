@@ -26,6 +26,15 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
+WHOLE = """const done = arguments[0];
+app.canvas.deselectAll();
+const [left, top, right, bottom] = app.graph.nodes.reduce(([l, t, r, b], { pos, size }) =>
+  [Math.min(l, pos[0]), Math.min(t, pos[1] - 30), Math.max(r, pos[0] + size[0]), Math.max(b, pos[1] + size[1])], [1e9, 1e9, -1e9, -1e9]);
+app.canvas.ds.fitToBounds([left, top, right - left, bottom - top], { zoom: 0.95 });
+app.canvas.setDirty(true, true);
+setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 100);"""
+
+
 def until(met, seconds: float = 20, what: str = "what was waited for"):
     """The first true answer of a question asked again and again."""
     deadline = time.monotonic() + seconds
@@ -53,7 +62,7 @@ class Page:
         """Loads the page anew, with an empty graph."""
         self.settings(
             Comfy__TutorialCompleted=True, Comfy__VueNodes__Enabled=modern, Comfy__Workflow__Persist=False,
-            **{"Comfy__Locale": "en", "Comfy__Minimap__Visible": False} | more,
+            **{"Comfy__Locale": "en", "Comfy__Minimap__Visible": False, "LiteGraph__Canvas__MinFontSizeForLOD": 0} | more,
         )  # fmt: skip
         self.driver.get("about:blank")
         self.driver.get(self.url)
@@ -71,7 +80,9 @@ class Page:
     def clear(self) -> None:
         """An empty graph at zoom 1, and no dialog."""
         self.js("app.graph.clear(); app.canvas.ds.reset(); app.canvas.setDirty(true, true)")
-        self.js("document.querySelectorAll('.p-dialog-close-button').forEach(button => button.click())")
+        self.js(
+            "document.querySelectorAll('.p-dialog-close-button, .p-dialog button:has(.pi-times)').forEach(b => b.click())"
+        )
 
     def open(self, workflow: dict) -> None:
         """Loads a workflow as the page does itself."""
@@ -94,6 +105,14 @@ class Page:
             name,
             base64.b64encode(data).decode(),
             kind,
+        )
+
+    def finish(self, outputs: dict) -> None:
+        """Tells the page what each node has put out, as the host does when it has run."""
+        self.js(
+            """for (const [node, output] of Object.entries(arguments[0]))
+              app.api.dispatchCustomEvent('executed', { node, display_node: node, output, prompt_id: 'finished' });""",
+            outputs,
         )
 
     def workflow(self) -> dict:
@@ -146,8 +165,7 @@ class Page:
     def shot(self, name: str, whole: bool = False) -> Path:
         """Keeps a screenshot under output/browser, if asked for of the whole graph."""
         if whole:
-            self.js("app.canvas.deselectAll(); app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-            time.sleep(0.7)  # it glides there
+            self.driver.execute_async_script(WHOLE)
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.driver.save_screenshot(str(SHOTS / f"{name}.png"))
         return SHOTS / f"{name}.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,7 +11,11 @@ import uuid
 from pathlib import Path
 
 import pytest
+from comfyui_concepts.demo.gallery import CHECKPOINTS
 from comfyui_concepts.demo.templates import inputs_of, render, to_api
+from comfyui_concepts.demo.thumbnails import SIDE, thumbnail
+from comfyui_concepts.demo.twins import TWINS, text_of
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 API = sorted((ROOT / "workflows" / "api").rglob("*.json"))
@@ -111,3 +116,45 @@ def test_the_host_offers_the_templates(server):
     assert {p.stem for p in API} <= set(names)
     for path in API:
         assert server.get(f"/api/workflow_templates/comfyui-concepts/{path.stem}.json")["nodes"]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_for_checkpoints_is_made_from_its_source(name):
+    made = text_of(TWINS[name])
+    assert (CHECKPOINTS / f"{name}.json").read_text() == made, "make the twins anew with: python3 dev.py workflows"
+    own = {n["class_type"] for n in json.loads(made).values()}
+    assert "CheckpointLoaderSimple" in own
+    assert not any(kind.startswith("ConceptsDemo") for kind in own)
+    for (node, value), given in TWINS[name].values.items():
+        assert json.loads(made)[node]["inputs"][value] == given
+
+
+@pytest.mark.parametrize("path", API, ids=by_name)
+def test_a_template_has_a_note_and_a_thumbnail(path):
+    note = (ROOT / "workflows" / "notes" / f"{path.stem}.md").read_text().strip()
+    written = [
+        n for n in json.loads((ROOT / "workflows" / path.name).read_text())["nodes"] if n["type"] == "MarkdownNote"
+    ]
+    assert [n["widgets_values"] for n in written] == [[note]]
+    assert ("What to choose" in note) == (path.parent.name == "checkpoints")
+    with Image.open(ROOT / "workflows" / f"{path.stem}.jpg") as picture:
+        assert picture.size == (SIDE, SIDE)
+        assert len(picture.getcolors(1 << 20)) > 100
+
+
+def test_every_verb_has_templates_that_run_as_they_are():
+    assert len(list((ROOT / "workflows" / "api").glob("*.json"))) >= 8
+
+
+def test_a_thumbnail_shows_up_to_four_pictures_and_no_long_sheet():
+    def png(colour, size=(40, 40)):
+        target = io.BytesIO()
+        Image.new("RGB", size, colour).save(target, "PNG")
+        return target.getvalue()
+
+    made = Image.open(io.BytesIO(thumbnail([png("red"), png("lime"), png("blue", (10, 90))])))
+    corners = [made.getpixel(at) for at in ((20, 60), (200, 60), (60, 200))]
+    assert [max(range(3), key=c.__getitem__) for c in corners[:2]] == [0, 1]
+    assert min(corners[2]) > 240  # empty: the sheet is left out
+    with pytest.raises(ValueError, match="Save Image"):
+        thumbnail([])

@@ -16,7 +16,7 @@ import torch
 from ..train import Terms
 from .esd import negative_guidance
 from .few_shot import noised_pictures
-from .ground import Ground, Keeper, Settings, answers, mean_square
+from .ground import Encoded, Ground, Keeper, Settings, States, answers, mean_square
 
 TOKENS = 4  # of a picture, as an IP-Adapter gives
 STEPS = 40  # of finding them
@@ -28,7 +28,7 @@ def refined(tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     return (tokens @ text.transpose(1, 2) * text.shape[-1] ** -0.5).softmax(-1) @ text
 
 
-def image_tokens(ground: Ground, seed: int, steps: int = STEPS, rate: float = 0.1) -> torch.Tensor:
+def image_tokens(ground: Ground, seed: int, rate: float = 0.1) -> torch.Tensor:
     """Context tokens (images, k, d) that explain each picture best: gradient descent on the model's own loss, from the last
     rows of ''. ``rate`` is in units of the rows' own size."""
     assert ground.images is not None
@@ -36,7 +36,7 @@ def image_tokens(ground: Ground, seed: int, steps: int = STEPS, rate: float = 0.
     size = float(start.square().mean().sqrt())
     tokens = start.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([tokens], lr=rate * size)
-    for step in range(steps):
+    for step in range(STEPS):
         generator = torch.Generator().manual_seed(seed + step)
         states, target = noised_pictures(ground, max(len(ground.images), 4), generator)
         which = states.place[0].to(tokens.device)
@@ -54,12 +54,12 @@ def co_erasing(ground: Ground, settings: Settings) -> Callable[[torch.Generator]
     bank, keeper = ground.bank, Keeper(ground, settings.kept_batch)
     tokens = image_tokens(ground, settings.seed)
 
-    def with_picture(states):
+    def with_picture(states: States) -> Encoded:
         text = ground.concept.at(states.prompt)
         picture = tokens[(states.place[0] % len(tokens)).to(tokens.device)]
         return text.followed_by(refined(picture, text.context) if settings.refine else picture)
 
-    def prompts(states):
+    def prompts(states: States) -> list[Encoded]:
         return [ground.concept.at(states.prompt), ground.anchor.at(states.prompt), with_picture(states)]
 
     said = answers(ground, bank, prompts)

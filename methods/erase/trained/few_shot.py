@@ -31,18 +31,19 @@ def few_shot(ground: Ground, settings: Settings) -> Callable[[torch.Generator], 
     """At noised pictures of the concept: κ − l(y), with y a random sentence of the concept, and the drift of other prompts'
     embeddings."""
     assert ground.encode is not None
+    encode = ground.encode
     held = tuple(dict.fromkeys(("", *ground.anchor_texts, *ground.kept_texts)))
-    before = ground.encode(held, adapted=False)
+    before = encode(held, adapted=False)
 
     def terms(generator: torch.Generator) -> Terms:
         states, target = noised_pictures(ground, settings.batch, generator)
         which = int(torch.randint(len(ground.texts), (), generator=generator))
-        prompt = ground.encode([ground.texts[which]], adapted=True)
+        prompt = encode([ground.texts[which]], adapted=True)
         (empty,) = ground.teacher(states, [ground.empty])
         (said,) = ground.student(states, [prompt])
         loss, bound = ((p - target).square().flatten(1).mean(1) for p in (said, empty))
         chosen = torch.randperm(len(held), generator=generator)[:HELD]
-        now = ground.encode([held[i] for i in chosen.tolist()], adapted=True)
+        now = encode([held[i] for i in chosen.tolist()], adapted=True)
         return Terms(bounded(loss, bound).mean(), _drift(now, before.at(chosen)))
 
     return terms

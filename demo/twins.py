@@ -1,0 +1,130 @@
+"""Twins of the graphs for checkpoints of one's own: the same graph, another loader, canvas and prompts.
+
+What a twin changes stands in ``TWINS``; the rest is its source's, so the two cannot drift. ``dev.py workflows`` writes them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .gallery import API, CHECKPOINTS
+
+SD15, SDXL = "v1-5-pruned-emaonly.safetensors", "sd_xl_base_1.0.safetensors"
+_SIDES = {SD15: 512, SDXL: 1024}  # px, what each was trained at
+_DEMO_SIDE = 128
+_LENGTHS = ("width", "height", "left", "top", "right", "bottom")
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What a twin does differently.
+
+    Attributes:
+        source: the graph it is the twin of.
+        checkpoint: a file name; the person chooses their own of the same family.
+        values: by node and input.
+    """
+
+    source: str
+    checkpoint: str
+    values: dict[tuple[str, str], Any]
+
+
+def _prompts(*texts: str, first: int = 2) -> dict[tuple[str, str], Any]:
+    return {(str(first + at), "text"): text for at, text in enumerate(texts)}
+
+
+TWINS = {
+    "anagram_turn_sdxl": Twin(
+        "anagram_turn", SDXL,
+        _prompts("an oil painting of a snowy mountain village", "an oil painting of a horse") | {("11", "batch_size"): 2},
+    ),
+    "anagram_together_sd15": Twin(
+        "anagram_together", SD15,
+        {
+            ("2", "text"): "a watercolor of a kitchen, soft light", ("2", "phrase"): "kitchen",
+            ("3", "text"): "a watercolor of a panda, soft light", ("3", "phrase"): "panda",
+        },
+    ),
+    "anagram_hybrid_sdxl": Twin(
+        "anagram_hybrid", SDXL,
+        _prompts("an oil painting of an owl, a forest behind it", "an oil painting of a waterfall in a forest")
+        | {("20", "text"): "an oil painting of a clock tower", ("11", "batch_size"): 1, ("21", "cfg"): 7.0},
+    ),
+    "anagram_jigsaw_sd15": Twin(
+        "anagram_jigsaw", SD15, _prompts("an ink drawing of houseplants", "an ink drawing of a portrait of an old man")
+    ),
+    "anagram_map_sd15": Twin("anagram_map", SD15, _prompts("a pencil sketch of a turtle", "a pencil sketch of a mushroom")),
+    "anagram_negative_sd15": Twin(
+        "anagram_negative", SD15, _prompts("a lithograph of a landscape", "a lithograph of a portrait of a woman")
+    ),
+    "compose_objects_sdxl": Twin(
+        "compose_objects", SDXL,
+        {
+            ("2", "text"): "a photo of a cat, a bus and a cactus in a desert", ("2", "objects"): "cat, bus, cactus",
+            ("6", "batch_size"): 1, ("7", "cfg"): 7.0,
+        },
+    ),
+    "erase_train_sd15": Twin(
+        "erase_train", SD15,
+        _prompts("a photo of a cat in a garden")
+        | {
+            ("4", "batch_size"): 1, ("7", "trajectories"): 0, ("7", "steps"): 0, ("8", "iterations"): 0,
+            ("8", "rate"): 0.0002, ("8", "rank"): 16, ("11", "steps"): 25, ("11", "cfg"): 7.0,
+        },
+    ),
+    "erase_text_encoder_sd15": Twin(
+        "erase_text_encoder", SD15,
+        _prompts("a photo of a cat in a garden", first=10)
+        | {
+            ("4", "batch_size"): 1, ("7", "trajectories"): 0, ("7", "steps"): 0, ("8", "iterations"): 0,
+            ("8", "rate"): 0.0002, ("8", "rank"): 16, ("11", "steps"): 25, ("11", "cfg"): 7.0,
+        },
+    ),
+    "regions_by_hand_sd15": Twin(
+        "regions_by_hand", SD15,
+        _prompts("a photo of a cat, a meadow", "a photo of a basket of strawberries, a meadow")
+        | {("12", "cfg"): 7.0, ("11", "batch_size"): 2},
+    ),
+    "demo_lora_concept_sdxl": Twin(
+        "demo_lora_concept", SDXL,
+        _prompts("a photo of my concept in a green meadow")
+        | {("8", "lora_name"): "my_concept.safetensors", ("5", "cfg"): 7.0, ("4", "batch_size"): 1},
+    ),
+}  # fmt: skip
+
+
+def twin_graph(twin: Twin) -> dict[str, Any]:
+    """The twin in API format.
+
+    Raises:
+        KeyError: a node or an input its source does not have.
+    """
+    graph = copy.deepcopy(json.loads((API / f"{twin.source}.json").read_text()))
+    scale = _SIDES[twin.checkpoint] // _DEMO_SIDE
+    for node in graph.values():
+        if node["class_type"] == "ConceptsDemoModel":
+            node |= {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": twin.checkpoint}}
+        for name in _LENGTHS:
+            if isinstance(node["inputs"].get(name), int):
+                node["inputs"][name] *= scale
+    for (node_id, name), value in twin.values.items():
+        inputs = graph[node_id]["inputs"]
+        inputs[name] = value if name in inputs else inputs[name]
+    return graph
+
+
+def write_all() -> list[Path]:
+    """Writes every twin into ``workflows/api/checkpoints``."""
+    for name, twin in TWINS.items():
+        (CHECKPOINTS / f"{name}.json").write_text(text_of(twin))
+    return [CHECKPOINTS / f"{name}.json" for name in TWINS]
+
+
+def text_of(twin: Twin) -> str:
+    """The file of a twin."""
+    return json.dumps(twin_graph(twin), indent=2, ensure_ascii=False) + "\n"

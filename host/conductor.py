@@ -1,0 +1,147 @@
+"""Concept Conductor as a guider: paths, layout alignment before each step, mask refinement after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.samplers
+import torch
+
+from ..methods.conduct.refine import at_points, clusters, followed, refined
+from ..methods.conduct.settings import Conduct
+from ..methods.regions import Pyramid
+from .anti_segregation import edits_last
+from .attention import capture
+from .concept import Concept
+from .layout import Aligner, LayoutReference, mask_site, trajectory
+from .path_guider import PathGuider
+from .paths import Path, Paths
+from .sampling import progress_of
+
+_LAYOUT = "layout"
+
+
+class ConductGuider(PathGuider):
+    """Several concepts in regions, or in the layout of a reference.
+
+    Args:
+        covered_for: how much of each cell of a latent of (height, width) each concept's region covers,
+            ([batch,] concepts, height, width); None with a layout whose points say where the concepts are.
+        soft: whether regions fade into each other.
+        layout: None leaves the layout to the prompts: there is no alignment then.
+
+    ``masks`` holds, after a sampling, the masks it ended with, (batch, 1 + concepts, height, width), background first.
+    """
+
+    aligner: Aligner | None = None
+    masks: torch.Tensor | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        positive: list,
+        negative: list,
+        cfg: float,
+        concepts: Sequence[Concept],
+        covered_for: Callable[[int, int], torch.Tensor] | None,
+        settings: Conduct,
+        layout: LayoutReference | None = None,
+        soft: bool = False,
+    ) -> None:
+        active = [n for n, concept in enumerate(concepts) if concept.strength != 0]
+
+        def masks_for(height: int, width: int) -> Pyramid:
+            if covered_for is None:
+                return Pyramid(torch.zeros(len(active), height, width))
+            return Pyramid(covered_for(height, width)[..., active, :, :], soft)
+
+        super().__init__(model, positive, negative, cfg, [concepts[n] for n in active], masks_for)
+        self.settings, self.layout = settings, layout
+        self.points = [] if layout is None or covered_for is not None else [layout.points[n] for n in active]
+        if layout is not None and active:
+            self.inner_set_conds({_LAYOUT: layout.positive[:1]})
+
+    def start(self, x: torch.Tensor) -> Paths:
+        paths = super().start(x)
+        _, sampler, sigmas, denoise_mask = self.about
+        paths.deep = self.settings.whole_transformers
+        self.refined_at: float | None = None
+        self.site = mask_site(paths.unet, *x.shape[-2:])
+        if self.layout is not None:
+            layout = Path(self.conds[_LAYOUT], self.conds[_LAYOUT])
+            levels = trajectory(self.layout, self.inner_model, layout.positive, sigmas, x, self.model_options)
+            if self.points:
+                paths.masks = Pyramid(self._masks_at_points(paths, layout, levels))
+            if self.settings.guidance_weight > 0:
+                lasting = edits_last(sampler, denoise_mask, "Concept Conductor's layout alignment")
+                self.aligner = Aligner(paths, layout, levels, sigmas, self.settings, lasting)
+        self.masks = None
+        self._followers: list[list[torch.Tensor]] | None = None
+        return paths
+
+    def before(self, paths: Paths, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        progress = progress_of(paths.model.model_sampling, float(sigma.max()))
+        if self.aligner is not None:
+            x = self.aligner(x, sigma, options)
+        paths.merging = self.settings.injects_at(progress)
+        paths.look_at = self.site if self.settings.refines_at(progress, self.refined_at) else None
+        return x
+
+    def after(self, paths: Paths, x: torch.Tensor, sigma: torch.Tensor) -> None:
+        if paths.look_at is not None and paths.maps:
+            self.refined_at = progress_of(paths.model.model_sampling, float(sigma.max()))
+            grid = _grid(paths.maps[0].shape[-1], *x.shape[-2:])
+            paths.masks = Pyramid(self._refined(paths, grid, len(x)))
+            paths.maps.clear()
+        shown = paths.masks.at(*x.shape[-2:])
+        self.masks = (shown if shown.ndim == 4 else shown.expand(len(x), *shown.shape)).detach().cpu().float()
+
+    def inner_sample(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        try:
+            return super().inner_sample(*args, **kwargs)
+        finally:
+            self.aligner = None
+
+    def _refined(self, paths: Paths, grid: tuple[int, int], batch: int) -> torch.Tensor:
+        """The masks of every picture after one refinement, (batch, concepts, *grid)."""
+        now = paths.masks.at(*grid)
+        now = (now if now.ndim == 4 else now.expand(batch, *now.shape))[:, 1:] > 0.5
+        if self._followers is None:
+            self._followers = [[now.clone(), now.clone()] for _ in range(1)]
+        own_before, base_before = self._followers[0]
+        own, base, fused = torch.zeros_like(now), torch.zeros_like(now), torch.zeros_like(now)
+        count = len(paths.paths) - 1
+        numbers = range(count + 1, 2 * count + 2)
+        for b in range(batch):
+            of_base = clusters(paths.maps[0][b], numbers)
+            for i in range(count):
+                of_own = clusters(paths.maps[i + 1][b], numbers)
+                own[b, i] = self._follow(of_own, own_before[b, i])
+                base[b, i] = self._follow(of_base, base_before[b, i])
+            fused[b] = refined(now[b], own[b], base[b])
+        self._followers[0] = [own, base]
+        return fused.float()
+
+    def _follow(self, pool: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return followed(pool, mask.to(pool.device), self.settings.least_overlap, self.settings.rectangles).to(
+            mask.device
+        )
+
+    def _masks_at_points(self, paths: Paths, layout: Path, levels: dict[float, torch.Tensor]) -> torch.Tensor:
+        """First masks from the clicks, of the reference at the noise level where refinement ends."""
+        model = paths.model
+        level = min(levels, key=lambda s: abs(progress_of(model.model_sampling, s) - self.settings.refine_end))
+        x = levels[level]
+        with capture(paths.unet, [self.site]) as seen:
+            comfy.samplers.calc_cond_batch(model, [layout.positive], x, x.new_full((1,), level), self.model_options)
+        attention = seen.probabilities(self.site).mean(1)[0]
+        return at_points(attention, seen.grid(self.site), self.points).float()
+
+
+def _grid(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """The grid of a level with that many tokens."""
+    factor = 1
+    while -(-height // factor) * -(-width // factor) > tokens:
+        factor *= 2
+    return -(-height // factor), -(-width // factor)

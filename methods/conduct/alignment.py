@@ -1,0 +1,31 @@
+"""Layout alignment: the latent moves until its self-attention keys are those of the reference."""
+
+from __future__ import annotations
+
+import torch
+
+
+def alignment_loss(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """How far the keys are from the reference's (2408.03632, eq. 5), for each picture.
+
+    The paper's mean over tokens and channels shrinks a latent cell's gradient with the number of tokens, and its weight grows
+    with it; this sum over tokens has one weight for all sizes.
+
+    Args:
+        features: (batch, tokens, channels); ``reference``: (1 or batch, tokens, channels).
+
+    Returns:
+        (batch,), float32 at least.
+    """
+    precise = torch.promote_types(features.dtype, torch.float32)
+    return (features.to(precise) - reference.to(precise)).square().mean(-1).sum(-1)
+
+
+def moved(x: torch.Tensor, gradient: torch.Tensor, sigma: float, weight: float) -> torch.Tensor:
+    """One step: z ← z − w ∂L/∂z of the variance-preserving latent z = x / √(1 + σ²), written for x."""
+    return x - weight * (1 + sigma**2) * gradient
+
+
+def inverted_step(x: torch.Tensor, eps: torch.Tensor, sigma: float, next_sigma: float) -> torch.Tensor:
+    """One step of deterministic inversion in sigma space: x' = x + (σ' − σ) ε (DDIM, 2010.02502, eq. 14)."""
+    return x + (next_sigma - sigma) * eps

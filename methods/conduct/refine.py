@@ -1,0 +1,123 @@
+"""Masks that follow the shapes: clusters of self-attention rows, chosen by their overlap with the masks so far.
+
+Rows of a self-attention are alike for tokens of one object. For every path the clusters of several k-means runs form a pool;
+the cluster that overlaps most with the old mask is the new one (2408.03632, sec. 3.5).
+"""
+
+from __future__ import annotations
+
+import torch
+
+RESTARTS, MOST_ROUNDS = 5, 50
+
+
+def k_means(rows: torch.Tensor, k: int, seed: int = 0, restarts: int = RESTARTS) -> torch.Tensor:
+    """Labels (n,) of Lloyd's algorithm with k-means++ starts (Arthur & Vassilvitskii 2007); the best of several, repeatable.
+
+    Args:
+        rows: (n, features).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    best, lowest = torch.zeros(len(rows), dtype=torch.long, device=rows.device), float("inf")
+    for _ in range(restarts):
+        labels, cost = _lloyd(rows, _spread_out(rows, k, generator))
+        if cost < lowest - 1e-9:
+            best, lowest = labels, cost
+    return best
+
+
+def _spread_out(rows: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
+    """Starting centres: each is a row, chosen with a chance that grows with its squared distance to those before."""
+    chosen = [int(torch.randint(len(rows), (1,), generator=generator))]
+    distance = (rows - rows[chosen[0]]).square().sum(-1)
+    for _ in range(k - 1):
+        weights = distance.cpu().double().clamp(min=0)
+        if weights.sum() <= 0:
+            break
+        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
+        distance = torch.minimum(distance, (rows - rows[chosen[-1]]).square().sum(-1))
+    return rows[chosen]
+
+
+def _lloyd(rows: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, float]:
+    labels = torch.full((len(rows),), -1, device=rows.device)
+    distances = torch.cdist(rows, centres)
+    for _ in range(MOST_ROUNDS):
+        nearest = distances.argmin(1)
+        if torch.equal(nearest, labels):
+            break
+        labels = nearest
+        members = torch.nn.functional.one_hot(labels, len(centres)).to(rows.dtype)  # (n, k)
+        sizes = members.sum(0)
+        means = (members.T @ rows) / sizes.clamp(min=1)[:, None]
+        centres = torch.where(sizes[:, None] > 0, means, centres)
+        distances = torch.cdist(rows, centres)
+    return labels, float(distances.min(1).values.square().sum())
+
+
+def clusters(attention: torch.Tensor, counts: range | list[int], seed: int = 0) -> torch.Tensor:
+    """The pool: every cluster of k-means runs with each of these numbers of clusters, (pool, tokens) of bool.
+
+    Args:
+        attention: (tokens, tokens), rows as probabilities.
+    """
+    pool = []
+    for k in counts:
+        labels = k_means(attention, min(k, len(attention)), seed)
+        pool += [labels == label for label in labels.unique()]
+    return torch.stack(pool)
+
+
+def overlaps(pool: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of every mask of the pool (pool, tokens) with one (tokens,)."""
+    common, either = (pool & mask).sum(-1), (pool | mask).sum(-1)
+    return common / either.clamp(min=1)
+
+
+def rectangle(mask: torch.Tensor) -> torch.Tensor:
+    """The bounding rectangle of a mask (height, width); of an empty one, nothing."""
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+    out = torch.zeros_like(mask)
+    if len(rows):
+        out[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return out
+
+
+def followed(pool: torch.Tensor, mask: torch.Tensor, least_overlap: float, rectangles: bool = False) -> torch.Tensor:
+    """The mask (height, width) after one refinement: the cluster that overlaps most with it, or its rectangle if none does."""
+    overlap = overlaps(pool, mask.flatten())
+    if rectangles or not mask.any() or overlap.max() <= 0 or overlap.max() < least_overlap:
+        return rectangle(mask)
+    return pool[int(overlap.argmax())].view_as(mask)
+
+
+def refined(fused: torch.Tensor, own: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """The new masks of all concepts from those of their paths and of the base: U = own ∪ base, and where two of these meet,
+    what was there before (2408.03632, eq. 12).
+
+    Args:
+        fused, own, base: (concepts, height, width) of bool: the masks so far, and the two kinds of new ones.
+
+    Returns:
+        (concepts, height, width) of bool. Disjoint if ``fused`` was.
+    """
+    union = own | base
+    conflict = union.sum(0) > 1
+    return torch.where(conflict, fused, union)
+
+
+def at_points(
+    attention: torch.Tensor, grid: tuple[int, int], points: list[tuple[float, float]], seed: int = 0
+) -> torch.Tensor:
+    """First masks from clicks: of six clusters of the reference's self-attention, those in which the points lie.
+
+    Args:
+        attention: (tokens, tokens); ``points``: (x, y) in fractions of the canvas, one a concept.
+
+    Returns:
+        (points, height, width) of bool.
+    """
+    labels = k_means(attention, 6, seed).view(grid)
+    height, width = grid
+    cells = [(min(int(y * height), height - 1), min(int(x * width), width - 1)) for x, y in points]
+    return torch.stack([labels == labels[cell] for cell in cells])

@@ -1,0 +1,60 @@
+"""What a user may set of Concept Conductor, with the paper's values for a schedule of any length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REFERENCE_UPDATES = 61
+"""Gradient steps of the reference implementation (SD 1.5, 200 steps); their number, not their density, moves the layout."""
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """Windows are in sampling percent, 0 to 1; both ends belong to them.
+
+    Attributes:
+        guidance_weight: of the alignment loss, for each token: the reference's 10 at 256 tokens and 40 at 1024 are both 0.0390625.
+        guidance_start, guidance_end: the window of layout alignment.
+        iterations: gradient steps before each step of the window; 0 makes about as many in all as the reference does.
+        concept_share: γ, how much the concepts' paths count against the base's in the alignment.
+        injection_start, injection_end: the window in which concepts are put into the base.
+        whole_transformers: put in what whole transformers of the decoder answer, feed-forward and residual included, instead of
+            their attentions alone as the paper does: for LoRAs that act on more than attention.
+        refine_start, refine_end: the window of mask refinement; empty (end not above start) is off.
+        refine_every: least distance of two refinements.
+        least_overlap: below this overlap with the old mask, a cluster is not trusted and the old mask's rectangle is taken.
+        rectangles: always take rectangles.
+    """
+
+    guidance_weight: float = 0.0390625
+    guidance_start: float = 0.0
+    guidance_end: float = 0.304
+    iterations: int = 0
+    concept_share: float = 1.0
+    injection_start: float = 0.0
+    injection_end: float = 1.0
+    whole_transformers: bool = False
+    refine_start: float = 0.252
+    refine_end: float = 0.404
+    refine_every: float = 0.025
+    least_overlap: float = 0.7
+    rectangles: bool = False
+
+    @property
+    def refines(self) -> bool:
+        return self.refine_end > self.refine_start
+
+    def steps_each(self, guided: int) -> int:
+        """Gradient steps before each of ``guided`` sampling steps."""
+        return self.iterations or max(1, -(-REFERENCE_UPDATES // max(guided, 1)))
+
+    def guides_at(self, progress: float) -> bool:
+        return self.guidance_weight > 0 and self.guidance_start <= progress <= self.guidance_end
+
+    def injects_at(self, progress: float) -> bool:
+        return self.injection_start <= progress <= self.injection_end
+
+    def refines_at(self, progress: float, last: float | None) -> bool:
+        """Whether to refine now; ``last`` is when it was done before."""
+        inside = self.refines and self.refine_start <= progress <= self.refine_end
+        return inside and (last is None or progress - last >= self.refine_every - 1e-6)

@@ -1,0 +1,255 @@
+"""Concept Conductor: several concepts in one picture, each in its region or in the layout of a reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..host.conductor import ConductGuider
+from ..host.layout import LayoutReference
+from ..host.schema import schema
+from ..methods.conduct.settings import Conduct
+from ..methods.region_picture import cover, picture
+from ..methods.regions import Region, coverage
+from .concept import Concepts
+from .region import Regions
+
+CATEGORY = "concepts/conduct"
+INJECTIONS = ("attentions", "transformers")
+
+Layout = io.Custom("CONCEPTS_LAYOUT")
+Options = io.Custom("CONCEPTS_CONDUCTOR_OPTIONS")
+
+
+def parse_points(text: str) -> tuple[tuple[float, float], ...]:
+    """Points ``x,y; x,y`` in fractions of the canvas.
+
+    Raises:
+        ValueError: something else stands there.
+    """
+    points = []
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        try:
+            x, y = (float(number) for number in part.split(","))
+        except ValueError:
+            x = y = -1.0
+        if not (0 <= x <= 1 and 0 <= y <= 1):
+            raise ValueError(f"'{part}' is no point; write one as x,y in fractions of the canvas: 0.25,0.5; 0.75,0.5")
+        points.append((x, y))
+    return tuple(points)
+
+
+class ConceptsLayoutReference(io.ComfyNode):
+    """A picture whose layout the concepts shall take."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsLayoutReference",
+            display_name="Layout Reference",
+            category=CATEGORY,
+            description="A picture of ordinary things in the layout that the concepts shall take: a photo, a collage, or the "
+            "latent of an earlier sampler. It is brought to every noise level once for a schedule, and kept for later runs.",
+            search_aliases=["inversion", "layout", "composition", "pose"],
+            inputs=[
+                io.Conditioning.Input(
+                    "positive", tooltip="What the reference shows, in words the model knows: 'on the left a cat and on the right a dog'."
+                ),
+                io.Combo.Input(
+                    "trajectory", options=["inverted", "noised"], default="inverted",
+                    tooltip="How the reference gets to each noise level. 'inverted' runs the sampler backwards: as many model "
+                    "calls as there are steps, once. 'noised' adds noise: no calls, a looser hold. Start with inverted.",
+                ),
+                io.String.Input(
+                    "points", default="",
+                    tooltip="Without regions: a click on each concept's place in the reference, as x,y in fractions, in the order "
+                    "of the concepts: 0.25,0.5; 0.75,0.5. Masks are then found by the shapes. Start empty and draw regions.",
+                ),
+                io.Latent.Input("latent", optional=True, tooltip="The reference as a clean latent, of the picture's size."),
+                io.Image.Input("image", optional=True, tooltip="The reference as a picture of the picture's size; needs the VAE."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes the image."),
+            ],
+            outputs=[Layout.Output("layout", display_name="layout", tooltip="For Concept Conductor.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, positive, trajectory="inverted", points="", latent=None, image=None, vae=None) -> io.NodeOutput:
+        if trajectory not in ("inverted", "noised"):
+            raise ValueError(f"There is no trajectory '{trajectory}'; choose inverted or noised.")
+        if latent is None and (image is None or vae is None):
+            raise ValueError(
+                "The layout reference has no picture; connect a latent, or an image together with its VAE."
+            )
+        clean = latent["samples"] if latent is not None else vae.encode(image[:1, :, :, :3])
+        return io.NodeOutput(LayoutReference(positive, clean[:1], trajectory == "noised", parse_points(points)))
+
+
+class ConceptsConductorOptions(io.ComfyNode):
+    """What there is to set about Concept Conductor."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        paper = Conduct()
+        return schema(
+            node_id="ConceptsConductorOptions",
+            display_name="Concept Conductor Options",
+            category=CATEGORY,
+            description="How hard the layout is held, and when masks follow the shapes. Without this node the paper's values hold.",
+            search_aliases=["guidance", "mask refinement"],
+            inputs=[
+                io.Float.Input(
+                    "guidance_weight", default=paper.guidance_weight, min=0.0, max=1.0, step=0.0001,
+                    tooltip="How far each step moves the latent towards the reference's layout, for each token. 0 is off. Start "
+                    "with 0.0391, the paper's; raise it if the layout is not taken, lower it if pictures look burnt.",
+                ),
+                io.Float.Input(
+                    "guidance_end", default=paper.guidance_end, min=0.0, max=1.0, step=0.01,
+                    tooltip="Until which part of the sampling the layout is held (0 to 1). Start with 0.3.",
+                ),
+                io.Int.Input(
+                    "iterations", default=paper.iterations, min=0, max=100,
+                    tooltip="Moves before each step while the layout is held. 0 makes about 61 in all, as the paper does in 200 "
+                    "steps. Start with 0; lower it for speed.",
+                ),
+                io.Float.Input(
+                    "refine_start", default=paper.refine_start, min=0.0, max=1.0, step=0.01,
+                    tooltip="From which part of the sampling on masks follow the shapes that appear. Start with 0.25.",
+                ),
+                io.Float.Input(
+                    "refine_end", default=paper.refine_end, min=0.0, max=1.0, step=0.01,
+                    tooltip="Until when they do; at or below refine_start is off, and regions stay as drawn. Start with 0.4.",
+                ),
+                io.Float.Input(
+                    "least_overlap", default=paper.least_overlap, min=0.0, max=1.0, step=0.05,
+                    tooltip="A shape that overlaps less than this with the mask so far is not trusted; the mask's rectangle is "
+                    "taken then. 0 trusts every shape. Start with 0.7.",
+                ),
+            ],
+            outputs=[Options.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, guidance_weight, guidance_end, iterations, refine_start, refine_end, least_overlap
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            Conduct(
+                guidance_weight=guidance_weight, guidance_end=guidance_end, iterations=iterations, refine_start=refine_start,
+                refine_end=refine_end, least_overlap=least_overlap,
+            )
+        )  # fmt: skip
+
+
+class ConceptsConductorGuider(io.ComfyNode):
+    """Samples several concepts in one picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsConductorGuider",
+            display_name="Concept Conductor",
+            category=CATEGORY,
+            description="Several concepts in one picture, each with its whole LoRA in its own region, in one model call a step. "
+            "For SamplerCustomAdvanced, any sampler and scheduler. Best with a layout reference; works with regions alone.",
+            search_aliases=["multi lora", "regional lora", "concept conductor", "characters"],
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint, without the concepts' LoRAs. Other LoRAs on it act everywhere."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The whole scene in words the model knows: 'on the left a cat and on the right a cat'."
+                ),
+                io.Conditioning.Input("negative", tooltip="What the picture must not show; may be an empty prompt."),
+                Concepts.Input("concepts", tooltip="The concepts, in the order of the regions."),
+                io.Float.Input(
+                    "cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01,
+                    tooltip="How strictly prompts are followed. Start with 7.5 (the demo model: 3).",
+                ),
+                io.Combo.Input(
+                    "inject", options=list(INJECTIONS), default="attentions",
+                    tooltip="What of a concept goes into the picture: 'attentions' as in the paper, for LoRAs on attention alone; "
+                    "'transformers' whole blocks of the decoder, for LoRAs that act on more (most files). Start with "
+                    "attentions; take transformers if a concept only half appears.",
+                ),
+                Regions.Input(
+                    "regions", optional=True,
+                    tooltip="Where each concept stands: as many regions as concepts, bottom to top. Leave empty only with a layout "
+                    "that has points.",
+                ),
+                Layout.Input("layout", optional=True, tooltip="A picture whose layout is taken. Empty: the regions alone decide."),
+                Options.Input("options", optional=True, tooltip="From Concept Conductor Options. Empty: the paper's values."),
+            ],
+            outputs=[io.Guider.Output("guider", display_name="GUIDER", tooltip="For SamplerCustomAdvanced.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, concepts, cfg, inject="attentions", regions=None, layout=None, options=None
+    ) -> io.NodeOutput:
+        if inject not in INJECTIONS:
+            raise ValueError(f"There is no injection '{inject}'; choose one of {', '.join(INJECTIONS)}.")
+        listed = concepts.in_order()
+        places = None if regions is None else regions.in_order()
+        _check_places(len(listed), places, layout)
+        covered_for = None if places is None else lambda height, width: coverage(places, height, width)
+        soft = places is not None and any(region.feather > 0 for region in places)
+        settings = replace(options or Conduct(), whole_transformers=inject == "transformers")
+        return io.NodeOutput(ConductGuider(model, positive, negative, cfg, listed, covered_for, settings, layout, soft))
+
+
+def _check_places(concepts: int, regions: list[Region] | None, layout: LayoutReference | None) -> None:
+    if regions is None and (layout is None or not layout.points):
+        raise ValueError("Nobody says where the concepts are; connect regions, or a layout reference with points.")
+    places = len(regions if regions is not None else layout.points)  # type: ignore[union-attr]
+    if places != concepts:
+        word = "regions" if regions is not None else "points"
+        raise ValueError(
+            f"There are {concepts} concepts and {places} {word}; give one to each concept, in the order of the concepts."
+        )
+
+
+class ConceptsConceptMasks(io.ComfyNode):
+    """The masks a sampling ended with."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsConceptMasks",
+            display_name="Concept Masks",
+            category=CATEGORY,
+            description="Shows where each concept ended up: the masks of the last sampling with this Concept Conductor, after "
+            "refinement, over the picture.",
+            search_aliases=["mask preview", "segmentation"],
+            inputs=[
+                io.Guider.Input("guider", tooltip="The Concept Conductor that sampled."),
+                io.Image.Input("image", tooltip="The decoded picture: the masks are brought to its size and shown over it."),
+            ],
+            outputs=[
+                io.Mask.Output("masks", display_name="masks", tooltip="One mask a concept, for each picture of the batch."),
+                io.Image.Output("preview", display_name="preview", tooltip="The masks over the pictures."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, guider, image) -> io.NodeOutput:
+        masks = getattr(guider, "masks", None)
+        if masks is None:
+            raise ValueError("This guider has no masks; connect a Concept Conductor that has sampled this image.")
+        height, width = image.shape[1:3]
+        large = torch.nn.functional.interpolate(masks[:, 1:], (height, width), mode="nearest")
+        shown = [_over(picture_, mask, guider) for picture_, mask in zip(image, large, strict=False)]
+        return io.NodeOutput(large.flatten(0, 1), torch.stack(shown), ui=ui.PreviewImage(torch.stack(shown), cls=cls))
+
+
+def _over(background: torch.Tensor, masks: torch.Tensor, guider: Any) -> torch.Tensor:
+    named = [Region(concept.phrase, (), torch.ones(1, 1)) for concept in guider.concepts]
+    return picture(named, masks, range(len(named)), cover(background, *masks.shape[-2:]))
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    ConceptsLayoutReference,
+    ConceptsConductorGuider,
+    ConceptsConductorOptions,
+    ConceptsConceptMasks,
+)

@@ -1,0 +1,310 @@
+"""Erasure by training: slower than solving, and further-reaching."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..host.adapters import PLACES
+from ..host.erase_apply import apply_to_clip
+from ..host.erase_train import Choices, Request, latents_of, train_erasure, unlearn_in_text
+from ..host.schema import schema
+from ..host.vae import cell_side
+from ..methods.erase.curve import curve_of
+from ..methods.erase.edit import Edit
+from ..methods.erase.report import text_of
+from ..methods.erase.trained import BUDGETS, METHODS
+from .erase import CATEGORY, Edits, EraseList, KeepList, chosen
+
+Options = io.Custom("CONCEPTS_TRAIN_OPTIONS")
+CELL = 8  # px a latent cell covers where no VAE says otherwise: SD 1, SD 2, SDXL
+ON_CANCEL = {"keep what is learned": True, "stop the run": False}
+
+
+def _seed_widget() -> io.Int.Input:
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**31 - 1,
+        tooltip="The same seed on the same machine gives the same edit, to the last bit. Start with 0.",
+    )  # fmt: skip
+
+
+def _budget_widget() -> io.Combo.Input:
+    return io.Combo.Input(
+        "budget", options=list(BUDGETS), default="standard",
+        tooltip="How long to train: draft to see whether it goes the right way, standard to use, thorough for stubborn "
+        "concepts (four times as long). Start with draft.",
+    )  # fmt: skip
+
+
+def _size_widgets() -> list[io.Int.Input]:
+    return [
+        io.Int.Input(
+            "width", default=512, min=64, max=4096, step=8,
+            tooltip="Width of the pictures it is trained on, in pixels; smaller is faster. Start with 512 for SD 1.5, 768 for "
+            "SDXL (the demo model: 128).",
+        ),
+        io.Int.Input(
+            "height", default=512, min=64, max=4096, step=8,
+            tooltip="Height of the pictures it is trained on, in pixels. Start with the width.",
+        ),
+    ]  # fmt: skip
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        io.String.Output("report", display_name="report", tooltip="How it went: why it ended, and both losses."),
+        io.Image.Output(
+            "loss_curve", display_name="loss curve",
+            tooltip="What is left to erase (red) and how far the rest has moved (blue). Red should fall, blue stay below it.",
+        ),
+        io.Image.Output(
+            "previews", display_name="previews", tooltip="What the concept's prompt drew along the way, coarse, first to last."
+        ),
+    ]  # fmt: skip
+
+
+def _pictures(trained, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss curve, and the previews at the size of the canvas."""
+    curve = curve_of(trained.outcome.erase, trained.outcome.preserve)
+    if trained.previews is None:
+        return curve, torch.zeros(1, height, width, 3)
+    shown = torch.nn.functional.interpolate(trained.previews.movedim(-1, 1), (height, width), mode="nearest")
+    return curve, shown.movedim(1, -1)
+
+
+def _latents(vae, images, height: int, width: int) -> torch.Tensor | None:
+    if images is None:
+        return None
+    if vae is None:
+        raise ValueError("Pictures are connected but no VAE to read them with; connect the checkpoint's VAE.")
+    return latents_of(vae, images, height, width)
+
+
+def _cells(vae, height: int, width: int) -> tuple[int, int]:
+    side = CELL if vae is None else cell_side(vae)
+    return height // side, width // side
+
+
+class ConceptsTrainErasure(io.ComfyNode):
+    """Trains an edit of the model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsTrainErasure",
+            display_name="Train Erasure",
+            category=CATEGORY,
+            description="Takes concepts out of a model by a few minutes of training: it learns to draw something else where "
+            "they are asked for. Harder to get round than a solved edit, and slower to make. It reduces the "
+            "model's ability to draw them; it does not guarantee removal.",
+            search_aliases=["unlearn", "ESD", "Co-Erasing", "DoCo", "RealEra", "All but One", "concept erasure"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to learn from. It is not changed, whatever happens."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                EraseList.Input("concepts", tooltip="What goes, and what it becomes, from Erase Concept."),
+                io.Combo.Input(
+                    "method", options=list(METHODS), default="ESD",
+                    tooltip="ESD: away from the concept; the one to start with. All but One: keeps the layout and everything "
+                    "unconditional. Co-Erasing: also against pictures of it. RealEra: also its neighbourhood. DoCo "
+                    "(heavy): against a discriminator, slow.",
+                ),
+                _budget_widget(),
+                _seed_widget(),
+                *_size_widgets(),
+                KeepList.Input(
+                    "kept", optional=True,
+                    tooltip="What must go on as before, from Preserve Concepts. Ten to twenty neighbours make a clear difference.",
+                ),
+                io.Image.Input(
+                    "images", optional=True,
+                    tooltip="Pictures of the concept, for Co-Erasing; without them the model draws its own.",
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="Reads the pictures; needed only with them."),
+                Edits.Input("start", optional=True, tooltip="A trained edit to go on from; its changes are kept and added to."),
+                Options.Input("options", optional=True, tooltip="From Training Options; empty is the method's own numbers."),
+            ],
+            outputs=[
+                Edits.Output("edit", display_name="edit", tooltip="For Apply Erasure, Save Edit, Save Erasure as LoRA."),
+                *_outputs(),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, clip, concepts, method, budget, seed, width, height, kept=None, images=None, vae=None, start=None,
+        options=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        chosen(BUDGETS, budget, "budget")
+        request = Request(method, budget, seed, _cells(vae, height, width), options or Choices(), start or Edit())
+        latents = _latents(vae, images, height, width)
+        edit, trained = train_erasure(model, clip, concepts, kept, request, latents)
+        report = text_of(edit.report, edit.spec)
+        return io.NodeOutput(edit, report, *_pictures(trained, height, width), ui=ui.PreviewText(report))
+
+
+class ConceptsUnlearnInTextEncoder(io.ComfyNode):
+    """Trains an edit of the text encoder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsUnlearnInTextEncoder",
+            display_name="Unlearn in Text Encoder",
+            category=CATEGORY,
+            description="Makes a text encoder forget what a concept looks like, from a handful of pictures of it, in about a "
+            "minute. Every model that reads this CLIP forgets with it. It reduces the response to the concept; it does not "
+            "guarantee removal.",
+            search_aliases=["few-shot unlearning", "forget", "CLIP", "concept erasure"],
+            inputs=[
+                io.Model.Input("model", tooltip="A model that reads this CLIP; it is only asked, never changed."),
+                io.Clip.Input("clip", tooltip="The text encoder, with the CLIP skip it is used with. It is not changed."),
+                EraseList.Input("concepts", tooltip="What goes, from Erase Concept."),
+                _budget_widget(),
+                _seed_widget(),
+                *_size_widgets(),
+                io.Image.Input(
+                    "images", optional=True,
+                    tooltip="Pictures of the concept, four are enough; without them the model draws its own.",
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="Reads the pictures; needed only with them."),
+                KeepList.Input("kept", optional=True, tooltip="Prompts whose embeddings are held; list many, they cost little."),
+                Options.Input("options", optional=True, tooltip="From Training Options; empty is the method's own numbers."),
+            ],
+            outputs=[
+                io.Clip.Output("edited_clip", display_name="CLIP", tooltip="A clone that has forgotten the concept."),
+                Edits.Output("edit", display_name="edit", tooltip="The same as an edit, for Save Edit and Save Erasure as LoRA."),
+                *_outputs(),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, clip, concepts, budget, seed, width, height, images=None, vae=None, kept=None, options=None
+    ) -> io.NodeOutput:
+        chosen(BUDGETS, budget, "budget")
+        request = Request("few-shot", budget, seed, _cells(vae, height, width), options or Choices())
+        latents = _latents(vae, images, height, width)
+        edit, trained = unlearn_in_text(model, clip, concepts, kept, request, latents)
+        report = text_of(edit.report, edit.spec)
+        pictures = _pictures(trained, height, width)
+        return io.NodeOutput(apply_to_clip(clip, edit), edit, report, *pictures, ui=ui.PreviewText(report))
+
+
+class ConceptsTrainOptions(io.ComfyNode):
+    """What is trained, and how hard."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsTrainOptions",
+            display_name="Training Options",
+            category=CATEGORY,
+            description="The numbers behind Train Erasure, for those who want to turn them.",
+            search_aliases=["ESD", "learning rate", "rank", "eta"],
+            inputs=[
+                io.Int.Input(
+                    "iterations", default=0, min=0, max=100000,
+                    tooltip="How often it learns; 0 is the budget's own number. Start with 0.",
+                ),
+                io.Float.Input(
+                    "rate", default=0.0, min=0.0, max=1.0, step=0.0001, round=0.0000001,
+                    tooltip="Learning rate. 0 is the method's own, found on the demo model; large models take less: start with "
+                    "0.0002 for SD 1.5 and SDXL.",
+                ),
+                io.Int.Input(
+                    "rank", default=16, min=1, max=256,
+                    tooltip="Rank of the change in every layer, which is the size of its LoRA. Start with 16.",
+                ),
+                io.Combo.Input(
+                    "layers", options=list(PLACES), default="cross k/v",
+                    tooltip="Which layers of the model learn. 'cross k/v': how words are read, best for names and styles. "
+                    "'outside cross': what things look like, whatever asks for them. Start with cross k/v. The text encoder "
+                    "has its own.",
+                ),
+                io.Float.Input(
+                    "eta", default=-1.0, min=-1.0, max=10.0, step=0.1,
+                    tooltip="How far beyond the anchor to push, as the papers count: 0 ends at the anchor, 1 is as far on the "
+                    "other side. -1 is the method's own (ESD and Co-Erasing 1, else 0). Start with -1.",
+                ),
+                io.Float.Input(
+                    "keep", default=-1.0, min=-1.0, max=1000.0, step=0.1,
+                    tooltip="What drift of the preserved prompts counts against erasing. Raise it when they suffer. -1 is the "
+                    "method's own (1). Start with -1.",
+                ),
+                Options.Input("train_options", optional=True, tooltip="From Training States, to set both."),
+            ],
+            outputs=[Options.Output("options", display_name="options", tooltip="For Train Erasure.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, iterations, rate, rank, layers, eta, keep, train_options=None) -> io.NodeOutput:
+        chosen(PLACES, layers, "choice of layers")
+        before = train_options or Choices()
+        return io.NodeOutput(
+            replace(before, iterations=iterations, rate=rate, rank=rank, layers=layers, eta=eta, keep=keep)
+        )
+
+
+class ConceptsTrainStates(io.ComfyNode):
+    """What it is trained at."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsTrainStates",
+            display_name="Training States",
+            category=CATEGORY,
+            description="Which half-finished pictures Train Erasure learns at, how many at once, what is shown, and what a "
+            "cancel does.",
+            search_aliases=["trajectory", "batch", "preview"],
+            inputs=[
+                io.Int.Input(
+                    "trajectories", default=0, min=0, max=512,
+                    tooltip="How many pictures of the concept are sampled before the training, every step of them kept. 0 is "
+                    "the budget's own number (8, 12, 24). Start with 0.",
+                ),
+                io.Int.Input(
+                    "steps", default=0, min=0, max=100,
+                    tooltip="Sampling steps of each; 0 is the budget's own number (10, 12, 20). Start with 0.",
+                ),
+                io.Float.Input(
+                    "cfg", default=3.0, min=1.0, max=30.0, step=0.1,
+                    tooltip="Guidance they are sampled with. Start with 3 (2 for SDXL).",
+                ),
+                io.Int.Input(
+                    "batch", default=4, min=1, max=64,
+                    tooltip="States of the concept an iteration, and as many that must not move. Lower it when memory is short. "
+                    "Start with 4 (1 for SDXL on 16 GB).",
+                ),
+                io.Int.Input(
+                    "preview_every", default=25, min=0, max=10000,
+                    tooltip="After how many iterations a picture is drawn to look at; 0 never. Start with 25.",
+                ),
+                io.Combo.Input(
+                    "on_cancel", options=list(ON_CANCEL), default="keep what is learned",
+                    tooltip="What Cancel does while it trains: 'keep what is learned' ends the training there and goes on with the "
+                    "best edit so far, 'stop the run' ends everything.",
+                ),
+                Options.Input("train_options", optional=True, tooltip="From Training Options, to set both."),
+            ],
+            outputs=[Options.Output("options", display_name="options", tooltip="For Train Erasure.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, trajectories, steps, cfg, batch, preview_every, on_cancel, train_options=None) -> io.NodeOutput:
+        return io.NodeOutput(
+            replace(
+                train_options or Choices(), trajectories=trajectories, steps=steps, cfg=cfg, batch=batch,
+                preview_every=preview_every, keep_on_cancel=chosen(ON_CANCEL, on_cancel, "answer to a cancel"),
+            )
+        )  # fmt: skip
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    ConceptsTrainErasure,
+    ConceptsUnlearnInTextEncoder,
+    ConceptsTrainOptions,
+    ConceptsTrainStates,
+)

@@ -1,0 +1,144 @@
+"""What the training methods ask for, in plain tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comfyui_concepts.methods.erase.curve import curve_of, training_text
+from comfyui_concepts.methods.erase.trained import BUDGETS, METHODS, scheduled
+from comfyui_concepts.methods.erase.trained.all_but_one import wanted_guidance
+from comfyui_concepts.methods.erase.trained.co_erasing import refined
+from comfyui_concepts.methods.erase.trained.doco import Discriminator, quiet
+from comfyui_concepts.methods.erase.trained.few_shot import bounded, embedding_drift
+from comfyui_concepts.methods.erase.trained.ground import Bank, Encoded, stacked
+from comfyui_concepts.methods.erase.trained.realera import BEYOND, directions, neighbours
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+
+@pytest.fixture(autouse=True)
+def ordinary_tensors(inference_mode):
+    with torch.inference_mode(False):
+        yield
+
+
+def _random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_all_but_one_wants_the_alternatives_guidance_or_none():
+    concept, anchor, empty = (_random(2, 4, 3, 3, seed=s) for s in (1, 2, 3))
+    assert torch.equal(wanted_guidance(concept, anchor, empty, 0.0), anchor - empty)
+    assert not wanted_guidance(concept, empty, empty, 0.0).any()
+    assert torch.allclose(wanted_guidance(concept, empty, empty, 1.0), -(concept - empty))
+
+
+def test_the_ascent_is_bounded():
+    loss = torch.tensor([0.2, 0.9, 1.5], requires_grad=True)
+    left = bounded(loss, torch.tensor([1.0, 1.0, 1.0]))
+    assert torch.allclose(left, torch.tensor([0.8, 0.1, 0.0]))
+    (gradient,) = torch.autograd.grad(left.sum(), loss)
+    assert gradient.tolist() == [-1.0, -1.0, 0.0]  # descent raises l, until κ
+
+
+def test_the_drift_of_embeddings_is_relative():
+    before = _random(3, 7, 5)
+    assert float(embedding_drift(before, before)) == 0.0
+    assert float(embedding_drift(before * 1.1, before)) == pytest.approx(0.01)
+    assert float(embedding_drift(before * 11, before * 10)) == pytest.approx(0.01)
+
+
+def test_refined_image_tokens_lie_in_the_convex_hull_of_the_text():
+    tokens, text = _random(2, 4, 8, seed=1), _random(2, 6, 8, seed=2)
+    made = refined(tokens, text)
+    assert made.shape == tokens.shape
+    for row in range(2):
+        for token in range(4):  # weights that reproduce it, of a simplex: 6 rows of dimension 8 are independent
+            weights = torch.linalg.lstsq(text[row].T, made[row, token][:, None]).solution[:, 0]
+            assert torch.allclose(weights @ text[row], made[row, token])
+            assert weights.min() >= -1e-9
+            assert float(weights.sum()) == pytest.approx(1.0)
+    close = refined(text[:, :4] * 200, text)
+    assert torch.allclose(close, text[:, :4], atol=1e-3)
+
+
+def test_neighbours_stay_within_the_farthest_sentence_and_what_is_held_lies_beyond():
+    sentences = _random(5, 7, 6)
+    apart = directions(sentences)
+    assert not apart[:, 0].any()  # the first token of a prompt is never moved
+    farthest = apart.flatten(1).norm(dim=1).max()
+    context = sentences[[0] * 200]
+    near = neighbours(context, apart, torch.Generator().manual_seed(1)) - context
+    assert near.flatten(1).norm(dim=1).max() <= farthest * (1 + 1e-9)
+    assert near.flatten(1).norm(dim=1).std() > 0
+    basis = torch.linalg.svd(apart.flatten(1), full_matrices=False).Vh[:4]
+    assert torch.allclose(near.flatten(1) @ basis.T @ basis, near.flatten(1), atol=1e-9)
+    out = neighbours(context, apart, torch.Generator().manual_seed(1), beyond=True) - context
+    assert torch.allclose(out.flatten(1).norm(dim=1), BEYOND * farthest.expand(200))
+    with pytest.raises(ValueError, match="template set"):
+        directions(sentences[:1])
+
+
+def test_the_discriminator_tells_toy_latents_apart():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = Discriminator(4, width=8)
+        optimiser = torch.optim.Adam(judge.parameters(), 2e-3)
+        for _ in range(60):
+            sigma = torch.rand(16) * 3
+            real, fake = torch.randn(16, 4, 8, 8), torch.randn(16, 4, 8, 8) + 0.7
+            out = judge(real, sigma), judge(fake, sigma)
+            loss = bce(out[0], torch.zeros_like(out[0])) + bce(out[1], torch.ones_like(out[1]))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            sigma = torch.rand(64) * 3
+            answers = judge(torch.randn(64, 4, 8, 8), sigma), judge(torch.randn(64, 4, 8, 8) + 0.7, sigma)
+    right = (answers[0].mean((1, 2, 3)) < 0).float().mean() + (answers[1].mean((1, 2, 3)) > 0).float().mean()
+    assert right > 1.8
+
+
+def test_the_discriminator_sees_only_states_with_something_to_see():
+    bank = Bank(torch.zeros(2, 6, 4, 8, 8), torch.tensor([14.0, 7.0, 4.0, 2.0, 1.0, 0.3]), torch.zeros(2))
+    assert quiet(bank).sigma.tolist() == [2.0, 1.0, pytest.approx(0.3)]
+    assert quiet(bank).x.shape == (2, 3, 4, 8, 8)
+    noisy = bank._replace(sigma=torch.tensor([80.0, 60.0, 50.0, 40.0, 30.0, 20.0]))
+    assert len(quiet(noisy).sigma) == 3
+
+
+def test_image_tokens_come_after_the_text_and_change_none_of_it():
+    words = Encoded(_random(2, 7, 8), _random(2, 5))
+    longer = words.followed_by(_random(2, 4, 8, seed=1))
+    assert torch.equal(longer.context[:, :7], words.context)
+    assert longer.context.shape == (2, 11, 8)
+    assert torch.equal(longer.pooled, words.pooled)
+    assert stacked([words, Encoded(words.context)]).pooled is None
+
+
+def test_budgets_scale_the_iterations_and_only_those():
+    for recipe in METHODS.values():
+        counts = [scheduled(recipe, name).iterations for name in BUDGETS]
+        assert counts[0] < counts[1] == recipe.schedule.iterations < counts[2]
+        assert scheduled(recipe, "draft").rate == recipe.schedule.rate
+    with pytest.raises(ValueError, match=r"'quick'.*draft, standard, thorough"):
+        scheduled(METHODS["ESD"], "quick")
+
+
+def test_the_loss_curve_shows_both_losses_whatever_they_are():
+    for erase, preserve in (([], []), ([0.0], [0.0]), ([1.0, 0.1, 0.01], [0.0, 0.2, 0.1])):
+        picture = curve_of(erase, preserve)
+        assert picture.shape[0] == 1
+        assert picture.shape[3] == 3
+        assert 0 <= float(picture.min()) < float(picture.max()) <= 1
+    red = (picture[0] - torch.tensor([214, 84, 74]) / 255).abs().sum(-1) < 0.02
+    rows = [torch.nonzero(red[:, x])[:, 0].float().mean() for x in (60, 440)]
+    assert rows[1] > rows[0] + 15  # it falls
+
+
+def test_the_report_says_why_it_ended_and_what_was_missing():
+    spec = {"solver": "ESD", "budget": "draft", "concepts": [{"concept": "cat"}], "seed": 3, "kept": []}
+    report = {"training": {"reason": "all 9 iterations done", "rank": 4, "erase": [1.0, 0.1], "preserve": [0.0, 0.01]}}
+    text = training_text(report, spec)
+    assert "all 9 iterations done" in text
+    assert "no prompts are preserved" in text
+    assert "0.1 at the end" in text

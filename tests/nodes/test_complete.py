@@ -1,0 +1,99 @@
+"""What a person finds for every node: a page, tooltips, words to search for, a template, and their own language."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+from comfyui_concepts.nodes import NODES
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LANGUAGES = ("zh", "ja")
+NATIVE = {"zh": re.compile("[\u4e00-\u9fff]"), "ja": re.compile("[\u3040-\u30ff\u4e00-\u9fff]")}
+
+
+def _translations(language: str) -> dict:
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text())
+
+
+def _wanted() -> set[str]:
+    """Every text of every node that a page can translate, as a path into nodeDefs.json."""
+    wanted = set()
+    for node in NODES:
+        schema = node.GET_SCHEMA()
+        sockets = [f"inputs.{socket.id}" for socket in schema.inputs]
+        sockets += [f"outputs.{at}" for at in range(len(schema.outputs))]
+        keys = ["display_name", "description", *(f"{s}.{part}" for s in sockets for part in ("name", "tooltip"))]
+        wanted |= {f"{schema.node_id}.{key}" for key in keys}
+    return wanted
+
+
+def _texts(value: dict, path: str = "") -> dict[str, str]:
+    """Every text of a nested object by its path."""
+    found: dict[str, str] = {}
+    for key, inner in value.items():
+        found |= _texts(inner, f"{path}{key}.") if isinstance(inner, dict) else {f"{path}{key}": inner}
+    return found
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_name_and_tooltip_is_translated(language):
+    there = _texts(_translations(language))
+    missing = sorted(_wanted() - {path for path, text in there.items() if text})
+    assert not missing, f"add to locales/{language}/nodeDefs.json:\n" + "\n".join(missing)
+    long = {path: text for path, text in there.items() if path.endswith(("tooltip", "description"))}
+    foreign = [path for path, text in long.items() if not NATIVE[language].search(text)]
+    assert not foreign, f"not in {language}: {foreign}"
+
+
+def test_both_languages_have_the_same_entries():
+    assert set(_texts(_translations("zh"))) == set(_texts(_translations("ja")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_host_serves_the_translations(server, language):
+    served = server.get("/i18n")[language]["nodeDefs"]
+    assert served.items() >= _translations(language).items()
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
+def test_a_node_can_be_searched_for(node):
+    """The words only newer hosts read; older ones drop them, so they are looked for in the source."""
+    aliases = re.search(r"search_aliases=\[([^\]]+)\]", inspect.getsource(node))
+    assert aliases, f"{node.__name__} has no search_aliases"
+    assert len(re.findall(r'"[^"]+"', aliases[1])) >= 1
+
+
+def test_counts():
+    """Every node: help page, tooltips, translations, at least one template."""
+    used = {
+        n["class_type"]
+        for p in (ROOT / "workflows" / "api").rglob("*.json")
+        for n in json.loads(p.read_text()).values()
+    }
+    rows = []
+    for node in NODES:
+        schema = node.GET_SCHEMA()
+        rows.append(
+            {
+                "node": schema.node_id,
+                "page": (ROOT / "web" / "docs" / f"{schema.node_id}.md").exists(),
+                "tooltips": all(socket.tooltip for socket in (*schema.inputs, *schema.outputs)),
+                "languages": all(schema.node_id in _translations(language) for language in LANGUAGES),
+                "template": schema.node_id in used,
+            }
+        )
+    assert [row for row in rows if not all(row.values())] == []
+
+
+def test_pictures_of_the_help_pages_are_there():
+    pages = {
+        page: re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", page.read_text()) for page in (ROOT / "web" / "docs").glob("*.md")
+    }
+    named = {(page.parent / target) for page, pictures in pages.items() for _, target in pictures}
+    assert len(named) >= 8
+    assert [path.name for path in named if not path.is_file()] == []

@@ -1,0 +1,147 @@
+"""What nodes show while they work and afterwards, what concepts tell the editor, and the page in other languages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from comfyui_concepts.demo.templates import to_ui
+from comfyui_concepts.methods.panels import GAP, SIDE
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LEFT = "\ue012"
+pytestmark = pytest.mark.slow
+
+_VIEW = {"positive": ["2", 0], "weight": 1.0}
+TURNING = {
+    "1": {"class_type": "ConceptsDemoModel", "inputs": {}},
+    "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat, blue background", "clip": ["1", 1]}},
+    "3": {"class_type": "ConceptsAnagramView", "inputs": _VIEW | {"view": "identity"}},
+    "4": {"class_type": "ConceptsAnagramView", "inputs": _VIEW | {"view": "rotate_180", "views": ["3", 0]}},
+    "5": {"class_type": "EmptyImage", "inputs": {"width": 128, "height": 128, "batch_size": 1, "color": 16711680}},
+    "6": {
+        "class_type": "ConceptsAnagramAnimate",
+        "inputs": {
+            "image": ["5", 0], "views": ["4", 0], "still_frames": 2, "moving_frames": 3, "loop": True, "largest_side": 64,
+        },
+    },
+}  # fmt: skip
+SHOWN = "return [document.querySelector('.concepts-flip-caption').textContent, document.querySelector('.concepts-flip-picture').src]"
+
+
+def test_the_film_plays_under_the_pointer_and_turns_by_click_and_key(page, until, object_info):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    page.open(to_ui("turning", TURNING, object_info))
+    assert page.js("return app.graph.getNodeById(6).serialize().widgets_values") == [2, 3, True, 64]
+    assert "concepts_flip" not in page.api_graph()["6"]["inputs"]
+    page.js("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.find("[data-testid='queue-button'] button").click()
+    loaded = "return document.querySelector('.concepts-flip-picture')?.naturalWidth > 0"
+    until(lambda: page.js(loaded), 40, "the first view's picture")
+    first, still = page.js(SHOWN)
+    assert (first, ".png" in still) == ("1 of 2: identity", True)
+    picture = page.find(".concepts-flip")
+    ActionChains(page.driver).move_to_element(picture).perform()
+    until(lambda: page.js(SHOWN)[0] == "playing" and ".webp" in page.js(SHOWN)[1], 5, "the film")
+    ActionChains(page.driver).click(picture).perform()
+    assert page.js(SHOWN)[0] == "2 of 2: rotate_180"
+    page.press(LEFT)
+    assert page.js(SHOWN) == [first, still]
+    page.press(" ")
+    assert page.js(SHOWN)[0] == "2 of 2: rotate_180"
+    page.shot(f"flip-{page.renderer}")
+    ActionChains(page.driver).move_by_offset(0, -300).perform()
+    until(lambda: page.js(SHOWN)[0] == "2 of 2: rotate_180", 5, "the still again")
+    assert len(page.workflow()["nodes"]) == 6
+
+
+def test_the_sampler_shows_every_view_while_it_works(page, until, object_info):
+    graph = json.loads((ROOT / "workflows" / "api" / "anagram_turn.json").read_text())
+    graph["10"]["inputs"]["steps"], graph["11"]["inputs"]["batch_size"] = 4, 1
+    graph["8"]["inputs"]["noise_seed"] = 500 + (page.renderer == "modern")
+    page.open(to_ui("turn", graph, object_info))
+    page.js(
+        """window.previews = [];
+        app.api.addEventListener('b_preview', async (event) => {
+          const picture = await createImageBitmap(event.detail);
+          window.previews.push([picture.width, picture.height]);
+        });"""
+    )
+    page.find("[data-testid='queue-button'] button").click()
+    until(lambda: page.js("return window.previews.length") >= 4, 60, "a preview a step")
+    assert page.js("return window.previews") == [[2 * SIDE + GAP, SIDE + 16]] * 4
+    until(lambda: page.js("return app.nodeOutputs?.[15]?.images?.length"), 60, "the end of the run")
+
+
+CONCEPT = """
+if (!LiteGraph.registered_node_types.ConceptsConcept) {
+  class Stub extends LiteGraph.LGraphNode {
+    constructor() {
+      super('Concept');
+      this.addWidget('text', 'lora', '', () => {});
+      this.addWidget('text', 'phrase', '', () => {});
+      this.addInput('concepts', 'CONCEPTS_CONCEPT');
+      this.addOutput('concepts', 'CONCEPTS_CONCEPT');
+    }
+  }
+  LiteGraph.registerNodeType('ConceptsConcept', Stub);
+}
+const make = (lora, phrase, before) => {
+  const node = LiteGraph.createNode('ConceptsConcept');
+  app.graph.add(node);
+  for (const widget of node.widgets) if (widget.name in { lora, phrase }) widget.value = { lora, phrase }[widget.name];
+  before?.connect(0, node, node.inputs.findIndex(input => input.name === 'concepts'));
+  return node;
+};
+const last = make('animals/concepts-demo-tiger.safetensors', '', make('concepts-demo-lion.safetensors', 'a lion', null));
+const editor = LiteGraph.createNode('ConceptsRegionEditor');
+editor.pos = [420, 140];
+app.graph.add(editor);
+last.connect(0, editor, editor.inputs.findIndex(input => input.name === 'concepts'));
+return editor.id;
+"""
+
+
+def test_new_regions_take_names_and_colours_from_the_connected_concepts(page, until):
+    """The page's own Concept node where this pack has it; until then one with its sockets and widgets."""
+    node = page.js(CONCEPT)
+    paper = page.find(".concepts-paper")
+    until(lambda: page.js("return arguments[0].getBoundingClientRect().width > 50", paper), what="the editor's layout")
+    for left in (0.05, 0.37, 0.69):
+        page.drag(paper, (left, 0.2), (left + 0.25, 0.8))
+    text = page.js("return app.graph.getNodeById(arguments[0]).widgets.find(w => w.name === 'regions').value", node)
+    labels = [region["label"] for region in json.loads(text)["regions"]]
+    assert labels == ["a lion", "concepts-demo-tiger", "region 3"]
+    strokes = page.js("return [...document.querySelectorAll('.concepts-box')].map(box => box.getAttribute('stroke'))")
+    assert len(set(strokes)) == 3
+    assert (
+        page.js("return [...document.querySelectorAll('.concepts-editor datalist option')].map(o => o.value)")
+        == labels[:2]
+    )
+
+
+@pytest.mark.parametrize("value", [12, None, True, {"regions": "all"}, [[1, 2], "x"]], ids=lambda v: type(v).__name__)
+def test_a_workflow_with_another_type_where_the_regions_should_be_is_refused_and_kept(page, until, value):
+    node = page.js("const n = LiteGraph.createNode('ConceptsRegionEditor'); app.graph.add(n); return n.id")
+    saved = page.workflow()
+    saved["nodes"][0]["widgets_values"][0] = value
+    page.open(saved)
+    kept = page.workflow()["nodes"][0]["widgets_values"][0]
+    assert kept == value or json.loads(kept or "null") == value, "what was given is lost"
+    if value is not None:  # nothing at all is a drawing without regions
+        assert page.find(".concepts-fault p").text
+    assert node == page.workflow()["nodes"][0]["id"]
+
+
+@pytest.mark.parametrize(("language", "name"), [("zh", "区域编辑器"), ("ja", "領域エディター")])
+def test_the_page_speaks_other_languages(loaded, until, language, name):
+    loaded.load(loaded.renderer == "modern", Comfy__Locale=language)
+    try:
+        node = loaded.js("const n = LiteGraph.createNode('ConceptsRegionEditor'); app.graph.add(n); return n.title")
+        assert node == name
+        loaded.shot(f"language-{language}-{loaded.renderer}")
+    finally:
+        loaded.load(loaded.renderer == "modern")
+        loaded.errors()
