@@ -36,7 +36,7 @@ class LayoutReference:
 
 
 def guidance_site(unet: Any) -> Site:
-    """The self-attention whose keys are aligned: the first of the decoder; in deep blocks the middle of its second (paper, app. A)."""
+    """The self-attention whose keys are aligned: the first of the decoder; in deep blocks the middle of its second."""
     sites = find_sites(unet, SELF, "output")
     return _deep(sites, max(s.factor for s in sites)) or next(
         s for s in sites if s.factor == max(t.factor for t in sites)
