@@ -23,10 +23,7 @@ class Board:
         metrics: dict[str, float] = {}
         started = time.monotonic()
         yield metrics
-        self.add(method, metrics, time.monotonic() - started)
-
-    def add(self, method: str, metrics: dict[str, float], seconds: float) -> None:
-        """Adds and prints one row that was measured elsewhere."""
+        seconds = time.monotonic() - started
         self.rows.append({"method": method, "metrics": metrics, "seconds": round(seconds, 1)})
         figures = "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
         print(f"{method:<18} {figures}  ({seconds:.0f} s)", flush=True)

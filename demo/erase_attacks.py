@@ -44,14 +44,16 @@ KINDS = ("prefix", "inversion")
 
 
 def learn(
-    kind: str, plain: Any, edited: Any, clip: Any, pictures: torch.Tensor, concept: str, background: str
+    kind: str, plain: Any, edited: Any, clips: tuple[Any, Any], pictures: torch.Tensor, concept: str, background: str
 ) -> Learned:
     """Learns the tokens of one attack.
 
     Args:
-        plain, edited: the model before and after; ``edited`` must carry its edit in the text or in loaded patches.
+        plain, edited: the model before and after; ``edited`` must carry its edit in its options, for both share weights.
+        clips: the text encoder before and after.
         pictures: latents of the concept, (1, 4, h, w).
     """
+    before, clip = clips
     section = _tokens(clip, concept, background)
     word = clip.tokenize(concept)["l"][0][1][0]
     table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
@@ -62,7 +64,8 @@ def learn(
     noise = torch.randn((len(LEVELS), *pictures.shape[1:]), generator=generator)
     sigma = torch.tensor(LEVELS)
     x = pictures + noise * sigma[:, None, None, None]
-    wanted = _predict(plain, x, sigma, clip.encode_from_tokens({"l": [section]}))
+    wanted = _predict(plain, x, sigma, before.encode_from_tokens({"l": [section]}))
+    clip.encode_from_tokens({"l": [section]})  # loads the edited one before its weights are looked at
     make = (lambda v: with_prefix(section, v)) if kind == "prefix" else (lambda v: with_word(section, v, word))
     found = _descend(edited, clip, make, start, x, sigma, wanted)
     return Learned({"l": [make(found)]})
@@ -81,7 +84,7 @@ def _descend(
     patcher: Any, clip: Any, make: Any, start: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
     """Adam on the learned tokens; the best of all iterations."""
-    with differentiable(patcher.model):
+    with differentiable(patcher.model, clip.cond_stage_model):
         x, sigma, wanted = normal(x), normal(sigma), normal(wanted)
         learned = normal(start).clone().requires_grad_(True)
         optimiser = torch.optim.Adam([learned], lr=RATE)

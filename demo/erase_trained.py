@@ -15,8 +15,9 @@ import torch
 
 from ..host.adapters import attached, layers_named
 from ..host.erase_apply import TEXT, apply_edit, apply_to_clip
+from ..host.erase_solve import Request as Solving
+from ..host.erase_solve import solve_erasure
 from ..host.erase_train import Choices, Request, train_erasure, unlearn_in_text
-from ..methods.erase.edit import Edit
 from ..methods.erase.lowrank import LowRank
 from ..methods.erase.spec import Erased, Preserved
 
@@ -29,27 +30,24 @@ METHODS = {
 """Row name to the method of Train Erasure."""
 FEW_SHOT = "few-shot"
 COMBINED = "rece + esd"
+ROWS = (*METHODS, FEW_SHOT, COMBINED)
 
 Trained = tuple[Any, Any, float]
 """The edited model, the encoder to go with it, and the minutes the training took."""
 
 
-def train_row(
-    name: str, model: Any, clip: Any, concepts: Erased, kept: Preserved, solved: Edit | None = None
-) -> Trained:
-    """What a row's method leaves.
-
-    Args:
-        solved: a solved edit that the trained one is combined with: the training is on the model that has it.
-    """
+def train_row(name: str, model: Any, clip: Any, concepts: Erased | None, kept: Preserved) -> Trained:
+    """What a row's method leaves. The combined row trains on the model that a solved edit has been applied to."""
+    assert concepts is not None
     started = time.monotonic()
     request = Request(METHODS.get(name, "ESD"), BUDGET, 0, SIZE, Choices(preview_every=0))
     if name == FEW_SHOT:
         edit, _ = unlearn_in_text(model, clip, concepts, kept, request)
         return model, apply_to_clip(clip, edit), (time.monotonic() - started) / 60
-    base = model if solved is None else apply_edit(model, solved, 1.0, TEXT)
-    edit, _ = train_erasure(base, clip, concepts, kept, request)
-    return with_adapter(base, edit.layers), clip, (time.monotonic() - started) / 60
+    if name == COMBINED:
+        model = apply_edit(model, solve_erasure(model, clip, concepts, kept, Solving("rece")), 1.0, TEXT)
+    edit, _ = train_erasure(model, clip, concepts, kept, request)
+    return with_adapter(model, edit.layers), clip, (time.monotonic() - started) / 60
 
 
 def with_adapter(model: Any, factors: Mapping[str, LowRank]) -> Any:

@@ -1,27 +1,19 @@
-"""``dev.py score anagram``: in how many anagrams the judge names every reading, for each way of combining the views.
-
-The tasks are dealt out to processes of one thread each, since a small network gains little from more threads.
-"""
+"""``dev.py score anagram``: in how many anagrams the judge names every reading, for each way of combining the views."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import logging
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import comfy.patcher_extension
 import comfy.samplers
+import numpy as np
 import torch
 
 from ..host.contrast import contrasted
@@ -37,9 +29,9 @@ from ..nodes.anagram import pull_of
 from . import vocabulary
 from .board import Board
 from .judge import CLASSES, Judge
-from .run import ROOT
 from .sampling import Painter, encode, noise_for
 from .score_model import save_sheet
+from .workers import spread
 
 # pairs of like colour, chosen from the art before anything was measured: an anagram has one palette, which in the papers the
 # shared style of the prompts takes care of
@@ -58,7 +50,7 @@ KINDS = ("flip", "rotate_180", "rotate_cw", "jigsaw", "patch_permute")
 THREE = "three views"
 SETS_OF_THREE = (("identity", "rotate_180", "flip"), ("identity", "rotate_cw", "rotate_180"))
 TILES = 4  # of patch_permute: tiles of 4 × 4 latent cells
-STEPS, CFG = 20, 5.0  # a third less time than 30 steps; the judge's verdicts of averaging were the same
+STEPS, CFG = 20, 5.0  # the templates take 30 steps; 20 keep a full board within its time
 SEEDS = [11, 12]
 
 
@@ -83,17 +75,21 @@ METHODS = {
 TRAVEL = (0.2, 0.8)  # sampling percent
 
 
-@dataclass(frozen=True)
-class Task:
-    """What one anagram must show: a concept for each view."""
+class Task(NamedTuple):
+    """What one anagram must show: a concept for each view, named; ``seed`` is what the views are shuffled by."""
 
     concepts: tuple[str, ...]
-    views: tuple[View, ...]
+    names: tuple[str, ...]
+    seed: int
     background: str
 
     @property
+    def views(self) -> list[View]:
+        return [view_named(n, Settings(TILES if n == "patch_permute" else 0, self.seed)) for n in self.names]
+
+    @property
     def kind(self) -> str:
-        return self.views[1].name if len(self.views) == 2 else THREE
+        return self.names[1] if len(self.names) == 2 else THREE
 
 
 def tasks(pairs: int, kinds: tuple[str, ...], triples: int) -> Iterator[Task]:
@@ -101,47 +97,47 @@ def tasks(pairs: int, kinds: tuple[str, ...], triples: int) -> Iterator[Task]:
     backgrounds = list(vocabulary.BACKGROUNDS)
     for number, pair in enumerate(PAIRS[:pairs]):
         for kind in kinds:
-            views = (
-                view_named("identity"),
-                view_named(kind, Settings(TILES if kind == "patch_permute" else 0, number)),
-            )
-            yield Task(pair, views, backgrounds[number % len(backgrounds)])
+            yield Task(pair, ("identity", kind), number, backgrounds[number % len(backgrounds)])
     for number, concepts in enumerate(TRIPLES[:triples]):
         names = SETS_OF_THREE[number % len(SETS_OF_THREE)]
-        yield Task(concepts, tuple(map(view_named, names)), backgrounds[number % len(backgrounds)])
+        yield Task(concepts, names, number, backgrounds[number % len(backgrounds)])
 
 
 def _caption(concept: str, background: str) -> str:
     return vocabulary.scene_of((concept,), background).caption()
 
 
-@dataclass
-class Tally:
-    """What is counted over the pictures of one row: of every picture its kind of views, which views were named right,
-    alignment and concealment."""
+class Reading(NamedTuple):
+    """What was read in the pictures of one task: for each which views were named right, alignment and concealment."""
 
-    pictures: list[tuple[str, list[bool], float, float]] = field(default_factory=list)
-    calls: int = 0
+    task: Task
+    right: list[tuple[bool, ...]]
+    alignment: list[float]
+    concealment: list[float]
+    calls: int
+    pictures: np.ndarray  # (seeds, h, w, 3), bytes
 
-    def metrics(self) -> dict[str, float]:
-        pairs = [right for kind, right, *_ in self.pictures if kind != THREE]
-        shown: dict[str, float] = {"n": len(pairs)}
-        if pairs:
-            shown |= {
-                "both_right": statistics.mean(map(all, pairs)),
-                "worst_view_right": min(statistics.mean(view) for view in zip(*pairs, strict=True)),
-                "mean_view_right": statistics.mean(ok for right in pairs for ok in right),
-            }
+
+def metrics_of(readings: Sequence[Reading]) -> dict[str, float]:
+    """The figures of a row."""
+    pairs = [right for r in readings if r.task.kind != THREE for right in r.right]
+    shown: dict[str, float] = {"n": len(pairs)}
+    if pairs:
         shown |= {
-            "alignment": statistics.mean(a for *_, a, _ in self.pictures),
-            "concealment": statistics.mean(c for *_, c in self.pictures),
-            "model_calls": self.calls,
+            "both_right": statistics.mean(map(all, pairs)),
+            "worst_view_right": min(statistics.mean(view) for view in zip(*pairs, strict=True)),
+            "mean_view_right": statistics.mean(ok for right in pairs for ok in right),
         }
-        for kind in dict.fromkeys(kind for kind, *_ in self.pictures):
-            named = [right for other, right, *_ in self.pictures if other == kind]
-            shown[f"{kind}: all right"] = statistics.mean(map(all, named))
-            shown[f"{kind}: worst view"] = min(statistics.mean(view) for view in zip(*named, strict=True))
-        return shown
+    shown |= {
+        "alignment": statistics.mean(a for r in readings for a in r.alignment),
+        "concealment": statistics.mean(c for r in readings for c in r.concealment),
+        "model_calls": sum(r.calls for r in readings),
+    }
+    for kind in dict.fromkeys(r.task.kind for r in readings):
+        named = [right for r in readings if r.task.kind == kind for right in r.right]
+        shown[f"{kind}: all right"] = statistics.mean(map(all, named))
+        shown[f"{kind}: worst view"] = min(statistics.mean(view) for view in zip(*named, strict=True))
+    return shown
 
 
 class Maker:
@@ -163,12 +159,13 @@ class Maker:
         return ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), CFG, pull_of(settings))
 
     @torch.inference_mode()
-    def make(self, task: Task, method: Method, tally: Tally) -> torch.Tensor:
-        """The pictures of one task, (seeds, h, w, 3)."""
-        model = self.painter.model.clone()
+    def make(self, task: Task, method: Method) -> Reading:
+        """Samples the pictures of one task and reads them."""
+        model, calls = self.painter.model.clone(), 0
 
         def count(executor, *args, **kwargs):
-            tally.calls += 1
+            nonlocal calls
+            calls += 1
             return executor(*args, **kwargs)
 
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "score", count)
@@ -178,11 +175,9 @@ class Maker:
         latents = self.guider(task, method.combination, model).sample(
             noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1
         )
-        pictures = self.painter.vae.decode(latents).float()
-        self._read(task, pictures, tally)
-        return pictures
+        return self._read(task, self.painter.vae.decode(latents).float(), calls)
 
-    def _read(self, task: Task, pictures: torch.Tensor, tally: Tally) -> None:
+    def _read(self, task: Task, pictures: torch.Tensor, calls: int) -> Reading:
         upright = [view.show(pictures.movedim(-1, 1)).movedim(1, -1) for view in task.views]
         named = [
             [verdict.name == concept for verdict in self.judge.look(shown)]
@@ -190,41 +185,22 @@ class Maker:
         ]
         columns = [CLASSES.index(c) for c in task.concepts]
         similarity = torch.stack([self.judge.probabilities(shown)[:, columns] for shown in upright], 1)
-        readings = Readings(similarity, temperature=0.25)
-        for right, *figures in zip(
-            zip(*named, strict=True), readings.alignment.tolist(), readings.concealment.tolist(), strict=True
-        ):
-            tally.pictures.append((task.kind, list(right), *figures))
+        scores = Readings(similarity, temperature=0.25)
+        return Reading(
+            task, list(zip(*named, strict=True)), scores.alignment.tolist(), scores.concealment.tolist(), calls,
+            (pictures * 255).round().byte().numpy(),
+        )  # fmt: skip
 
 
-def share(arguments: argparse.Namespace, todo: list[Task], say: bool) -> dict[str, dict[str, Any]]:
-    """Makes and reads the anagrams of these tasks, for each method its tally and the seconds it took."""
-    maker, found = Maker(SEEDS[:1] if arguments.quick else SEEDS), {}
-    for method in arguments.method or METHODS:
-        tally, rows, started = Tally(), [], time.monotonic()
-        for number, task in enumerate(todo, 1):
-            rows.append(maker.make(task, METHODS[method], tally))
-            if say and number % 10 == 0:
-                print(f"    {method}: {number} of {len(todo)} anagrams of this process", flush=True)
-        found[method] = asdict(tally) | {"seconds": time.monotonic() - started}
-        if arguments.sheets:
-            save_sheet(rows, arguments.sheets / f"{method} {arguments.part or 0}.png")
-    return found
+@cache
+def _maker(seeds: tuple[int, ...]) -> Maker:
+    return Maker(list(seeds))
 
 
-def shares(arguments: argparse.Namespace, given: list[str]) -> list[dict[str, dict[str, Any]]]:
-    """All shares of the tasks, each from a process of its own."""
-    runner = [sys.executable, str(ROOT / "demo" / "run.py"), "demo.score_anagram", *given]
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        parts = [Path(folder, f"{part}.json") for part in range(arguments.processes)]
-        started = []
-        for part, path in enumerate(parts):
-            command = [*runner, "--part", str(part), "--json", str(path)]
-            started.append(stack.enter_context(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})))
-            stack.callback(started[-1].terminate)
-        if any([process.wait() for process in started]):
-            raise RuntimeError("a process of the score board failed; its own message stands above")
-        return [json.loads(path.read_text()) for path in parts]
+def carry_out(order: tuple[Task, str, tuple[int, ...]]) -> Reading:
+    """One task by one method."""
+    task, method, seeds = order
+    return _maker(seeds).make(task, METHODS[method])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -236,8 +212,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kind", choices=KINDS, action="append", help="only this kind of view (again for more)")
     made.add_argument("--sheets", type=Path, help="a folder for sheets of all pictures")
     made.add_argument("--method", choices=list(METHODS), action="append", help="only this row (again for more)")
-    made.add_argument("--processes", type=int, default=2)
-    made.add_argument("--part", type=int, help=argparse.SUPPRESS)  # which share a process of the board makes
     return made
 
 
@@ -248,14 +222,17 @@ def main(arguments: list[str]) -> int:
     kinds = tuple(options.kind or (KINDS[:2] if options.quick else KINDS))
     triples = 0 if options.kind else 2 if options.quick else len(TRIPLES)
     todo = list(tasks(min(options.pairs, 6) if options.quick else options.pairs, kinds, triples))
-    if options.part is not None:
-        found = share(options, todo[options.part :: options.processes], say=options.part == 0)
-        options.json.write_text(json.dumps(found))
-        return 0
-    board, found = Board("anagram", SEEDS[:1] if options.quick else SEEDS), shares(options, arguments)
+    seeds = tuple(SEEDS[:1] if options.quick else SEEDS)
+    board = Board("anagram", list(seeds))
     for method in options.method or METHODS:
-        parts = [part[method] for part in found]
-        tally = Tally([p for part in parts for p in part["pictures"]], sum(part["calls"] for part in parts))
-        board.add(method, tally.metrics(), sum(part["seconds"] for part in parts))
+        with board.row(method) as metrics:
+            readings = []
+            for reading in spread(carry_out, [(task, method, seeds) for task in todo]):
+                readings.append(reading)
+                if len(readings) % 20 == 0:
+                    print(f"    {method}: {len(readings)} of {len(todo)} anagrams", flush=True)
+            metrics |= metrics_of(readings)
+        if options.sheets:
+            save_sheet([torch.from_numpy(r.pictures) / 255 for r in readings], options.sheets / f"{method}.png")
     board.write(options.json)
     return 0

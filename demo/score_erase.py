@@ -11,7 +11,7 @@ import logging
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,7 +23,7 @@ from ..host.erase_apply import TEXT, apply_edit
 from ..host.erase_solve import Encoder, Request, solve_erasure
 from ..methods.erase.problem import Settings
 from ..methods.erase.spec import LAST, Erased, Preserved
-from . import erase_attacks, vocabulary
+from . import erase_attacks, erase_trained, vocabulary
 from .board import Board
 from .judge import LEFT, RIGHT, WHOLE, Judge, background_of
 from .sampling import Painter, noise_for
@@ -56,10 +56,11 @@ PARAPHRASES = (
 
 @dataclass(frozen=True)
 class Edited:
-    """A model as a method leaves it, the encoder to go with it, and what it puts into the negative prompt."""
+    """A model as a method leaves it, the encoder to go with it, how long it trained, and what it puts into the negative prompt."""
 
     model: Any
     clip: Any
+    minutes: float = 0.0
     negative: str = ""
 
 
@@ -145,8 +146,13 @@ def closed_form(solver: str, settings: Settings | None = None) -> Callable[[Grou
     return method
 
 
+def _trained(name: str, ground: Ground, pairs: tuple) -> Edited:
+    kept = Preserved(kept_prompts(pairs), 1.0, True)
+    return Edited(*erase_trained.train_row(name, ground.model, ground.clip, erase_list(pairs), kept))
+
+
 def _negative_prompt(ground: Ground, pairs: tuple) -> Edited:
-    return Edited(ground.model, ground.clip, " and ".join(vocabulary.article(c) for c, _ in pairs))
+    return Edited(ground.model, ground.clip, negative=" and ".join(vocabulary.article(c) for c, _ in pairs))
 
 
 METHODS: dict[str, Callable[[Ground, tuple], Edited]] = {
@@ -158,7 +164,9 @@ METHODS: dict[str, Callable[[Ground, tuple], Edited]] = {
     "realera": closed_form("realera"),
     "null-space": closed_form("null-space"),
 }
-"""A row of the board: (ground, pairs of concept and anchor) -> the edited model. A trained method adds one line."""
+"""A row of the board: (ground, pairs of concept and anchor) -> the edited model."""
+TRAINED = {name: partial(_trained, name) for name in erase_trained.ROWS}
+"""Rows that train for minutes: one concept at a time, fewer groups, and only with ``--trained`` or by name."""
 
 
 def prompts_of(pairs: tuple[tuple[str, str], ...], kept: int) -> Iterator[Prompt]:
@@ -192,6 +200,7 @@ class Tally:
 
     named: dict[str, list[bool]] = field(default_factory=dict)
     background: list[bool] = field(default_factory=list)
+    minutes: list[float] = field(default_factory=list)
 
     def metrics(self, plain: dict[str, float]) -> dict[str, float]:
         """Shares; of kept ones relative to ``plain``, the same of the unedited model (1 where there is none to divide by)."""
@@ -214,7 +223,7 @@ class Tally:
         return (
             shown
             | {name: relative(name, value) for name, value in kept.items()}
-            | {"n": sum(map(len, self.named.values()))}
+            | {"n": sum(map(len, self.named.values())), "minutes": statistics.mean(self.minutes)}
         )
 
 
@@ -223,7 +232,8 @@ def measure(ground: Ground, method: str, groups: tuple, kept: int, attacked: int
     """Draws and counts one row; the pictures of each group."""
     sheets = []
     for number, pairs in enumerate(groups):
-        edited = METHODS[method](ground, pairs)
+        edited = (METHODS | TRAINED)[method](ground, pairs)
+        tally.minutes.append(edited.minutes)
         prompts = list(prompts_of(pairs, kept))
         conds = ground.encoded(edited.clip, [p.text for p in prompts])
         pictures = ground.painter.vae.decode(ground.draw(edited, conds, list(range(100, 100 + len(prompts))))).float()
@@ -243,7 +253,9 @@ def _attack(ground: Ground, edited: Edited, concept: str, tally: Tally) -> None:
     latent = ground.picture_of(concept)
     caption = vocabulary.scene_of((concept,), "white").caption()
     for kind in erase_attacks.KINDS:
-        learned = erase_attacks.learn(kind, ground.model, edited.model, edited.clip, latent, concept, "white")
+        learned = erase_attacks.learn(
+            kind, ground.model, edited.model, (ground.clip, edited.clip), latent, concept, "white"
+        )
         cond = edited.clip.encode_from_tokens(learned.tokens)
         _count(ground, ground.draw(edited, cond.expand(2, -1, -1), [700, 701]), concept, kind, tally)
     cond = ground.encoded(edited.clip, [caption, caption])
@@ -255,34 +267,53 @@ def _count(ground: Ground, latents: torch.Tensor, concept: str, kind: str, tally
     tally.named.setdefault(kind, []).extend(v.name == concept for v in verdicts)
 
 
+def plan(options: argparse.Namespace) -> Iterator[tuple[int, tuple, list[str]]]:
+    """The parts of the board: how many concepts, their groups, and the rows (``none`` comes first by itself)."""
+    chosen = options.method or [*METHODS, *(TRAINED if options.trained else ())]
+    for count in options.concepts or ([1, 5] if options.quick else list(GROUPS)):
+        groups = GROUPS[count][: 2 if count == 1 else 1] if options.quick else GROUPS[count]
+        if solved := [name for name in chosen if name in METHODS]:
+            yield count, groups, solved
+        if count == 1 and (slow := [name for name in chosen if name in TRAINED]):
+            yield count, groups[: erase_trained.GROUPS], slow
+
+
 def main(arguments: list[str]) -> int:
     """Prints the board; ``--json FILE`` writes it."""
     parser = argparse.ArgumentParser(prog="dev.py score erase")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="1 and 5 concepts, few pictures, attacks on one of each")
     parser.add_argument("--sheets", type=Path, help="a folder for sheets of the pictures")
-    parser.add_argument("--method", choices=list(METHODS), action="append", help="only this row (again for more)")
+    parser.add_argument(
+        "--method", choices=[*METHODS, *TRAINED], action="append", help="only this row (again for more)"
+    )
     parser.add_argument(
         "--concepts", type=int, choices=list(GROUPS), action="append", help="only this many (again for more)"
+    )
+    parser.add_argument(
+        "--trained", action="store_true", help="also the methods that train, on the first groups of one"
     )
     parser.add_argument("--no-attacks", action="store_true", help="only prompts")
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
-    counts = options.concepts or ([1, 5] if options.quick else list(GROUPS))
     board, ground = Board("erase", [100, 500, 700]), Ground()
-    for count in counts:
-        groups = GROUPS[count][: 2 if count == 1 else 1] if options.quick else GROUPS[count]
-        kept = (4 if count == 1 else 8) if options.quick else (6 if count == 1 else 12)
+    for count, groups, methods in plan(options):
         plain: dict[str, float] = {}
-        for method in dict.fromkeys(["none", *(options.method or METHODS)]):
+        for method in dict.fromkeys(["none", *methods]):
             with board.row(method) as metrics:
-                tally = Tally()
-                attacked = 0 if method == "none" or options.no_attacks else 1 if options.quick else 3
-                sheets = measure(ground, method, groups, kept, attacked, tally)
-                metrics |= {"concepts": count} | tally.metrics(plain)
-                if method == "none":
-                    plain = {k: v for k, v in metrics.items() if k.startswith(("kept", "position", "background"))}
-                if options.sheets:
-                    save_sheet(sheets, options.sheets / f"{method}-{count}.png")
+                metrics |= {"concepts": count} | _row(ground, method, groups, options, plain)
+            if method == "none":
+                plain = {k: v for k, v in metrics.items() if k.startswith(("kept", "position", "background"))}
         board.write(options.json)
     return 0
+
+
+def _row(ground: Ground, method: str, groups: tuple, options: argparse.Namespace, plain: dict[str, float]) -> dict:
+    """The metrics of one row; its pictures go to a sheet, if a folder is given."""
+    count, tally = len(groups[0]), Tally()
+    kept = (4 if count == 1 else 8) if options.quick else (6 if count == 1 else 12)
+    attacked = 0 if method == "none" or options.no_attacks else 1 if options.quick else 3
+    sheets = measure(ground, method, groups, kept, attacked, tally)
+    if options.sheets:
+        save_sheet(sheets, options.sheets / f"{method}-{count}.png")
+    return tally.metrics(plain)

@@ -208,7 +208,7 @@ def around_attention(
     """A copy of the options under which ``around`` answers at these sites, in the place of the attention.
 
     What it is handed as ``attend`` is the attention as it would have been: the host's own, or another pack's in the host's
-    single slot, which goes on working that way.
+    single slot, which goes on working that way; ``attend.foreign`` says that it is another's, which wants whole grids.
     """
     options = comfy.model_patcher.create_model_options_clone(model_options)
     transformer_options = options.get("transformer_options", {})
@@ -235,6 +235,7 @@ def _around(unet: UNetModel, site: Site, before: Any, around: Around) -> Callabl
                 q, k, v, module.heads, attn_precision=module.attn_precision, transformer_options=extra_options
             )
 
+        attend.foreign = before is not None  # type: ignore[attr-defined]
         return around(q, k, v, site, extra_options, attend)
 
     return replacement

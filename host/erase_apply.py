@@ -14,6 +14,7 @@ import torch
 from ..methods.erase.edit import Edit
 from ..methods.erase.lowrank import LowRank
 from .erase_weights import base_fingerprint, check_width, differs, factors, low_precision, text_keys
+from .gradients import normal
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +131,10 @@ def _moved(x: torch.Tensor, matrix: LowRank, strength: float) -> torch.Tensor:
     """x + s·Mx, computed in float32."""
     if strength == 0 or not matrix.rank:
         return x
-    wide = x.float()
-    return (wide + strength * LowRank(matrix.up.to(wide), matrix.down.to(wide))(wide)).to(x.dtype)
+    wide, factors = x.float(), (matrix.up, matrix.down)
+    if not torch.is_inference_mode_enabled():  # inside a gradient region nothing made under inference mode may be saved
+        factors = (normal(matrix.up), normal(matrix.down))
+    return (wide + strength * LowRank(*(f.to(wide) for f in factors))(wide)).to(x.dtype)
 
 
 def _change_text(model: Any, edit: Edit, strength: float) -> None:

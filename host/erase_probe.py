@@ -10,7 +10,7 @@ import torch
 from ..methods.erase.edit import Edit
 from ..methods.erase.probe import Finding, attack
 from ..methods.erase.regenerate import map_of
-from ..methods.erase.spec import Erased, sentences
+from ..methods.erase.spec import Erased, check, sentences
 from .erase_solve import SAMPLE, Encoder, clip_fingerprint
 from .erase_weights import check_width, differs, energy, text_keys
 
@@ -49,6 +49,7 @@ def probe(model: Any, clip: Any, edit: Edit, others: Sequence[str] = OTHER_SENTE
     for entry in entries:
         erased = Erased(**entry | {"templates": tuple(entry["templates"]), "names": tuple(entry["names"])})
         asked = erased._replace(templates=tuple(others))
+        check(asked)
         findings.append(attack(erased.concept, T, Q, _subjects(encode, erased), _subjects(encode, asked)))
     return findings
 

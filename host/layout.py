@@ -140,7 +140,9 @@ class Aligner:
             return x
         self.edited = level
         with torch.no_grad():
-            wanted = self._keys(self.layout, self._reference_at(level), sigma[:1], options)
+            # the same attention as in the gradient, or a latent that is the reference would not stand still
+            asked = differentiable_options(options)
+            wanted = self._keys(self.layout, self._reference_at(level), sigma[:1], asked)
         edited = x
         for _ in range(self.steps):
             edited = self._moved(edited, sigma, wanted, options)

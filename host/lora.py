@@ -58,12 +58,17 @@ def read_lora(path: str | Path) -> LoraFile:
     """Reads a LoRA: a file of kohya, diffusers, LyCORIS or ED-LoRA, or a PEFT adapter (its folder or the file in it).
 
     Raises:
-        ValueError: it is a PEFT adapter of another kind than LoRA, or peft is not installed to read one.
+        ValueError: it is no safetensors file, a PEFT adapter of another kind than LoRA, or peft is not installed to read one.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if (folder / _PEFT_CONFIG).is_file() and (path.is_dir() or path.stem == "adapter_model"):
         return LoraFile(folder.name, _read_peft(folder))
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"'{path.name}' is no .safetensors file, and other files can run code when they are opened; save the LoRA as "
+            ".safetensors with the trainer or the tool it came from."
+        )
     state, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     tensors = dict(_flat(state.get("params", state)))
     embeddings: dict[str, dict[str, torch.Tensor]] = {}
@@ -94,6 +99,11 @@ def _read_peft(folder: Path) -> dict[str, torch.Tensor]:
             f"'{folder.name}' is a PEFT adapter, and peft is not installed to read it; install it with: pip install peft, "
             "or save the LoRA as one .safetensors file."
         ) from error
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(
+            f"'{folder.name}' holds no adapter_model.safetensors, and other files can run code when they are opened; save the "
+            "adapter again with safe_serialization=True."
+        )
     config: Any = PeftConfig.from_pretrained(str(folder))
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" or getattr(config, "use_dora", False):
         raise ValueError(

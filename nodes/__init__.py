@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     anagram,
     anagram_pictures,
+    compose,
     concept,
     conduct,
     demo,
@@ -28,6 +29,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *erase_files.NODES,
     *erase_train.NODES,
     *region.NODES,
+    *compose.NODES,
     *several.NODES,
     *demo.NODES,
 )

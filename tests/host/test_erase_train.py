@@ -9,6 +9,7 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
+from comfyui_concepts.demo.erase_trained import with_adapter
 from comfyui_concepts.host import gradients
 from comfyui_concepts.host.adapters import attached, layers_named, shapes_of
 from comfyui_concepts.host.erase_apply import apply_edit, apply_to_clip
@@ -87,6 +88,7 @@ def test_the_adapter_the_patch_and_the_hosts_lora_loader_draw_the_same(demo_mode
     with attached(layers_named(model.model, strong.layers), dict(strong.layers)):
         adapted = _drawn(model, clip)
     patched = _drawn(apply_edit(model, strong), clip)
+    assert torch.equal(_drawn(with_adapter(model, strong.layers), clip), adapted)  # as the score board has it
     file = lora_tensors(strong.layers, names_of(model), dtype=torch.float32)
     loaded, _ = comfy.sd.load_lora_for_models(model, None, file, 1.0, 0.0)
     plain = _drawn(model, clip)

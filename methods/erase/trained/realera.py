@@ -9,9 +9,8 @@ from collections.abc import Callable
 import torch
 
 from ..train import Terms
-from .ground import Encoded, Ground, Keeper, Settings, answers, beside, mean_square, stacked
-
-BEYOND = 2.0  # times the distance of the farthest sentence: held there
+from .esd import negative_guidance
+from .ground import Encoded, Ground, Keeper, Settings, States, answers, beside, mean_square, stacked
 
 
 def directions(concept: torch.Tensor) -> torch.Tensor:
@@ -29,33 +28,34 @@ def directions(concept: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros_like(apart[:, :1]), apart[:, 1:]], 1)
 
 
-def neighbours(
-    context: torch.Tensor, apart: torch.Tensor, generator: torch.Generator, *, beyond: bool = False
-) -> torch.Tensor:
+def neighbours(context: torch.Tensor, apart: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Embeddings near ``context`` (rows, tokens, width): e + η with η = Lz for LLᵀ the covariance of the sentences, no
-    farther than the farthest sentence; or, ``beyond``, exactly so many times that far."""
+    farther than the farthest sentence."""
     farthest = apart.flatten(1).norm(dim=1).max()
     z = torch.randn(len(context), len(apart), generator=generator).to(apart) * (len(apart) - 1) ** -0.5
     eta = (z @ apart.flatten(1)).view_as(context)
     length = eta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1)
-    return context + eta * (BEYOND * farthest / length if beyond else (farthest / length).clamp(max=1.0))
+    return context + eta * (farthest / length).clamp(max=1.0)
 
 
 def realera(ground: Ground, settings: Settings) -> Callable[[torch.Generator], Terms]:
-    """‖ε_θ(x_t, e + η) − ε*(x_t, a)‖² + μ‖ε_θ(x_t, b) − ε*(x_t, b)‖² with η drawn anew every time; η pushes beyond the anchor
-    where the settings say so. Half of the rows are the sentences themselves."""
+    """‖ε_θ(x_t, e + η) − ε*(x_t, a)‖² + μ‖ε_θ(x_t, b) − ε*(x_t, b)‖² with η drawn anew every time; the settings' eta pushes
+    beyond the anchor. Half of the rows are the sentences themselves.
+
+    b, what lies beyond the concept, are embeddings as far from preserved prompts as e + η from the concept's. Drawn from the
+    concept outwards they would still show it: holding them kept it alive (62 % named after 100 iterations on the demo model).
+    """
     assert ground.bank is not None
     bank, keeper = ground.bank, Keeper(ground, settings.kept_batch)
     apart = directions(ground.concept.context)
     said = answers(ground, bank, lambda states: [p.at(states.prompt) for p in (ground.concept, ground.anchor)])
-    target = said[1] - settings.eta * (said[0] - said[1])
+    target = negative_guidance(said[0], said[1], settings.eta)
 
     def terms(generator: torch.Generator) -> Terms:
         states = bank.draw(settings.batch, generator, ground.device)
         concept, half = ground.concept.at(states.prompt), settings.batch // 2
         near = torch.cat([concept.context[:half], neighbours(concept.context[half:], apart, generator)])
-        out = neighbours(concept.context[:1], apart, generator, beyond=True)
-        outside, far = states.part(slice(0, 1)), Encoded(out, concept.at(slice(0, 1)).pooled)
+        outside, far = _beyond(ground, states, apart, generator)
         (wanted,) = ground.teacher(outside, [far])
         prompt = stacked([Encoded(near, concept.pooled), far])
         said, drift = keeper.student(beside(states, outside), prompt, generator)
@@ -63,3 +63,13 @@ def realera(ground: Ground, settings: Settings) -> Callable[[torch.Generator], T
         return Terms(erase, drift + mean_square(said[-1:], wanted) / settings.kept_batch)
 
     return terms
+
+
+def _beyond(ground: Ground, near: States, apart: torch.Tensor, generator: torch.Generator) -> tuple[States, Encoded]:
+    """A state of a preserved prompt (of the concept, where none are given) and an embedding near that prompt (near '')."""
+    if ground.kept is None or ground.preserved is None:
+        states, prompt = near.part(slice(0, 1)), ground.empty
+    else:
+        states = ground.kept.draw(1, generator, ground.device)
+        prompt = ground.preserved.at(states.prompt)
+    return states, Encoded(neighbours(prompt.context, apart, generator), prompt.pooled)

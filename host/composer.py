@@ -1,0 +1,170 @@
+"""LoRA-Composer as a guider: concepts in regions on the one path of the base model (2403.11627)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.patcher_extension
+import comfy.samplers
+import torch
+
+from ..methods.compose.automatic import found_regions
+from ..methods.compose.masks import Grids
+from ..methods.compose.settings import Compose
+from .anti_segregation import edits_last
+from .concept import LAYERS, Concept
+from .enhancement import Enhancer, reinitialised
+from .injection import Injection, Voice, Words
+from .lora import unet_factors
+from .lowrank import prepared
+from .path_guider import check_base
+from .phrases import ENTRY
+from .sampling import progress_of
+from .watching import Watcher
+
+_WHO = "LoRA-Composer's enhancement"
+
+
+class ComposeGuider(comfy.samplers.CFGGuider):
+    """Samples one picture with each concept in its region. Without concepts it is the host's own guider.
+
+    Args:
+        positive, negative: the whole picture's prompts.
+        concepts: one a region, in the regions' order; a concept may come twice. Those of strength 0 are left out.
+        covered_for: how much of each cell of a latent of (height, width) each region covers, (regions, height, width);
+            None finds the regions in the concepts' own attention during the first steps.
+        soft: whether regions fade into what lies around them.
+
+    After a sampling ``regions`` holds the regions at the latent's size, ``updates`` counts the gradient steps and ``losses``
+    holds what they saw.
+    """
+
+    running: Injection | None = None
+    enhancer: Enhancer | None = None
+    watcher: Watcher | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        positive: list,
+        negative: list,
+        cfg: float,
+        concepts: Sequence[Concept],
+        covered_for: Callable[[int, int], torch.Tensor] | None,
+        settings: Compose,
+        soft: bool = False,
+    ) -> None:
+        super().__init__(model)
+        check_base(positive, negative)
+        self.inner_set_conds({"positive": positive, "negative": negative})
+        self.set_cfg(cfg)
+        active = [n for n, concept in enumerate(concepts) if concept.strength != 0]
+        self.concepts = [concepts[n] for n in active]
+        self.settings, self.soft = settings, soft
+        self.covered_for = covered_for
+        self.active = active
+        self.regions: torch.Tensor | None = None
+        self.losses: list[torch.Tensor] = []
+        self.updates = 0
+
+    def inner_sample(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self.concepts:
+            return super().inner_sample(*args, **kwargs)
+        comfy.patcher_extension.add_wrapper_with_key(
+            comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, "concepts.composer", self._sampling, self.model_options,
+            is_model_options=True,
+        )  # fmt: skip
+        try:
+            return super().inner_sample(*args, **kwargs)
+        finally:
+            self.running = self.enhancer = self.watcher = None
+
+    def _sampling(self, executor, guider, sigmas, extra_args, callback, noise, latent, mask, *args, **kwargs):
+        """Around the sampler: by now the host has loaded the model and processed the prompts."""
+        self.losses, self.updates, self.regions = [], 0, None
+        lasting = edits_last(executor.class_obj, mask, _WHO) if self.settings.enhancement > 0 else False
+        covered = torch.ones(len(self.concepts), *noise.shape[-2:])
+        if self.covered_for is not None:
+            covered = self.covered_for(*noise.shape[-2:])[self.active]
+        self._start(covered, noise, lasting)
+        assert self.running is not None
+        if self.covered_for is None:
+            self.watcher = Watcher(self.running)
+        elif self.settings.reinit != "off":
+            noise = reinitialised(
+                self.running,
+                self.conds["positive"],
+                noise,
+                latent,
+                sigmas,
+                extra_args["model_options"],
+                self.settings.reinit,
+            )
+        return executor(guider, sigmas, extra_args, callback, noise, latent, mask, *args, **kwargs)
+
+    def _start(self, covered: torch.Tensor, like: torch.Tensor, lasting: bool) -> None:
+        model = self.inner_model
+        dtype = model.manual_cast_dtype or model.get_dtype()
+        device = model.current_patcher.load_device
+        sides = {e["uuid"]: side for side, name in enumerate(("positive", "negative")) for e in self.conds[name]}
+        made: dict[int, Voice] = {}
+        for concept in self.concepts:
+            if id(concept) not in made:
+                factors = prepared(unet_factors(concept.lora, model), device, dtype)
+                made[id(concept)] = Voice(words_of(concept, device, dtype), factors, concept.strength)
+        voices = [made[id(concept)] for concept in self.concepts]
+        self.running = Injection(
+            model,
+            voices,
+            Grids(covered.to(device), self.soft),
+            sides,
+            self.settings.isolation,
+            self.settings.token_lora,
+        )
+        self.running.fill()
+        self.regions = None if self.covered_for is None else covered
+        if self.settings.enhancement > 0:
+            self.enhancer = Enhancer(self.running, self.conds["positive"], self.settings, lasting)
+
+    def predict_noise(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: dict[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> torch.Tensor:
+        """The denoised picture (the host's name for it is historical)."""
+        running, options = self.running, model_options or {}
+        if running is None:
+            return super().predict_noise(x, timestep, options, seed)
+        if self.watcher is not None:
+            progress = progress_of(self.inner_model.model_sampling, float(timestep.max()))
+            if progress < self.settings.automatic or not self.watcher.seen:
+                return super().predict_noise(x, timestep, self.watcher.options(options), seed)
+            self.regions = found_regions(self.watcher.maps())
+            running.grids, self.watcher = Grids(self.regions.to(x.device), self.soft), None
+        if self.enhancer is not None:
+            x = self.enhancer(x, timestep, options)
+            self.losses, self.updates = self.enhancer.losses, self.enhancer.updates
+        return super().predict_noise(x, timestep, running.options(options), seed)
+
+
+def words_of(concept: Concept, device: torch.device, dtype: torch.dtype) -> Words:
+    """A concept's prompts where and as the model computes, as ordinary tensors.
+
+    Raises:
+        ValueError: the prompt does not say where its phrase stands.
+    """
+    sides = []
+    with torch.inference_mode(False):
+        for context, values in (concept.positive[0], concept.negative[0]):
+            layers = values.get(LAYERS, context)
+            sides.append(layers.detach().to(device, dtype).clone())
+    phrase = concept.positive[0][1].get(ENTRY)
+    if not phrase:
+        raise ValueError(
+            f"The concept '{concept.name}' has no phrase in its prompt, so nobody knows where to look for it; write a phrase "
+            "that stands in the prompt."
+        )
+    return Words(sides[0], sides[1], tuple(phrase))

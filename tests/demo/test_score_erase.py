@@ -1,0 +1,70 @@
+"""The erasure board: what it asks for, and attacks that get somewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comfyui_concepts.demo import erase_attacks, score_erase, vocabulary
+from comfyui_concepts.demo.erase_attacks import PREFIX, learn, with_prefix, with_word
+
+
+def test_anchors_stay_and_what_is_left_out_is_neither():
+    gone = {concept for concept, _ in score_erase.TARGETS}
+    anchors = {anchor for _, anchor in score_erase.TARGETS}
+    assert len(gone) >= 12
+    assert not gone & anchors
+    assert not (gone | anchors) & set(score_erase.UNLISTED)
+    assert gone | anchors <= set(vocabulary.CONCEPTS)
+    assert all(len(group) == count for count, groups in score_erase.GROUPS.items() for group in groups)
+
+
+@pytest.mark.parametrize("count", score_erase.GROUPS)
+def test_prompts_are_fixed_and_kept_ones_name_nothing_that_is_erased(count):
+    pairs = score_erase.GROUPS[count][0]
+    prompts, gone = list(score_erase.prompts_of(pairs, 8)), {c for c, _ in pairs}
+    assert prompts == list(score_erase.prompts_of(pairs, 8))
+    assert {p.role for p in prompts} == {"erased", "paraphrase", "kept", "unlisted", "pair"}
+    for prompt in prompts:
+        assert (prompt.concept in gone) == (prompt.role in ("erased", "paraphrase"))
+    for text in score_erase.kept_prompts(pairs):
+        assert not any(f" {word}" in f" {text}" for word in (*gone, *score_erase.UNLISTED))
+
+
+def test_kept_figures_are_relative_to_the_plain_model():
+    tally = score_erase.Tally({"kept": [True, False], "erased": [False], "prefix": [True, False]}, [True])
+    metrics = tally.metrics({"kept_right": 0.5})
+    assert metrics["kept_right"] == 1.0
+    assert metrics["erased_named"] == 0.0
+    assert metrics["erased_named_attack"] == 0.5
+
+
+def test_learned_tokens_stand_where_they_should():
+    section = [(0, 1.0), (5, 1.0), (7, 1.0), (9, 1.0), (9, 1.0)]
+    learned = torch.ones(2, 3)
+    prefixed = with_prefix(section, learned)
+    assert len(prefixed) == len(section)
+    assert [isinstance(t, torch.Tensor) for t, _ in prefixed] == [False, True, True, False, False]
+    replaced = with_word(section, learned[:1], 7)
+    assert isinstance(replaced[2][0], torch.Tensor)
+    assert replaced[1] == section[1]
+
+
+@pytest.mark.parametrize("kind", erase_attacks.KINDS)
+def test_an_attack_comes_nearer_to_the_concept_and_leaves_the_model_alone(demo_model, monkeypatch, kind):
+    """A few iterations: the edited model's answer comes nearer to the plain one's for the honest prompt."""
+    model, clip, _ = demo_model
+    ground = score_erase.Ground.__new__(score_erase.Ground)
+    ground.model, ground.clip, ground.encode = model, clip, score_erase.Encoder(clip)
+    edited = score_erase.METHODS["uce"](ground, score_erase.TARGETS[:1])
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    losses = []
+    real = torch.Tensor.backward
+    monkeypatch.setattr(erase_attacks, "ITERATIONS", 4)
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self, **k: (losses.append(float(self)), real(self, **k))[1])
+    picture = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    learned = learn(kind, model, edited.model, clip, picture, "cat", "white")
+    assert len(losses) == 4
+    assert min(losses[1:]) < losses[0]
+    tokens = [t for t, _ in learned.tokens["l"][0] if isinstance(t, torch.Tensor)]
+    assert len(tokens) == (PREFIX if kind == "prefix" else 1)
+    assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())

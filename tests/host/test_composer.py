@@ -1,0 +1,374 @@
+"""LoRA-Composer on a random UNet with the blocks of SD 1.5, in float64 against the plainest version (spec B8)."""
+
+from __future__ import annotations
+
+import comfy.conds
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from comfyui_concepts.host.attention import CROSS, SELF, find_sites, unet_of
+from comfyui_concepts.host.composer import ComposeGuider
+from comfyui_concepts.host.concept import Concept
+from comfyui_concepts.host.enhancement import Enhancer, Maps, loss_sites
+from comfyui_concepts.host.gradients import differentiable_options, gradient_of, normal
+from comfyui_concepts.host.injection import Injection, Voice, Words
+from comfyui_concepts.host.lora import Factors, LoraFile
+from comfyui_concepts.host.lowrank import Branch, low_rank, prepared
+from comfyui_concepts.host.phrases import ENTRY
+from comfyui_concepts.methods.compose.masks import Grids
+from comfyui_concepts.methods.compose.settings import Compose
+
+SIZE = (16, 24)
+FULL = torch.ones(1, *SIZE)
+
+
+def halves(left=12, right=12):
+    covered = torch.zeros(2, *SIZE)
+    covered[0, :, :left] = 1
+    covered[1, :, right:] = 1
+    return covered
+
+
+def _random(*shape, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+
+
+@pytest.fixture(scope="module")
+def patcher(new_model):
+    return new_model("EPS", torch.float64, sd15=True)
+
+
+def lora(patcher, seed, pattern=("attn1.", "attn2.", "ff.net.2", "proj_in")):
+    unet, factors = unet_of(patcher.model), {}
+    for path, module in unet.named_modules():
+        if any(p in f"{path}." for p in pattern) and getattr(module, "weight", None) is not None and "norm" not in path:
+            shape = module.weight.shape
+            if len(shape) == 2 or shape[-1] == 1:
+                down = _random(2, *shape[1:], seed=seed, scale=0.3)
+                factors[path] = Factors(down, _random(shape[0], 2, seed=seed, scale=0.3), 1.0)
+    assert factors
+    return factors
+
+
+def voice(patcher, seed, words=5):
+    contexts = [_random(1, words, 24, seed=seed), _random(1, words, 24, seed=seed + 50)]
+    return Voice(Words(*contexts, (1, 2)), lora(patcher, seed))
+
+
+def injection(patcher, voices, covered, **more):
+    made = Injection(patcher.model, voices, Grids(covered, more.pop("soft", False)), {"p": 0, "n": 1}, **more)
+    made.fill()
+    return made
+
+
+def call(patcher, options=None, sides=("p", "n"), x=None, contexts=None, batch=1):
+    x = _random(batch, 4, *SIZE, seed=3) if x is None else x
+    contexts = contexts or {"p": _random(1, 7, 24, seed=1), "n": _random(1, 7, 24, seed=2)}
+    told = (options or {}).get("transformer_options", {}) | {
+        "uuids": list(sides), "cond_or_uncond": [int(s == "n") for s in sides]
+    }  # fmt: skip
+    context = torch.cat([contexts[s].expand(len(x), -1, -1) for s in sides])
+    rows = torch.cat([x] * len(sides))
+    return patcher.model.apply_model(
+        rows, torch.full((len(rows),), 2.0, dtype=torch.float64), c_crossattn=context, transformer_options=told
+    ).split(len(x))
+
+
+def same(a, b, tolerance=1e-11):
+    return all(torch.allclose(p, q, atol=tolerance, rtol=0) for p, q in zip(a, b, strict=True))
+
+
+def test_one_concept_everywhere_is_the_model_with_its_cross_attention_alone(patcher):
+    """Keys, values and to_out of the LoRA with the region's prompts; and not the whole LoRA."""
+    v = voice(patcher, 5)
+    out = call(patcher, injection(patcher, [v], FULL).options({}))
+    some = {p: f for p, f in v.factors.items() if p.endswith(("attn2.to_k", "attn2.to_v", "attn2.to_out.0"))}
+    contexts = {"p": v.words.positive, "n": v.words.negative}
+    with low_rank(unet_of(patcher.model), [Branch(some)]):
+        assert same(out, call(patcher, contexts=contexts))
+    with low_rank(unet_of(patcher.model), [Branch(v.factors)]):
+        whole = call(patcher, contexts=contexts)
+    assert not same(out, whole, 1e-3)
+    assert same(call(patcher, injection(patcher, [v], FULL, token_lora=True).options({})), whole)
+
+
+def test_without_concepts_and_in_rows_of_others_nothing_changes(patcher):
+    plain = call(patcher)
+    assert same(call(patcher, injection(patcher, [], torch.zeros(0, *SIZE)).options({})), plain, 0)
+    v = voice(patcher, 5)
+    foreign = injection(patcher, [v], FULL).options({})
+    assert same(
+        call(patcher, foreign, sides=("x", "y"), contexts={"x": _random(1, 7, 24, seed=1), "y": _random(1, 7, 24, seed=2)}),
+        plain, 0,
+    )  # fmt: skip
+
+
+def test_a_subset_of_the_keys_is_the_dense_mask(patcher):
+    """The isolated self-attention of a site against softmax over all keys with the others' at minus infinity."""
+    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves(10, 14))
+    site = find_sites(made.unet, SELF, factor=1)[0]
+    heads, channels, tokens = site.module(made.unet).heads, site.module(made.unet).to_q.out_features, 16 * 24
+    q, k, v = (_random(2, tokens, channels, seed=n) for n in range(3))
+    extra = {"activations_shape": [2, channels, *SIZE], "concepts_sides": [0, 1]}
+
+    def attend(q, k, v):
+        return made._attention(q, k, v, site, {})
+
+    out = made._answer(q, k, v, site, extra, attend)
+    split = [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v)]
+    dense = torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=made.mask(SIZE))
+    assert torch.allclose(out, dense.transpose(1, 2).flatten(-2), atol=1e-12)
+    assert not made.mask(SIZE).all()
+
+
+def _site_jacobian(made, site, of, wrt, kind):
+    """The largest entry of d output[of] / d input[wrt] of the answer at one site."""
+    channels = site.module(made.unet).to_q.out_features
+    extra = {"activations_shape": [1, channels, *SIZE], "concepts_sides": [0]}
+    with torch.inference_mode(False), torch.enable_grad():
+        q, k, v = (_random(1, 16 * 24, channels, seed=n) for n in range(3))
+        z = (k.clone() if kind is SELF else q.clone()).requires_grad_(True)
+
+        def attend(q, k, v):
+            heads = (t.unflatten(-1, (site.module(made.unet).heads, -1)).transpose(1, 2) for t in (q, k, v))
+            return torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(-2)
+
+        made._attention = lambda q, k, v, *_: attend(q, k, v)
+        out = made._answer(*((q, z, v) if kind is SELF else (z, k, v)), site, extra, attend)
+        (gradient,) = torch.autograd.grad(out[:, of].square().sum(), z)
+    return float(gradient[:, wrt].abs().max())
+
+
+def test_isolation_is_exact_in_every_layer_and_leaks_only_through_the_rest_of_the_network(patcher, capsys):
+    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves(10, 14))
+    inside = made.grids.inside(SIZE)
+    site = find_sites(made.unet, SELF, factor=1)[0]
+    assert _site_jacobian(made, site, inside[0], inside[1], SELF) == 0
+    assert _site_jacobian(made, site, inside[0], ~inside.any(0), SELF) > 0
+    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves(10, 14))
+    first = call(patcher, made.options({}))[0]
+    other = call(patcher, injection(patcher, [voice(patcher, 5), voice(patcher, 9)], halves(10, 14)).options({}))[0]
+    moved = (first - other).abs()
+    leak = float(moved[..., :10].mean() / moved[..., 14:].mean())
+    with capsys.disabled():
+        print(f"\nwhole network: exchanging concept 2 moves region 1 by {leak:.0%} of region 2")  # noqa: T201
+    assert moved[..., 14:].mean() > 0
+
+
+def test_cross_attention_knows_the_concept_inside_and_the_prompt_outside(patcher):
+    """Exchanging the concept moves no token outside; exchanging the global prompt none inside: bitwise, at one site."""
+    covered = halves(10, 24)[:1]
+    site = find_sites(unet_of(patcher.model), CROSS, factor=1)[0]
+    channels = site.module(unet_of(patcher.model)).to_q.out_features
+    q, k, v = _random(1, 384, channels, seed=0), _random(1, 7, channels, seed=1), _random(1, 7, channels, seed=2)
+    extra = {"activations_shape": [1, channels, *SIZE], "concepts_sides": [0]}
+
+    def answer(seed, k):
+        made = injection(patcher, [voice(patcher, seed)], covered)
+        out = made._answer(q, k, v, site, extra, lambda q, k, v: made._attention(q, k, v, site, {}))
+        return out + made._added[site.block, site.depth], made.grids.inside(SIZE)[0]
+
+    (first, inside), (second, _), (third, _) = answer(5, k), answer(6, k), answer(5, k.flip(-1))
+    assert torch.equal(first[:, ~inside], second[:, ~inside])
+    assert not torch.equal(first[:, inside], second[:, inside])
+    assert torch.equal(first[:, inside], third[:, inside])
+    assert not torch.equal(first[:, ~inside], third[:, ~inside])
+
+
+def test_overlaps_are_the_average_also_where_regions_cover_everything(patcher):
+    v, w = voice(patcher, 5), voice(patcher, 6)
+    both = torch.cat([FULL, FULL])
+    out = injection(patcher, [v, w], both, isolation=False)
+    site = find_sites(out.unet, CROSS, factor=1)[0]
+    channels = site.module(out.unet).to_q.out_features
+    q, k = _random(1, 384, channels, seed=0), _random(1, 7, channels, seed=1)
+    extra = {"activations_shape": [1, channels, *SIZE], "concepts_sides": [0]}
+
+    def answer(made):
+        return made._answer(q, k, k, site, extra, lambda q, k, v: torch.full_like(q, torch.nan)[..., :channels] * 0 + 1)
+
+    alone = [answer(injection(patcher, [each], FULL)) for each in (v, w)]
+    assert torch.allclose(answer(out), sum(alone) / 2, atol=1e-12)
+    whole = call(patcher, injection(patcher, [v, w], both).options({}))
+    assert all(torch.isfinite(side).all() for side in whole)
+
+
+def test_the_same_concept_in_two_regions_is_computed_once(patcher):
+    v = voice(patcher, 5)
+    made = injection(patcher, [v, v], halves())
+    assert len(made.cached) == 2 * len(find_sites(made.unet, CROSS))
+    united = injection(patcher, [v, v], halves(), isolation=False)
+    assert same(call(patcher, united.options({})), call(patcher, injection(patcher, [v], FULL).options({})))
+
+
+def test_sides_follow_their_ids_and_a_batch_is_its_pictures(patcher):
+    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves(), token_lora=True)
+    options = made.options({})
+    there, back = call(patcher, options), call(patcher, options, sides=("n", "p"))
+    assert same(there, back[::-1])
+    two = torch.cat([_random(1, 4, *SIZE, seed=n) for n in (3, 8)])
+    both = call(patcher, options, x=two)
+    for n in (0, 1):
+        assert same([side[n : n + 1] for side in both], call(patcher, options, x=two[n : n + 1]))
+
+
+def test_prompts_of_other_lengths_and_learned_layers_go_in(patcher):
+    """A negative of another length than the positive; and a prompt of its own for every layer (ED-LoRA)."""
+    long = Words(_random(16, 9, 24, seed=1), _random(1, 4, 24, seed=2), (1,))
+    v = Voice(long, lora(patcher, 5))
+    out = call(patcher, injection(patcher, [v], FULL).options({}))
+    assert all(torch.isfinite(side).all() for side in out)
+    same_layers = Voice(long._replace(positive=long.positive[:1]), v.factors)
+    assert not same(out, call(patcher, injection(patcher, [same_layers], FULL).options({})), 1e-6)
+
+
+def test_the_losses_look_at_the_layers_of_the_reference(patcher):
+    blocks = {s.block for s in loss_sites(unet_of(patcher.model), CROSS, 64, 64)}
+    assert blocks == {("input", 7), ("input", 8), ("output", 3), ("output", 4), ("output", 5)}
+
+
+# ---- whole samplings ------------------------------------------------------------------------------------------------
+
+
+def concept(seed, strength=1.0, model=None):
+    tensors = {}
+    for path, f in lora(model, seed).items():
+        tensors[f"diffusion_model.{path}.lora_down.weight"] = f.down.float()
+        tensors[f"diffusion_model.{path}.lora_up.weight"] = f.up.float().reshape(f.up.shape + (1,) * (f.down.ndim - 2))
+    entry = [[_random(1, 5, 24, seed=seed).float(), {ENTRY: (1, 2)}]]
+    return Concept(f"c{seed}", "it", LoraFile(f"c{seed}", tensors), strength, entry, [[entry[0][0] * 0.5, {}]])
+
+
+@pytest.fixture(scope="module")
+def model(new_model):
+    return new_model("EPS", sd15=True)
+
+
+def sample(model, concepts, covered, settings, *, steps=4, sampler="euler", batch=1, cfg=3.0, seeds=None, mask=None):
+    positive, negative = ([[_random(1, 7, 24, seed=n).float(), {}]] for n in (1, 2))
+    covered_for = None if covered is None else (lambda h, w: covered)
+    guider = ComposeGuider(model, positive, negative, cfg, concepts, covered_for, settings)
+    seeds = seeds or range(batch)
+    noise = torch.cat([torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+    out = guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, mask, disable_pbar=True, seed=1
+    )
+    return out, guider
+
+
+def test_no_concept_or_no_strength_is_the_hosts_own_guider_bit_for_bit(model):
+    plain, _ = sample(model, [], None, Compose())
+    nothing, _ = sample(model, [concept(5, 0.0, model)], FULL, Compose())
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(*([[_random(1, 7, 24, seed=n).float(), {}]] for n in (1, 2)))
+    guider.set_cfg(3.0)
+    noise = torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(0))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
+    host = guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
+    )
+    assert torch.equal(plain, host)
+    assert torch.equal(nothing, host)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_steps_are_taken_in_the_window_once_a_level_and_the_host_is_left_as_it_was(model, sampler):
+    names = {n: id(p) for n, p in model.model.named_parameters()}
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    out, guider = sample(model, two, halves(), Compose(stop="never", end=1.0), sampler=sampler)
+    assert guider.updates == len(guider.losses) == 4
+    assert torch.isfinite(out).all()
+    assert guider.running is None
+    assert {n: id(p) for n, p in model.model.named_parameters()} == names
+    unet = unet_of(model.model)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
+    again, _ = sample(model, two, halves(), Compose(stop="never", end=1.0), sampler=sampler)
+    assert torch.equal(out, again)
+
+
+def test_without_gradient_there_are_no_steps_and_pictures_of_a_batch_do_not_meet(model):
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    both, guider = sample(model, two, halves(), Compose(stop="never"), batch=2, steps=3)
+    for n in (0, 1):
+        alone, _ = sample(model, two, halves(), Compose(stop="never"), seeds=[n], steps=3)
+        assert torch.allclose(both[n : n + 1], alone, atol=2e-4)
+    _, guider = sample(model, two, halves(), Compose(enhancement=0), steps=2)
+    assert guider.updates == 0
+    assert guider.losses == []
+
+
+def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(model):
+    made, positive = _running(model)
+    x, sigma = torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(4)), torch.tensor([2.0])
+    gradients, losses = [], []
+    for stop in (True, False):
+
+        def loss_of(z, stop=stop):
+            maps = Maps(made, normal(positive), *SIZE, regions=True)
+            if not stop:
+                maps.own = [*maps.own, find_sites(made.unet, SELF)[-1]][: len(maps.own)]
+            cross, attention = maps.of(z, normal(sigma), differentiable_options({}))
+            return sum(c.square().sum() for c in cross) + attention.square().sum()
+
+        got = gradient_of(made.model, x, loss_of)
+        gradients.append(got.value), losses.append(got.loss)
+    assert torch.equal(*gradients)
+    settings = Compose(enhancement=1e-3, stop="never")
+    enhancer = Enhancer(made, positive, settings, lasting=False)
+    moved = enhancer(x, sigma, {})
+    before = enhancer.losses[0]
+    enhancer.edited = float("inf")
+    enhancer(moved, sigma, {})
+    assert not torch.equal(moved, x)
+    assert float(enhancer.losses[1]) < float(before)
+
+
+def test_the_papers_rate_holds_for_a_variance_preserving_latent(model):
+    """x' = x − lr (1 + σ²) dL/dx is the update of z = x / √(1 + σ²) by lr dL/dz."""
+    made, positive = _running(model)
+    enhancer = Enhancer(made, positive, Compose(enhancement=20.0, relative=False), lasting=False)
+    gradient, x, sigma = torch.randn(1, 4, *SIZE), torch.randn(1, 4, *SIZE), 3.0
+    scale = (1 + sigma**2) ** 0.5
+    z = x / scale - 20.0 * gradient * scale
+    assert torch.allclose(x - enhancer._scaled(gradient, x, sigma, 0.0), z * scale, atol=1e-3)
+
+
+def _running(model):
+    """An injection on the loaded model, and a processed positive."""
+    from comfyui_concepts.host.composer import words_of
+
+    comfy.model_management.load_models_gpu([model])
+    model.model.current_patcher = model
+    voices = []
+    for seed in (5, 6):
+        c = concept(seed, 1.0, model)
+        factors = prepared(lora(model, seed), torch.device("cpu"), torch.float32)
+        voices.append(Voice(words_of(c, torch.device("cpu"), torch.float32), factors))
+    made = Injection(model.model, voices, Grids(halves()), {"p": 0})
+    made.fill()
+    entry = {"model_conds": {"c_crossattn": comfy.conds.CONDCrossAttn(_random(1, 7, 24, seed=1).float())}, "uuid": "p"}
+    return made, [entry]
+
+
+def test_regions_are_found_when_none_are_given(model):
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    out, guider = sample(model, two, None, Compose(enhancement=0, automatic=0.3))
+    assert torch.isfinite(out).all()
+    assert guider.regions.shape == (2, *guider.regions.shape[1:])
+    assert guider.regions.flatten(1).sum(-1).min() > 0
+
+
+def test_what_cannot_work_is_refused_in_words(model):
+    entry = [[torch.zeros(1, 7, 24), {}]]
+    area = [[torch.zeros(1, 7, 24), {"area": (4, 4, 0, 0)}]]
+    with pytest.raises(ValueError, match="an area"):
+        ComposeGuider(model, area, entry, 3.0, [], None, Compose())
+    lost = concept(5, 1.0, model)
+    lost.positive[0][1].clear()
+    with pytest.raises(ValueError, match="no phrase"):
+        sample(model, [lost], FULL, Compose())
+    with pytest.raises(ValueError, match="dpm_adaptive"):
+        sample(model, [concept(5, 1.0, model)], FULL, Compose(), sampler="dpm_adaptive")

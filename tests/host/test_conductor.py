@@ -1,0 +1,263 @@
+"""Concept Conductor inside the host's samplers: plain without concepts, right gradients, nothing left behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from comfyui_concepts.host.concept import Concept
+from comfyui_concepts.host.conductor import ConductGuider
+from comfyui_concepts.host.layout import Aligner, LayoutReference, guidance_site, mask_site, trajectory
+from comfyui_concepts.host.lora import LoraFile
+from comfyui_concepts.host.paths import Path, Paths
+from comfyui_concepts.methods.conduct.settings import Conduct
+from comfyui_concepts.methods.regions import Box, Region, coverage
+
+HALVES = [Region("left", (Box(0, 0, 0.5, 1),)), Region("right", (Box(0.5, 0, 0.5, 1),))]
+QUICK = Conduct(iterations=1, guidance_end=0.6, refine_start=0.2, refine_end=0.9)
+
+
+def _text(seed, dtype=torch.float32):
+    return [[torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(seed)).to(dtype), {}]]
+
+
+def _lora(model, seed):
+    tensors, generator = {}, torch.Generator().manual_seed(seed)
+    for path, module in model.model.diffusion_model.named_modules():
+        if path.endswith((".to_q", ".to_k", ".to_v", "ff.net.2")):
+            out, inner = module.weight.shape
+            name = f"lora_unet_{path.replace('.', '_')}"
+            tensors[f"{name}.lora_down.weight"] = torch.randn(4, inner, generator=generator) * 0.3
+            tensors[f"{name}.lora_up.weight"] = torch.randn(out, 4, generator=generator) * 0.3
+    return LoraFile(f"random {seed}", tensors)
+
+
+def _guider(model, strengths=(1.0, 1.0), settings=QUICK, layout=True, cfg=3.0, dtype=torch.float32):
+    concepts = [
+        Concept(f"c{n}", "", _lora(model, n), s, _text(n, dtype), _text(50 + n, dtype))
+        for n, s in enumerate(strengths, 1)
+    ]
+    reference = LayoutReference(_text(7, dtype), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4)))
+    return ConductGuider(
+        model, _text(8, dtype), _text(9, dtype), cfg, concepts, lambda h, w: coverage(HALVES[: len(concepts)], h, w), settings,
+        reference if layout else None,
+    )  # fmt: skip
+
+
+def _sample(guider, sampler="euler", batch=1, steps=3, mask=None):
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(11))[:batch]
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
+    sampler = comfy.samplers.sampler_object(sampler)
+    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=3)
+
+
+def _plain(model, cfg=3.0):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(_text(8), _text(9))
+    guider.set_cfg(cfg)
+    return _sample(guider)
+
+
+@pytest.fixture(scope="module")
+def model(new_model):
+    return new_model("EPS")
+
+
+@pytest.mark.parametrize("strengths", [(), (0.0, 0.0)])
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION"])
+def test_without_concepts_it_is_the_plain_guider_bit_for_bit(tiny_models, kind, strengths):
+    assert torch.equal(_sample(_guider(tiny_models[kind], strengths)), _plain(tiny_models[kind]))
+
+
+def test_every_ingredient_changes_the_picture_and_runs_repeat(model):
+    whole = _sample(_guider(model))
+    assert torch.equal(whole, _sample(_guider(model)))
+    others = {
+        "no layout": _sample(_guider(model, layout=False)), "no concepts": _plain(model), "cfg 1": _sample(_guider(model, cfg=1.0)),
+        "whole transformers": _sample(_guider(model, settings=replace(QUICK, whole_transformers=True))),
+        "no injection": _sample(_guider(model, settings=replace(QUICK, injection_end=-1.0))),
+    }  # fmt: skip
+    for name, other in others.items():
+        assert torch.isfinite(other).all(), name
+        assert not torch.equal(other, whole), name
+
+
+def test_a_second_run_of_one_guider_is_the_first_and_keeps_the_reference(model):
+    guider = _guider(model)
+    first = _sample(guider)
+    kept = next(iter(guider.layout.kept.values()))
+    assert torch.equal(_sample(guider), first)
+    assert next(iter(guider.layout.kept.values())) is kept
+    _sample(guider, steps=5)
+    assert next(iter(guider.layout.kept.values())) is not kept
+
+
+def test_pictures_of_a_batch_do_not_meet(model):
+    both, alone = _sample(_guider(model), batch=2), _sample(_guider(model))
+    torch.testing.assert_close(both[:1], alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "dpmpp_2m_sde", "heun", "uni_pc"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_samplers_and_inpaint_masks(model, sampler, masked, caplog):
+    caplog.set_level("INFO")
+    mask = (torch.arange(64).view(1, 1, 8, 8) % 2).float() if masked else None
+    guider = _guider(model)
+    assert torch.isfinite(_sample(guider, sampler, mask=mask)).all()
+    told = sum("acts on the predictions alone" in r.message for r in caplog.records)
+    assert told == (masked or sampler == "uni_pc")
+    assert torch.equal(guider.masks.sum(1), torch.ones(1, 8, 8))
+
+
+def _aligner(guider, model, sigma, x, lasting=False):
+    """An aligner outside of a sampling: its paths, and a reference that is the latent itself if ``x`` is."""
+    model.model.current_patcher = model
+    conds = {
+        name: comfy.samplers.process_conds(
+            model.model, x, {"positive": comfy.sampler_helpers.convert_cond(text)}, x.device
+        )["positive"]
+        for name, text in (("base", _text(8, x.dtype)), ("layout", _text(7, x.dtype)))
+    }
+    guider.inner_model, guider.conds = model.model, {}
+    for n, concept in enumerate(guider.concepts):
+        for side, text in (("positive", concept.positive), ("negative", concept.negative)):
+            made = comfy.sampler_helpers.convert_cond(text)
+            guider.conds[f"{side} {n}"] = comfy.samplers.process_conds(model.model, x, {side: made}, x.device)[side]
+    guider.conds |= {"positive": conds["base"], "negative": conds["base"]}
+    paths = super(ConductGuider, guider).start(x)
+    layout = Path(conds["layout"], conds["layout"])
+    sigmas = torch.tensor([sigma, 0.0])
+    return Aligner(paths, layout, {sigma: x.clone()}, sigmas, guider.settings, lasting), paths
+
+
+def test_the_gradient_is_right_and_a_small_step_lowers_the_loss(new_model):
+    """Spec A8.8: against finite differences in float64; the forward pass ends at the guidance site."""
+    model = new_model("EPS", torch.float64)
+    sigma, generator = 2.0, torch.Generator().manual_seed(1)
+    x = torch.randn(1, 4, 8, 8, generator=generator, dtype=torch.float64)
+    aligner, paths = _aligner(_guider(model, dtype=torch.float64), model, sigma, torch.zeros_like(x))
+    steps = []
+
+    def loss_at(z):
+        with torch.no_grad():
+            total = 0.0
+            for n, path in enumerate(paths.paths):
+                keys = aligner._keys(path, z, torch.tensor([sigma]), {})
+                total += (1.0 if n == 0 else 0.5) * float((keys - wanted).square().mean(-1).sum())
+            return total
+
+    with torch.no_grad():
+        wanted = aligner._keys(aligner.layout, torch.zeros_like(x), torch.tensor([sigma]), {})
+    out = aligner._moved(x, torch.tensor([sigma]), wanted, {})
+    gradient = (x - out) / (aligner.settings.guidance_weight * (1 + sigma**2))
+    direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    h = 1e-3
+    numeric = (loss_at(x + h * direction) - loss_at(x - h * direction)) / (2 * h)
+    assert float((gradient * direction).sum()) == pytest.approx(numeric, rel=1e-3)
+    steps = [loss_at(x), loss_at(x - 1e-3 * gradient)]
+    assert steps[1] < steps[0]
+    assert aligner.losses[0] == pytest.approx(steps[0], rel=1e-6)
+
+
+def test_the_early_exit_gradient_is_the_full_one_bit_for_bit(model, monkeypatch):
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    aligner, _ = _aligner(_guider(model), model, 2.0, torch.zeros_like(x))
+    with torch.no_grad():
+        wanted = aligner._keys(aligner.layout, torch.zeros_like(x), torch.tensor([2.0]), {})
+    early = aligner._moved(x, torch.tensor([2.0]), wanted, {})
+    import comfyui_concepts.host.layout as layout
+
+    whole = layout.capture
+    monkeypatch.setattr(layout, "capture", lambda unet, sites, stop: whole(unet, sites, stop=False))
+    assert torch.equal(aligner._moved(x, torch.tensor([2.0]), wanted, {}), early)
+
+
+def test_a_latent_that_is_the_reference_under_its_prompt_does_not_move(model):
+    """Spec A8.8: no loss, no gradient; the concepts are left out of it, whose keys differ by their LoRAs."""
+    guider = _guider(model, strengths=(1.0,))
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    aligner, paths = _aligner(guider, model, 2.0, x)
+    paths.paths = [aligner.layout]
+    assert torch.equal(aligner(x.clone(), torch.tensor([2.0]), {}), x)
+    assert aligner.losses == [0.0]
+
+
+def test_inversion_comes_back(model):
+    """Sampling from the inverted latent with the same prompt leads near the reference: the steps are the sampler's own, reversed."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(_text(7), _text(7))
+    guider.set_cfg(1.0)
+    conds = comfy.samplers.process_conds(
+        model.model,
+        torch.zeros(1, 4, 8, 8),
+        {"positive": comfy.sampler_helpers.convert_cond(_text(7))},
+        torch.device("cpu"),
+    )["positive"]
+    model.model.current_patcher = model
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 20)
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        levels = trajectory(LayoutReference(_text(7), latent), model.model, conds, sigmas, torch.zeros(1, 4, 8, 8), {})
+    assert set(levels) == {float(s) for s in sigmas if s > 0}
+    noise = levels[float(sigmas[0])] / (1 + sigmas[0] ** 2) ** 0.5
+    back = guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
+    )
+    assert (back - latent).square().mean() < 0.2 * latent.square().mean()
+    with pytest.raises(ValueError, match="scale the reference"):
+        trajectory(LayoutReference(_text(7), latent), model.model, conds, sigmas, torch.zeros(1, 4, 8, 16), {})
+
+
+def _state(model):
+    return {name: (id(p), p.clone()) for name, p in model.model.named_parameters()}
+
+
+@pytest.mark.parametrize("where", ["aligning", "asking", "refining"])
+@pytest.mark.parametrize("fault", ["exception", "cancel", "out of memory"])
+def test_the_model_is_as_it_was_whatever_happens(model, where, fault, monkeypatch):
+    before, options = _state(model), str(model.model_options)
+    error = {
+        "exception": RuntimeError("in the middle"), "out of memory": torch.OutOfMemoryError("in the middle"),
+        "cancel": comfy.model_management.InterruptProcessingException(),
+    }[fault]  # fmt: skip
+    owner, name = {
+        "aligning": (Aligner, "_keys"),
+        "asking": (Paths, "_merge"),
+        "refining": (ConductGuider, "_refined"),
+    }[where]
+    original = getattr(owner, name)
+
+    def failing(self, *args):
+        original(self, *args)
+        raise error
+
+    monkeypatch.setattr(owner, name, failing)
+    guider = _guider(model)
+    with pytest.raises(type(error)):
+        _sample(guider)
+    monkeypatch.undo()
+    after = _state(model)
+    assert all(after[n][0] == before[n][0] and torch.equal(after[n][1], before[n][1]) for n in before)
+    assert str(model.model_options) == options
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
+    assert guider.running is None
+    assert guider.aligner is None
+    assert not getattr(comfy.model_management, "in_training", False)
+
+
+def test_prompts_that_need_calls_of_their_own_are_refused(model):
+    positive = _text(8)
+    positive[0][1]["area"] = (8, 8, 0, 0)
+    with pytest.raises(ValueError, match="an area.*regions of the concepts"):
+        ConductGuider(model, positive, _text(9), 3.0, [], None, QUICK)
+    with pytest.raises(ValueError, match="dpm_adaptive"):
+        _sample(_guider(model), "dpm_adaptive")
+
+
+def test_the_sites_are_the_papers_on_sd15(new_model):
+    unet = new_model("EPS", torch.float32, sd15=True).model.diffusion_model
+    assert guidance_site(unet).block == ("output", 3)
+    assert mask_site(unet, 64, 64).block == ("output", 8)

@@ -1,0 +1,111 @@
+"""Concept Conductor's arithmetic: the alignment's unit, the windows, and masks that follow planted shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comfyui_concepts.methods.conduct.alignment import alignment_loss, moved
+from comfyui_concepts.methods.conduct.refine import at_points, clusters, followed, k_means, rectangle, refined
+from comfyui_concepts.methods.conduct.settings import Conduct
+
+
+def _planted(owner: torch.Tensor, noise: float = 0.0) -> torch.Tensor:
+    """A self-attention (tokens, tokens) in which every token looks at those of its own owner."""
+    labels = owner.flatten()
+    attention = (labels[:, None] == labels[None]).double()
+    attention += noise * torch.rand(attention.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return attention / attention.sum(1, keepdim=True)
+
+
+@pytest.fixture
+def owner():
+    """(8, 12): background 0, a left object 1, a right object 2."""
+    grid = torch.zeros(8, 12, dtype=torch.long)
+    grid[2:6, 1:5], grid[3:7, 7:11] = 1, 2
+    grid[2, 1] = 0  # not a rectangle
+    return grid
+
+
+def test_the_loss_has_one_unit_for_all_sizes_and_pictures_do_not_meet():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, 16, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    each = alignment_loss(a, b)
+    assert each.shape == (2,)
+    torch.testing.assert_close(each[0], ((a[0] - b[0]) ** 2).mean() * 16)  # the reference's mean times its tokens
+    torch.testing.assert_close(alignment_loss(a.repeat(1, 2, 1), b.repeat(1, 2, 1)), 2 * each)
+    assert alignment_loss(a, a).abs().max() == 0
+
+
+@torch.inference_mode(False)  # importing the host leaves gradients off
+def test_a_step_in_sigma_space_is_the_step_of_the_variance_preserving_latent():
+    """Spec A5.6: x' = x − w (1 + σ²) ∂L/∂x equals z' = z − w ∂L/∂z."""
+    sigma, weight = 3.0, 0.2
+    z = torch.randn(1, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    scale = (1 + sigma**2) ** 0.5
+    x = (z.detach() * scale).requires_grad_(True)
+    (of_z,) = torch.autograd.grad((z**3).sum(), z)
+    (of_x,) = torch.autograd.grad(((x / scale) ** 3).sum(), x)
+    torch.testing.assert_close(moved(x, of_x, sigma, weight) / scale, z - weight * of_z, rtol=0, atol=1e-12)
+
+
+def test_the_windows_are_the_papers_in_two_hundred_steps():
+    """Spec A8.9: 61 gradient steps and 7 refinements of SD 1.5 at the timesteps 996, 991, …"""
+    progress, paper, last, refinements = [1 - (996 - 5 * n) / 999 for n in range(200)], Conduct(), None, 0
+    assert sum(map(paper.guides_at, progress)) == 61
+    for now in progress:
+        if paper.refines_at(now, last):
+            refinements, last = refinements + 1, now
+    assert refinements == 7
+    assert paper.steps_each(61) == 1
+    assert paper.steps_each(9) == 7
+    assert Conduct(iterations=2).steps_each(9) == 2
+    assert not any(map(Conduct(guidance_weight=0.0).guides_at, progress))
+    assert not any(Conduct(refine_start=0.3, refine_end=0.3).refines_at(p, None) for p in progress)
+
+
+def test_the_cluster_that_was_planted_is_found_and_the_result_repeats(owner):
+    attention = _planted(owner, 0.3)
+    pool = clusters(attention, range(3, 6))
+    for index in (1, 2):
+        shape = owner == index
+        start = rectangle(shape)
+        start[:, :2] = False  # a mask that only roughly lies there
+        assert torch.equal(followed(pool, start, 0.3), shape)
+    assert torch.equal(k_means(attention, 4), k_means(attention, 4))
+
+
+def test_a_shape_that_overlaps_too_little_is_not_trusted(owner):
+    pool = clusters(_planted(owner), [3])
+    small = torch.zeros(8, 12, dtype=torch.bool)
+    small[2:4, 2], small[3, 3] = True, True
+    assert torch.equal(followed(pool, small, 0.7), rectangle(small))
+    assert torch.equal(followed(pool, small, 0.0), owner == 1)
+    assert torch.equal(followed(pool, owner == 1, 0.0, rectangles=True), rectangle(owner == 1))
+    nowhere = torch.zeros(8, 12, dtype=torch.bool)
+    assert not followed(pool, nowhere, 0.0).any()  # the reference fails here (spec A7.10)
+
+
+def test_refined_masks_stay_apart_and_stay_where_clusters_are_the_masks(owner):
+    masks = torch.stack([owner == 1, owner == 2])
+    assert torch.equal(refined(masks, masks, masks), masks)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(50):
+        own, base = (torch.rand(2, 8, 12, generator=generator) < 0.4 for _ in range(2))
+        new = refined(masks, own, base)
+        assert new.sum(0).max() <= 1
+        clash = (own | base).sum(0) > 1
+        assert torch.equal(new[:, clash], masks[:, clash])
+        assert torch.equal(new[:, ~clash], (own | base)[:, ~clash])
+
+
+def test_clicks_take_the_shapes_they_lie_in(owner):
+    masks = at_points(_planted(owner, 0.05), (8, 12), [(2.5 / 12, 4 / 8), (9 / 12, 5 / 8)])
+    assert (masks[0] & (owner == 1)).sum() > 0
+    assert not (masks[0] & masks[1]).any()
+    assert not (masks[0] & (owner == 2)).any()
+    assert not (masks[1] & (owner == 1)).any()
+
+
+def test_fewer_rows_than_clusters_is_no_error():
+    assert len(clusters(torch.eye(2), range(3, 6))) >= 2
+    assert torch.equal(k_means(torch.ones(5, 3), 3), torch.zeros(5, dtype=torch.long))
