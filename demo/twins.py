@@ -69,6 +69,28 @@ TWINS = {
             ("6", "batch_size"): 1, ("7", "cfg"): 7.0,
         },
     ),
+    "compose_regions_sd15": Twin(
+        "compose_regions", SD15,
+        _prompts("a photo of a dog on the left and a cat on the right, a meadow")
+        | {
+            ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): "my dog",
+            ("4", "prompt"): "a photo of my dog on the left and a cat on the right, a meadow",
+            ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): "my cat",
+            ("5", "prompt"): "a photo of a dog on the left and my cat on the right, a meadow",
+            ("8", "cfg"): 7.5, ("12", "steps"): 30, ("9", "batch_size"): 1, ("7", "enhancement"): 0.04,
+        },
+    ),
+    "compose_automatic_sdxl": Twin(
+        "compose_automatic", SDXL,
+        _prompts("a photo of a dog on the left and a cat on the right, a meadow")
+        | {
+            ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): "my dog",
+            ("4", "prompt"): "a photo of my dog on the left and a cat on the right, a meadow",
+            ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): "my cat",
+            ("5", "prompt"): "a photo of a dog on the left and my cat on the right, a meadow",
+            ("8", "cfg"): 7.0, ("12", "steps"): 30, ("9", "batch_size"): 1, ("7", "enhancement"): 0.0,
+        },
+    ),
     "conduct_layout_sdxl": Twin(
         "conduct_layout", SDXL,
         _prompts("a photo of a man on the left and a woman on the right, a city park")
