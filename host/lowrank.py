@@ -95,7 +95,8 @@ def _add_to_linear(module: Any, branch: Branch, factors: Factors, x: torch.Tenso
     if factors.up is None:
         y[branch.rows].add_(hidden, alpha=scale)
         return
-    y[branch.rows].flatten(0, -2).addmm_(hidden.flatten(0, -2), factors.up.T, alpha=scale)
+    # a view, never a copy: what is added to a copy is lost
+    y[branch.rows].view(-1, y.shape[-1]).addmm_(hidden.flatten(0, -2), factors.up.T, alpha=scale)
 
 
 def _add_to_convolution(module: Any, branch: Branch, factors: Factors, x: torch.Tensor, y: torch.Tensor) -> None:
