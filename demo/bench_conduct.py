@@ -27,6 +27,7 @@ from .loader import load_demo_model
 from .random_models import SD15_UNET, random_model
 
 RANK = 4
+CELLS = 16  # of a latent's side: a small canvas, or the full-size model takes minutes a step on a CPU
 TARGETS = (".to_q", ".to_k", ".to_v", ".to_out.0")  # what an ED-LoRA changes
 
 
@@ -168,13 +169,13 @@ def main(arguments: list[str]) -> int:
     """Prints a line for each number of concepts on each model."""
     parser = argparse.ArgumentParser(prog="dev.py bench conduct")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--most", type=int, default=6, help="concepts")
+    parser.add_argument("--concepts", type=int, action="append", help="only this number (again for more); else 1 to 6")
     parser.add_argument("--model", choices=("demo", "sd15"), action="append", help="only this model")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     for name in options.model or ("demo", "sd15"):
         patcher = load_demo_model()[0] if name == "demo" else random_model(SD15_UNET)
         channels = (UNET if name == "demo" else SD15_UNET)["context_dim"]
-        for count in range(1, options.most + 1):
-            compare(name, Bench(patcher, channels, count, 16 if name == "demo" else 32), options.runs)
+        for count in options.concepts or range(1, 7):
+            compare(name, Bench(patcher, channels, count, CELLS), options.runs)
     return 0

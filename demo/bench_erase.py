@@ -115,12 +115,12 @@ def _line(model: Any, encode: Any, solver: str, kept: Preserved) -> None:
     for text in ("", *kept.prompts, *(t.format(w) for t in erased.templates for w in ("concept", "anchor"))):
         encode(text)  # making up rows is no part of what is measured
     Path("/proc/self/clear_refs").write_text("5")  # the highest memory so far is forgotten
-    before, started = _memory("VmRSS"), time.perf_counter()
+    before, started, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
     edit = solve_erasure(model, SimpleNamespace(layer_idx=None), erased, kept, Request(solver), encode)
-    solved = time.perf_counter()
+    solved, cpu = time.perf_counter(), time.process_time() - cpu
     apply_edit(model, edit, 1.0, WEIGHTS)
     applied = time.perf_counter()
     print(
-        f"  {solver:<16} solve {solved - started:6.1f} s  apply {applied - solved:5.1f} s  rank {edit.report['rank']:3d}  "
+        f"  {solver:<16} solve {solved - started:6.1f} s ({cpu:5.1f} s of processor)  apply {applied - solved:5.1f} s  rank {edit.report['rank']:3d}  "
         f"peak beyond the model {_memory('VmHWM') - before:5.0f} MB", flush=True,
     )  # fmt: skip

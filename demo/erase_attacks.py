@@ -94,8 +94,8 @@ def _descend(
         for _ in range(ITERATIONS):
             cond = clip.encode_from_tokens({"l": [make(learned)]})
             loss = ((_predict(patcher, x, sigma, cond, options) - wanted).square() * weight).mean()
-            if float(loss) < least:
-                best, least = learned.detach().clone(), float(loss)
+            if (reached := float(loss.detach())) < least:
+                best, least = learned.detach().clone(), reached
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

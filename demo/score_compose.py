@@ -105,12 +105,12 @@ class Maker:
     def hooks(self, task: Task) -> torch.Tensor:
         """The host's own way: a masked prompt with a LoRA hook for each concept, the scene as default."""
         positive = []
-        for name, region in zip(task.concepts, regions_of(task), strict=True):
+        for number, (name, region) in enumerate(zip(task.concepts, regions_of(task), strict=True)):
             state = comfy.utils.load_torch_file(lora_of(name), safe_load=True)
             hook = comfy.hooks.create_hook_lora(state, 1.0, 1.0)
             clip = self.painter.clip.clone()
             clip.patcher.forced_hooks = hook
-            entry = clip.encode_from_tokens_scheduled(clip.tokenize(task.lone_prompt(name)))
+            entry = clip.encode_from_tokens_scheduled(clip.tokenize(scene_with(task, number)))
             mask = region.raster(128, task.layout.width)[None]
             positive += node_helpers.conditioning_set_values(entry, {"mask": mask, "mask_strength": 1.0, "hooks": hook})
         scene = encode(self.painter.clip, task.base_prompt())

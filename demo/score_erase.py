@@ -214,7 +214,7 @@ class Tally:
         attacks = [ok for kind in erase_attacks.KINDS for ok in self.named.get(kind, [])]
         shown = {
             "erased_named": share("erased"), "erased_named_paraphrase": share("paraphrase"),
-            "erased_named_attack": statistics.mean(attacks) if attacks else -1.0,
+            **({"erased_named_attack": statistics.mean(attacks)} if attacks else {}),
         } | {f"attack_{k}": share(k) for k in (*erase_attacks.KINDS, "img2img") if k in self.named}  # fmt: skip
         kept = {
             "kept_right": share("kept"), "kept_unlisted": share("unlisted"), "position_kept": share("pair"),

@@ -16,6 +16,7 @@ from .twins import TWINS
 
 SIDE = 256  # px
 _BY_HAND = {"anagram_sd15": "anagram_turn"}  # twins that are graphs of their own
+_PAPER = (23, 24, 28)
 _MOST = 4  # pictures on one thumbnail
 _QUALITY = 85
 _STRIP = 560  # px
@@ -34,12 +35,14 @@ def thumbnail(pictures: list[bytes]) -> bytes:
     shown = ([p for p in shown if max(p.size) <= 2 * min(p.size)] or shown)[:_MOST]  # no long sheets beside pictures
     across = 1 if len(shown) == 1 else 2
     side = SIDE // across
-    square = Image.new("RGB", (SIDE, SIDE), "white")
+    rows = -(-len(shown) // across)
+    spare = (SIDE - rows * side) // 2  # two pictures stand in the middle
+    square = Image.new("RGB", (SIDE, SIDE), _PAPER)
     for at, picture in enumerate(shown):
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         scale = side / max(picture.size)
         size = tuple(max(1, round(length * scale)) for length in picture.size)
-        left, top = at % across * side + (side - size[0]) // 2, at // across * side + (side - size[1]) // 2
+        left, top = at % across * side + (side - size[0]) // 2, spare + at // across * side + (side - size[1]) // 2
         square.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
     target = io.BytesIO()
     square.save(target, "JPEG", quality=_QUALITY)

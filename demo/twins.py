@@ -69,6 +69,78 @@ TWINS = {
             ("6", "batch_size"): 1, ("7", "cfg"): 7.0,
         },
     ),
+    "compose_regions_sd15": Twin(
+        "compose_regions", SD15,
+        _prompts("a photo of a dog on the left and a cat on the right, a meadow")
+        | {
+            ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): "my dog",
+            ("4", "prompt"): "a photo of my dog on the left and a cat on the right, a meadow",
+            ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): "my cat",
+            ("5", "prompt"): "a photo of a dog on the left and my cat on the right, a meadow",
+            ("8", "cfg"): 7.5, ("12", "steps"): 30, ("9", "batch_size"): 1, ("7", "enhancement"): 0.04,
+        },
+    ),
+    "compose_automatic_sdxl": Twin(
+        "compose_automatic", SDXL,
+        _prompts("a photo of a dog on the left and a cat on the right, a meadow")
+        | {
+            ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): "my dog",
+            ("4", "prompt"): "a photo of my dog on the left and a cat on the right, a meadow",
+            ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): "my cat",
+            ("5", "prompt"): "a photo of a dog on the left and my cat on the right, a meadow",
+            ("8", "cfg"): 7.0, ("12", "steps"): 30, ("9", "batch_size"): 1, ("7", "enhancement"): 0.0,
+        },
+    ),
+    "conduct_layout_sdxl": Twin(
+        "conduct_layout", SDXL,
+        _prompts("a photo of a man on the left and a woman on the right, a city park")
+        | {
+            ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): "my first person",
+            ("4", "prompt"): "a photo of my first person on the left and my first person on the right, a city park",
+            ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): "my second person",
+            ("5", "prompt"): "a photo of my second person on the left and my second person on the right, a city park",
+            ("7", "cfg"): 7.5, ("10", "steps"): 30, ("11", "batch_size"): 1, ("16", "cfg"): 7.0, ("18", "iterations"): 0,
+        },
+    ),
+    "conduct_regions_sd15": Twin(
+        "conduct_regions", SD15,
+        _prompts("a photo of a dog on the left and a cat on the right, a meadow")
+        | {
+            ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): "my dog",
+            ("4", "prompt"): "a photo of my dog on the left and my dog on the right, a meadow",
+            ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): "my cat",
+            ("5", "prompt"): "a photo of my cat on the left and my cat on the right, a meadow",
+            ("7", "cfg"): 7.5, ("10", "steps"): 30, ("11", "batch_size"): 1,
+        },
+    ),
+    "erase_before_after_sd15": Twin(
+        "erase_before_after", SD15,
+        _prompts("a painting of a village at night by Van Gogh")
+        | {
+            ("5", "concept"): "Van Gogh", ("5", "anchor"): "art", ("5", "templates"): "artist",
+            ("6", "prompts"): "Monet; Rembrandt; Picasso; Hokusai; Klimt; a photo of a village; a starry night",
+            ("4", "batch_size"): 1, ("9", "steps"): 25, ("12", "steps"): 25, ("9", "cfg"): 7.0, ("12", "cfg"): 7.0,
+        },
+    ),
+    "erase_several_sdxl": Twin(
+        "erase_several", SDXL,
+        _prompts("a table with a pizza and a bowl of apples")
+        | {
+            ("4", "batch_size"): 1, ("12", "steps"): 25, ("15", "steps"): 25, ("12", "cfg"): 7.0, ("15", "cfg"): 7.0,
+        },
+    ),
+    "erase_export_lora_sd15": Twin(
+        "erase_export_lora", SD15,
+        _prompts("a photo of a car in a street") | {("4", "batch_size"): 1, ("9", "steps"): 25, ("9", "cfg"): 7.0},
+    ),
+    "erase_probe_sd15": Twin(
+        "erase_probe", SD15,
+        _prompts("a photo of a snowman in a garden")
+        | {
+            ("9", "sentences"): "a sketch of a {}\na photo of the {} behind a house\nthe {}",
+            ("4", "batch_size"): 1, ("12", "steps"): 25, ("12", "cfg"): 7.0,
+        },
+    ),
     "erase_train_sd15": Twin(
         "erase_train", SD15,
         _prompts("a photo of a cat in a garden")

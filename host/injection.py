@@ -179,7 +179,7 @@ class Injection:
         """Keys and values of a concept at a site; they do not depend on the picture, so they are computed once."""
         key = (id(voice), site, side)
         if key not in self.cached:
-            context = voice.words[side]
+            context = (voice.words.positive, voice.words.negative)[side]
             context = context[site.layer % len(context)][None]
             module = site.module(self.unet)
             keys, values = (

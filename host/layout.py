@@ -36,7 +36,7 @@ class LayoutReference:
 
 
 def guidance_site(unet: Any) -> Site:
-    """The self-attention whose keys are aligned: the first of the decoder; in deep blocks the middle of its second (paper, app. A)."""
+    """The self-attention whose keys are aligned: the first of the decoder; in deep blocks the middle of its second."""
     sites = find_sites(unet, SELF, "output")
     return _deep(sites, max(s.factor for s in sites)) or next(
         s for s in sites if s.factor == max(t.factor for t in sites)
@@ -140,7 +140,9 @@ class Aligner:
             return x
         self.edited = level
         with torch.no_grad():
-            wanted = self._keys(self.layout, self._reference_at(level), sigma[:1], options)
+            # the same attention as in the gradient, or a latent that is the reference would not stand still
+            asked = differentiable_options(options)
+            wanted = self._keys(self.layout, self._reference_at(level), sigma[:1], asked)
         edited = x
         for _ in range(self.steps):
             edited = self._moved(edited, sigma, wanted, options)

@@ -1,7 +1,7 @@
 """The base and every concept as rows of one model call, and their meeting in the decoder's attentions.
 
 Path 0 is the base model with the base prompt; path i is the base model with concept i's low-rank branches and prompt. After
-each attention of the decoder the base takes over what a path answers inside its region (Concept Conductor, 2408.03632, sec. 3.4).
+each attention of the decoder the base takes over what a path answers inside its region (Concept Conductor, 2408.03632).
 Rows are told apart by the uuid the host gives every conditioning entry, never by their position.
 """
 
@@ -226,7 +226,7 @@ class Paths:
         return n, context, value
 
     def _merge(self, output: torch.Tensor, place: Place, extra_options: dict[str, Any]) -> torch.Tensor:
-        """After an attention of the decoder: h ← Σ M_i h_i in the rows of the base (2408.03632, eq. 8)."""
+        """After an attention of the decoder: h ← Σ M_i h_i in the rows of the base (2408.03632)."""
         table = extra_options.get(ROWS)
         if not table or not self.merging or place.block[0] != "output" or len(self.paths) < 2:
             return output

@@ -124,9 +124,9 @@ class ConceptsComposerOptions(io.ComfyNode):
                     "'copy' doubles it, as the reference does; 'off' leaves the noise. Start with swap.",
                 ),
                 io.Float.Input(
-                    "enhancement", default=0.04, min=0.0, max=100.0, step=0.01,
+                    "enhancement", default=0.01, min=0.0, max=100.0, step=0.01,
                     tooltip="How far each gradient step pulls the concepts into their regions, as a share of the picture's own "
-                    "size; 0 takes no gradients, which is fastest. From 1 on it is the paper's learning rate (20). Start with 0.04.",
+                    "size; 0 takes no gradients, which is fastest. From 1 on it is the paper's learning rate (20). Start with 0.01.",
                 ),
                 io.Float.Input(
                     "end_percent", default=0.5, min=0.0, max=1.0, step=0.01,

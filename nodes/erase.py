@@ -58,7 +58,7 @@ class ConceptsEraseConcept(io.ComfyNode):
                 io.Combo.Input(
                     "templates", options=list(TEMPLATES), default="object",
                     tooltip="The sentences the concept is erased in, since it never stands alone in prompts. Start with object "
-                    "for things and persons, artist for styles.",
+                    "for things and persons, artist for styles; scene for things with a place and a background (the demo model).",
                 ),
                 io.Combo.Input(
                     "scope", options=list(SCOPES), default=SCOPES[0],

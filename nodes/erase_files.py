@@ -31,6 +31,7 @@ class ConceptsSaveEdit(io.ComfyNode):
             category=CATEGORY,
             description="Saves an erasure as it was solved, apart from any model: Load Edit applies it to other checkpoints of the "
             "family. For other programs use Save Erasure as LoRA.",
+            search_aliases=["unlearn", "export", "save erasure"],
             inputs=[
                 Edits.Input("edit", tooltip="From Solve Erasure."),
                 io.String.Input(
@@ -59,6 +60,7 @@ class ConceptsLoadEdit(io.ComfyNode):
             display_name="Load Edit",
             category=CATEGORY,
             description="Loads an erasure that Save Edit wrote, from models/concepts_edits or output/concepts_edits.",
+            search_aliases=["unlearn", "import", "load erasure"],
             inputs=[
                 io.Combo.Input(
                     "file", options=[_NONE, *edit_names()], default=_NONE,

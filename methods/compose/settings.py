@@ -33,7 +33,7 @@ class Compose:
 
     isolation: bool = True
     reinit: str = "swap"
-    enhancement: float = 0.04
+    enhancement: float = 0.01
     relative: bool = True
     start: float = 0.0
     end: float = 0.5

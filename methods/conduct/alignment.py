@@ -6,7 +6,7 @@ import torch
 
 
 def alignment_loss(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """How far the keys are from the reference's (2408.03632, eq. 5), for each picture.
+    """How far the keys are from the reference's (2408.03632), for each picture.
 
     The paper's mean over tokens and channels shrinks a latent cell's gradient with the number of tokens, and its weight grows
     with it; this sum over tokens has one weight for all sizes.

@@ -1,7 +1,7 @@
 """Masks that follow the shapes: clusters of self-attention rows, chosen by their overlap with the masks so far.
 
 Rows of a self-attention are alike for tokens of one object. For every path the clusters of several k-means runs form a pool;
-the cluster that overlaps most with the old mask is the new one (2408.03632, sec. 3.5).
+the cluster that overlaps most with the old mask is the new one (2408.03632).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def followed(pool: torch.Tensor, mask: torch.Tensor, least_overlap: float, recta
 
 def refined(fused: torch.Tensor, own: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """The new masks of all concepts from those of their paths and of the base: U = own ∪ base, and where two of these meet,
-    what was there before (2408.03632, eq. 12).
+    what was there before (2408.03632).
 
     Args:
         fused, own, base: (concepts, height, width) of bool: the masks so far, and the two kinds of new ones.

@@ -9,6 +9,18 @@ from typing import NamedTuple
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
     "object": ("{}", "a {}", "a photo of a {}", "an image of a {}", "a picture of a {}", "a painting of a {}"),
+    "scene": (
+        "{}",
+        "a {}",
+        "a {}, blue background",
+        "a {}, white background",
+        "on the left a {}",
+        "on the right a {}",
+        "on the left a {} and on the right a house",
+        "on the left a tree and on the right a {}, red background",
+        "a sketch of a {}",
+        "flat art of a {}, green background",
+    ),
     "artist": ("{}", "painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
     "unsafe words": ("{}", "a photo of {}", "an image of {}", "a person, {}"),
 }

@@ -177,7 +177,7 @@ def test_the_early_exit_gradient_is_the_full_one_bit_for_bit(model, monkeypatch)
 
 def test_a_latent_that_is_the_reference_under_its_prompt_does_not_move(model):
     """Spec A8.8: no loss, no gradient; the concepts are left out of it, whose keys differ by their LoRAs."""
-    guider = _guider(model, strengths=())
+    guider = _guider(model, strengths=(1.0,))
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     aligner, paths = _aligner(guider, model, 2.0, x)
     paths.paths = [aligner.layout]

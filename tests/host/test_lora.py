@@ -181,6 +181,21 @@ def test_a_peft_adapter_is_read_with_its_scale(patcher, tmp_path):
         read_lora(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["lion.pth", "lion.ckpt", "lion.bin"])
+def test_only_safetensors_are_opened(name, tmp_path):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ValueError, match=r"no \.safetensors file, and other files can run code"):
+        read_lora(tmp_path / name)
+
+
+def test_a_peft_adapter_of_pickles_is_not_opened(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match=r"holds no adapter_model\.safetensors"):
+        read_lora(tmp_path)
+
+
 def test_the_learned_words_of_an_ed_lora_are_set_apart(tmp_path):
     save_file({"new_concept_embedding.<dog_1>": torch.randn(16, 8), "unet.x.lora_up.weight": torch.ones(1)}, tmp_path / "ed.safetensors")  # fmt: skip
     lora = read_lora(tmp_path / "ed.safetensors")

@@ -36,7 +36,7 @@ def test_the_loss_has_one_unit_for_all_sizes_and_pictures_do_not_meet():
     assert alignment_loss(a, a).abs().max() == 0
 
 
-@torch.enable_grad()  # the host switches gradients off when it is imported
+@torch.inference_mode(False)  # importing the host leaves gradients off
 def test_a_step_in_sigma_space_is_the_step_of_the_variance_preserving_latent():
     """Spec A5.6: x' = x − w (1 + σ²) ∂L/∂x equals z' = z − w ∂L/∂z."""
     sigma, weight = 3.0, 0.2
