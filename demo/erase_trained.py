@@ -29,7 +29,7 @@ METHODS = {
 }  # fmt: skip
 """Row name to the method of Train Erasure."""
 FEW_SHOT = "few-shot"
-COMBINED = "rece + esd"
+COMBINED = "rece + co-erasing"
 ROWS = (*METHODS, FEW_SHOT, COMBINED)
 
 Trained = tuple[Any, Any, float]
@@ -37,16 +37,16 @@ Trained = tuple[Any, Any, float]
 
 
 def train_row(name: str, model: Any, clip: Any, concepts: Erased | None, kept: Preserved) -> Trained:
-    """What a row's method leaves. The combined row trains on the model that a solved edit has been applied to."""
+    """What a row's method leaves. The combined row applies a solved edit and a trained one, both made on the plain model."""
     assert concepts is not None
     started = time.monotonic()
-    request = Request(METHODS.get(name, "ESD"), BUDGET, 0, SIZE, Choices(preview_every=0))
+    request = Request(METHODS.get(name, "Co-Erasing"), BUDGET, 0, SIZE, Choices(preview_every=0))
     if name == FEW_SHOT:
         edit, _ = unlearn_in_text(model, clip, concepts, kept, request)
         return model, apply_to_clip(clip, edit), (time.monotonic() - started) / 60
+    edit, _ = train_erasure(model, clip, concepts, kept, request)
     if name == COMBINED:
         model = apply_edit(model, solve_erasure(model, clip, concepts, kept, Solving("rece")), 1.0, TEXT)
-    edit, _ = train_erasure(model, clip, concepts, kept, request)
     return with_adapter(model, edit.layers), clip, (time.monotonic() - started) / 60
 
 
