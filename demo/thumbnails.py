@@ -32,7 +32,8 @@ def thumbnail(pictures: list[bytes]) -> bytes:
     if not pictures:
         raise ValueError("There is no picture to make a thumbnail of; end the graph with a Save Image.")
     shown = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
-    shown = ([p for p in shown if max(p.size) <= 2 * min(p.size)] or shown)[:_MOST]  # no long sheets beside pictures
+    whole = [picture for picture in shown if max(picture.size) <= 2 * min(picture.size)]
+    shown = whole[:_MOST] or [_beginning(shown[0])]  # no long sheets beside pictures
     across = 1 if len(shown) == 1 else 2
     side = SIDE // across
     rows = -(-len(shown) // across)
@@ -47,6 +48,12 @@ def thumbnail(pictures: list[bytes]) -> bytes:
     target = io.BytesIO()
     square.save(target, "JPEG", quality=_QUALITY)
     return target.getvalue()
+
+
+def _beginning(sheet: Image.Image) -> Image.Image:
+    """The first square of a long sheet: what it shows as best."""
+    side = min(sheet.size)
+    return sheet.crop((0, 0, side, side))
 
 
 def strip(pictures: list[bytes]) -> bytes:
