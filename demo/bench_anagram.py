@@ -22,7 +22,7 @@ from ..host.views import ViewConds
 from ..methods.anagram.combine import MULTI_TASK_FAST, MULTI_TASK_FULL, combiner
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.views import VIEWS, view_named
-from ..nodes.anagram import pull_of
+from ..nodes.anagram_sampling import pull_of
 from .sampling import CFG, STEPS, Painter, encode, noise_for
 
 SIGMA = 2.0  # where the gradient step is timed

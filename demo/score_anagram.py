@@ -25,7 +25,7 @@ from ..methods.anagram.overlap import AntiSegregation
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.score import Readings
 from ..methods.anagram.views import Settings, View, view_named
-from ..nodes.anagram import pull_of
+from ..nodes.anagram_sampling import pull_of
 from . import vocabulary
 from .board import Board
 from .judge import CLASSES, Judge

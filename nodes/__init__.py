@@ -6,7 +6,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     anagram,
+    anagram_options,
     anagram_pictures,
+    anagram_sampling,
     compose,
     concept,
     conduct,
@@ -15,12 +17,16 @@ from . import (
     erase_apply,
     erase_files,
     erase_train,
+    phrase,
     region,
     several,
 )
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram.NODES,
+    *anagram_sampling.NODES,
+    *anagram_options.NODES,
+    *phrase.NODES,
     *anagram_pictures.NODES,
     *concept.NODES,
     *conduct.NODES,

@@ -1,0 +1,39 @@
+"""A prompt that knows which of its words are the concept."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..host.phrases import encode_with_phrase
+from ..host.schema import schema
+
+
+class ConceptsEncodePhrase(io.ComfyNode):
+    """A prompt that knows which of its words are the concept."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsEncodePhrase",
+            display_name="Encode Concept Phrase",
+            category="concepts",
+            description="CLIP Text Encode that also marks which words of the prompt are the concept, for what looks at their "
+            "attention.",
+            search_aliases=["clip text encode", "prompt", "token"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder."),
+                io.String.Input("text", multiline=True, default="", tooltip="The prompt."),
+                io.String.Input(
+                    "phrase", default="",
+                    tooltip="The words of the prompt that are the concept, such as 'old man'; empty takes the whole prompt.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output("conditioning", display_name="CONDITIONING", tooltip="The encoded prompt.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, clip, text, phrase) -> io.NodeOutput:
+        return io.NodeOutput(encode_with_phrase(clip, text, phrase))
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (ConceptsEncodePhrase,)
