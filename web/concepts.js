@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { FlipPicture } from "./flip.js";
+import { translate } from "./languages.js";
 import { RegionEditor } from "./regions/editor.js";
 import { backgroundAddress, canvasSize, conceptNames } from "./regions/surroundings.js";
 
@@ -123,5 +124,16 @@ app.registerExtension({
     widget.serialize = false;
     shareWithCanvas(picture.element);
     after(node, "onExecuted", (message) => picture.show(message?.concepts_flip?.[0]));
+  },
+});
+
+app.registerExtension({
+  name: "concepts.languages",
+  async addCustomNodeDefs(definitions) {
+    const language = app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en";
+    if (language === "en") return;
+    const served = await api.fetchApi("/i18n").then((answer) => (answer.ok ? answer.json() : {}));
+    const own = Object.entries(served[language]?.nodeDefs ?? {}).filter(([id]) => id.startsWith("Concepts"));
+    translate(definitions, Object.fromEntries(own));
   },
 });
