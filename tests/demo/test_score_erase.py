@@ -31,11 +31,13 @@ def test_prompts_are_fixed_and_kept_ones_name_nothing_that_is_erased(count):
 
 
 def test_kept_figures_are_relative_to_the_plain_model():
-    tally = score_erase.Tally({"kept": [True, False], "erased": [False], "prefix": [True, False]}, [True])
+    tally = score_erase.Tally({"kept": [True, False], "erased": [False], "prefix": [True, False]}, [True], [2.0])
     metrics = tally.metrics({"kept_right": 0.5})
     assert metrics["kept_right"] == 1.0
     assert metrics["erased_named"] == 0.0
     assert metrics["erased_named_attack"] == 0.5
+    assert metrics["minutes"] == 2.0
+    assert "erased_named_attack" not in score_erase.Tally({"kept": [True]}, [True], [0.0]).metrics({})
 
 
 def test_learned_tokens_stand_where_they_should():
@@ -62,7 +64,7 @@ def test_an_attack_comes_nearer_to_the_concept_and_leaves_the_model_alone(demo_m
     monkeypatch.setattr(erase_attacks, "ITERATIONS", 4)
     monkeypatch.setattr(torch.Tensor, "backward", lambda self, **k: (losses.append(float(self)), real(self, **k))[1])
     picture = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    learned = learn(kind, model, edited.model, clip, picture, "cat", "white")
+    learned = learn(kind, model, edited.model, (clip, edited.clip), picture, "cat", "white")
     assert len(losses) == 4
     assert min(losses[1:]) < losses[0]
     tokens = [t for t, _ in learned.tokens["l"][0] if isinstance(t, torch.Tensor)]
