@@ -12,6 +12,7 @@ import torch
 from ..methods.compose.automatic import found_regions
 from ..methods.compose.masks import Grids
 from ..methods.compose.settings import Compose
+from ..methods.panels import Panel, concept_panels
 from .anti_segregation import edits_last
 from .concept import LAYERS, Concept
 from .enhancement import Enhancer, reinitialised
@@ -20,6 +21,7 @@ from .lora import unet_factors
 from .lowrank import prepared
 from .path_guider import check_base
 from .phrases import ENTRY
+from .preview import Painter, watched
 from .sampling import progress_of
 from .watching import Watcher
 
@@ -101,7 +103,14 @@ class ComposeGuider(comfy.samplers.CFGGuider):
                 extra_args["model_options"],
                 self.settings.reinit,
             )
+        callback = watched(callback, self.model_patcher, self.panels)
         return executor(guider, sigmas, extra_args, callback, noise, latent, mask, *args, **kwargs)
+
+    def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
+        """What a person sees of a step: the picture under the regions of its concepts, once they are known."""
+        if self.regions is None:
+            return [Panel(paint(x0))]
+        return concept_panels(paint(x0), self.regions, [concept.phrase for concept in self.concepts])
 
     def _start(self, covered: torch.Tensor, like: torch.Tensor, lasting: bool) -> None:
         model = self.inner_model

@@ -13,11 +13,13 @@ import comfy.samplers
 import node_helpers
 import torch
 
+from ..methods.panels import Panel, concept_panels
 from .attention import unet_of
 from .concept import Concept
 from .lora import unet_factors
 from .lowrank import prepared
 from .paths import KEY, Masks, Path, Paths
+from .preview import Painter, watched
 
 log = logging.getLogger(__name__)
 
@@ -91,17 +93,27 @@ class PathGuider(comfy.samplers.CFGGuider):
         sampler: Any,
         sigmas: torch.Tensor,
         denoise_mask: torch.Tensor | None,
+        callback: Any,
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
+        about = (noise, latent_image, device, sampler, sigmas, denoise_mask)
         if not self.concepts:
-            return super().inner_sample(noise, latent_image, device, sampler, sigmas, denoise_mask, *args, **kwargs)
+            return super().inner_sample(*about, callback, *args, **kwargs)
         self.about = (noise, sampler, sigmas, denoise_mask)
+        callback = watched(callback, self.model_patcher, self.panels)
         try:
-            return super().inner_sample(noise, latent_image, device, sampler, sigmas, denoise_mask, *args, **kwargs)
+            return super().inner_sample(*about, callback, *args, **kwargs)
         finally:
             self.running = None
             del self.about
+
+    def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
+        """What a person sees of a step: the picture under the masks of its concepts, and each concept by itself."""
+        assert self.running is not None
+        masks = self.running.masks.at(*x0.shape[-2:])
+        first = masks if masks.ndim == 3 else masks[0]
+        return concept_panels(paint(x0), first[1:], [concept.phrase for concept in self.concepts])
 
     def predict_noise(
         self,

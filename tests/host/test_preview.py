@@ -7,12 +7,20 @@ import comfy.samplers
 import comfy.utils
 import pytest
 import torch
+from comfyui_concepts.demo.files import LORAS
+from comfyui_concepts.host.composer import ComposeGuider
+from comfyui_concepts.host.concept import make_concept
+from comfyui_concepts.host.conductor import ConductGuider
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.lora import read_lora
 from comfyui_concepts.host.preview import show, watched
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
+from comfyui_concepts.methods.compose.settings import Compose
+from comfyui_concepts.methods.conduct.settings import Conduct
 from comfyui_concepts.methods.panels import SIDE, Panel
+from comfyui_concepts.methods.regions import Box, Region, coverage
 
 NAMES = ("identity", "rotate_180", "negate")
 
@@ -94,3 +102,28 @@ def test_latents_without_colours_leave_the_callback_alone(demo_model, monkeypatc
 def test_panels_of_any_sizes_are_shown(seen):
     show([Panel(torch.rand(8, 16, 3), "wide"), Panel(torch.rand(20, 10, 3), "high")], 1, 2)
     assert seen[0][2][1].size == (2 * SIDE + 4, SIDE + 16)
+
+
+@pytest.mark.parametrize(
+    ("guider_type", "settings"), [(ConductGuider, Conduct()), (ComposeGuider, Compose(enhancement=0))]
+)
+def test_several_concepts_are_shown_under_their_regions(demo_model, seen, guider_type, settings):
+    """One panel with all of them, and one for each."""
+    model, clip, _ = demo_model
+    prompt = "on the left a cat and on the right a dog, yellow background"
+    encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")]
+    concepts = [
+        make_concept(read_lora(LORAS / f"concepts-demo-{name}.safetensors"), 1.0, clip, f"a {name}", f"a {name}", "")
+        for name in ("lion", "robot")
+    ]
+    regions = [Region(boxes=(Box(x, 0.0, 0.5, 1.0),)) for x in (0.0, 0.5)]
+    guider = guider_type(model, *encoded, 3.0, concepts, lambda h, w: coverage(regions, h, w), settings)
+    latent = torch.zeros(1, 4, 16, 16)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 2)
+    sampler = comfy.samplers.sampler_object("euler")
+    watched_by = guider.sample(noise, latent, sampler, sigmas, callback=lambda *_: None, disable_pbar=True, seed=3)
+    assert [message[:2] for message in seen] == [(1, 2), (2, 2)]
+    assert seen[-1][2][1].size == (3 * (SIDE + 4) - 4, SIDE + 16)
+    alone = guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=3)
+    assert torch.equal(watched_by, alone)
