@@ -256,9 +256,10 @@ def test_regions_survive_a_subgraph(editor, page, until):
         page.drag(paper, (wanted - move + 0.15, 0.45), (wanted + 0.15, 0.45), keys=CONTROL)
         text = page.js("return app.canvas.graph.nodes.find(n => n.type === 'ConceptsRegionEditor').widgets[0].value")
         assert near(json.loads(text)["regions"][1]["boxes"][0], [wanted, 0.2, 0.3, 0.5])
-        page.js("app.canvas.setGraph(app.graph)")
-        gone = "return !arguments[0].isConnected || !arguments[0].checkVisibility()"
-        until(lambda p=paper, gone=gone: page.js(gone, p), what="the way out")
+        # kept by the page itself: the driver refuses to be handed an element that has gone
+        page.js("window.inside = arguments[0]; app.canvas.setGraph(app.graph)", paper)
+        gone = "return !inside.isConnected || !inside.checkVisibility()"
+        until(lambda gone=gone: page.js(gone), what="the way out")
     page.load(page.renderer == "modern")
 
 
