@@ -77,7 +77,7 @@ class ConductGuider(PathGuider):
                 lasting = edits_last(sampler, denoise_mask, "Concept Conductor's layout alignment")
                 self.aligner = Aligner(paths, layout, levels, sigmas, self.settings, lasting)
         self.masks = None
-        self._followers: list[list[torch.Tensor]] | None = None
+        self._followed: tuple[torch.Tensor, torch.Tensor] | None = None  # each path's own masks and the base's
         return paths
 
     def before(self, paths: Paths, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
@@ -107,9 +107,7 @@ class ConductGuider(PathGuider):
         """The masks of every picture after one refinement, (batch, concepts, *grid)."""
         now = paths.masks.at(*grid)
         now = (now if now.ndim == 4 else now.expand(batch, *now.shape))[:, 1:] > 0.5
-        if self._followers is None:
-            self._followers = [[now.clone(), now.clone()] for _ in range(1)]
-        own_before, base_before = self._followers[0]
+        own_before, base_before = self._followed or (now, now)
         own, base, fused = torch.zeros_like(now), torch.zeros_like(now), torch.zeros_like(now)
         count = len(paths.paths) - 1
         numbers = range(count + 1, 2 * count + 2)
@@ -120,7 +118,7 @@ class ConductGuider(PathGuider):
                 own[b, i] = self._follow(of_own, own_before[b, i])
                 base[b, i] = self._follow(of_base, base_before[b, i])
             fused[b] = refined(now[b], own[b], base[b])
-        self._followers[0] = [own, base]
+        self._followed = (own, base)
         return fused.float()
 
     def _follow(self, pool: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
