@@ -199,10 +199,15 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, rest
 
 
+def whole_suite() -> list[str]:
+    """The whole suite on all cores. The tests that share a host stay together (``xdist_group``), or each process would start one."""
+    return ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadgroup", "tests"]
+
+
 def command(verb: str, rest: list[str]) -> list[str]:
     """The process that does the work of a verb."""
     if verb == "test":
-        return ["-m", "pytest", "-c", "pyproject.toml", "--rootdir", "tests", *(rest or ["tests"])]
+        return ["-m", "pytest", "-c", "pyproject.toml", "--rootdir", "tests", *(rest or whole_suite())]
     if verb in ("score", "bench", "train"):
         family, *others = rest or [""]
         known = ("model", "decoder", "judge", "lora", "export") if verb == "train" else families(verb)

@@ -24,6 +24,8 @@ def _load_runner():
 
 if "COMFYUI_PATH" not in os.environ:
     raise pytest.UsageError("the tests run next to a host; start them with: python3 dev.py test")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a process a core: threads beside them only get in each other's way
 _arguments, sys.argv = sys.argv, sys.argv[:1]  # the host reads the command line when it is imported
 _runner = _load_runner()
 _runner.end_in_order()
@@ -32,6 +34,13 @@ _runner.import_pack()
 import comfy.model_management  # noqa: E402, F401  reads the command line now, not in the middle of a test
 
 sys.argv = _arguments
+
+
+def pytest_collection_modifyitems(items):
+    """With several processes, one of them has the running host and all tests that ask it something."""
+    for item in items:
+        if "server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("server"))
 
 
 @pytest.fixture(scope="session")
