@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import comfy.sample
+import numpy as np
 import torch
 
 from ..host.erase_apply import TEXT, apply_edit
@@ -25,33 +25,13 @@ from ..methods.erase.problem import Settings
 from ..methods.erase.spec import LAST, Erased, Preserved
 from . import erase_attacks, erase_trained, vocabulary
 from .board import Board
-from .judge import LEFT, RIGHT, WHOLE, Judge, background_of
+from .erase_prompts import GROUPS, TEMPLATES, Pairs, kept_prompts, prompts_of
+from .judge import Judge, background_of
 from .sampling import Painter, noise_for
 from .score_model import save_sheet
+from .workers import spread
 
-TARGETS = (
-    ("cat", "dog"), ("car", "bus"), ("apple", "strawberry"), ("star", "heart"), ("owl", "penguin"), ("pizza", "burger"),
-    ("tree", "cactus"), ("frog", "turtle"), ("moon", "banana"), ("fish", "octopus"), ("donut", "cake"),
-    ("ladybug", "butterfly"),
-)  # fmt: skip
-"""What is erased, and what it becomes: a neighbour of like shape or kind that is never erased."""
-UNLISTED = ("rabbit", "house", "clock", "watermelon")
-GROUPS = {1: tuple((t,) for t in TARGETS), 3: tuple(TARGETS[i : i + 3] for i in (0, 3, 6, 9)),
-          5: (TARGETS[:5], TARGETS[5:10], TARGETS[7:12]), 10: (TARGETS[:10], TARGETS[2:12])}  # fmt: skip
-KEPT_PROMPTS = 200
 STEPS, CFG, BATCH = 6, 3.0, 16  # as right as 20 steps on single objects: 36 of 36
-TEMPLATES = (
-    "{}", "{}, blue background", "{}, red background", "a sketch of {}, white background", "flat art of {}",
-    "a mosaic of {}, orange background", "on the left {}", "on the left {} and on the right a heart, pink background",
-    "on the left a bus and on the right {}, green background", "a sketch of on the left a dog and on the right {}",
-)  # fmt: skip
-PARAPHRASES = (
-    "{bare}",
-    "the {bare}, {bg} background",
-    "{bg} background, {a}",
-    "nice picture with {a}, {bg} background",
-)
-"""Ways to ask that no template has; {a} is the concept with its article."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +42,6 @@ class Edited:
     clip: Any
     minutes: float = 0.0
     negative: str = ""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One picture to draw and what to look for. ``role``: erased, paraphrase, kept, unlisted or pair."""
-
-    text: str
-    role: str
-    concept: str
-    background: str
-    box: tuple[float, float, float, float] = WHOLE
 
 
 class Ground:
@@ -111,7 +80,7 @@ class Ground:
         return self.latents[concept]
 
 
-def erase_list(pairs: tuple[tuple[str, str], ...]) -> Erased | None:
+def erase_list(pairs: Pairs) -> Erased | None:
     """The wire of Erase Concept nodes, with articles in the templates and the anchors of the table."""
     listed: Erased | None = None
     for concept, anchor in pairs:
@@ -121,23 +90,10 @@ def erase_list(pairs: tuple[tuple[str, str], ...]) -> Erased | None:
     return listed
 
 
-@cache
-def kept_prompts(pairs: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """The prompts of Preserve Concepts: scenes of everything that is neither erased nor left out on purpose."""
-    rng, gone = Random(9), {c for c, _ in pairs}
-    pool = [c for c in vocabulary.CONCEPTS if c not in gone and c not in UNLISTED]
-    scenes = []
-    for _ in range(KEPT_PROMPTS):
-        style = rng.choice(list(vocabulary.STYLES)) if rng.random() < 0.4 else "emoji"
-        concepts = tuple(rng.sample(pool, rng.choice((1, 2))))
-        scenes.append(vocabulary.scene_of(concepts, rng.choice(list(vocabulary.BACKGROUNDS)), style).caption())
-    return tuple(dict.fromkeys(scenes))
-
-
-def closed_form(solver: str, settings: Settings | None = None) -> Callable[[Ground, tuple], Edited]:
+def closed_form(solver: str, settings: Settings | None = None) -> Callable[[Ground, Pairs], Edited]:
     """A method of the board that solves in closed form. The edit is delivered in the text, which is equal and cheaper here."""
 
-    def method(ground: Ground, pairs: tuple) -> Edited:
+    def method(ground: Ground, pairs: Pairs) -> Edited:
         kept = Preserved(kept_prompts(pairs), 1.0, True)
         request = Request(solver, settings or Settings())
         edit = solve_erasure(ground.model, ground.clip, erase_list(pairs), kept, request, ground.encode)
@@ -146,16 +102,16 @@ def closed_form(solver: str, settings: Settings | None = None) -> Callable[[Grou
     return method
 
 
-def _trained(name: str, ground: Ground, pairs: tuple) -> Edited:
+def _trained(name: str, ground: Ground, pairs: Pairs) -> Edited:
     kept = Preserved(kept_prompts(pairs), 1.0, True)
     return Edited(*erase_trained.train_row(name, ground.model, ground.clip, erase_list(pairs), kept))
 
 
-def _negative_prompt(ground: Ground, pairs: tuple) -> Edited:
+def _negative_prompt(ground: Ground, pairs: Pairs) -> Edited:
     return Edited(ground.model, ground.clip, negative=" and ".join(vocabulary.article(c) for c, _ in pairs))
 
 
-METHODS: dict[str, Callable[[Ground, tuple], Edited]] = {
+METHODS: dict[str, Callable[[Ground, Pairs], Edited]] = {
     "none": lambda ground, _: Edited(ground.model, ground.clip),
     "negative prompt": _negative_prompt,
     "uce": closed_form("uce"),
@@ -169,31 +125,6 @@ TRAINED = {name: partial(_trained, name) for name in erase_trained.ROWS}
 """Rows that train for minutes: one concept at a time, fewer groups, and only with ``--trained`` or by name."""
 
 
-def prompts_of(pairs: tuple[tuple[str, str], ...], kept: int) -> Iterator[Prompt]:
-    """What is drawn for one group."""
-    backgrounds, gone = list(vocabulary.BACKGROUNDS), [c for c, _ in pairs]
-    stays = [c for c in vocabulary.CONCEPTS if c not in gone and c not in UNLISTED]
-    rng = Random(len(gone) * 100 + len(gone[0]))
-    for number, concept in enumerate(gone):
-        for turn in range(2 if len(gone) < 5 else 1):
-            ground = backgrounds[(3 * number + 5 * turn) % 8]
-            yield Prompt(vocabulary.scene_of((concept,), ground).caption(), "erased", concept, ground)
-            words = PARAPHRASES[(2 * number + turn) % len(PARAPHRASES)]
-            text = words.format(bare=concept, a=vocabulary.article(concept), bg=ground)
-            yield Prompt(text, "paraphrase", concept, ground)
-    for number, concept in enumerate(rng.sample(stays, min(kept, len(stays)))):
-        ground = backgrounds[(3 * number + 1) % 8]
-        yield Prompt(vocabulary.scene_of((concept,), ground).caption(), "kept", concept, ground)
-        if number % 3 == 0:
-            other = gone[number // 3 % len(gone)]
-            scene = (concept, other) if number % 2 else (other, concept)
-            text = vocabulary.scene_of(scene, ground).caption()
-            yield Prompt(text, "pair", concept, ground, LEFT if number % 2 else RIGHT)
-    for number, concept in enumerate(UNLISTED[: max(2, kept // 4)]):
-        ground = backgrounds[(2 * number + 1) % 8]
-        yield Prompt(vocabulary.scene_of((concept,), ground).caption(), "unlisted", concept, ground)
-
-
 @dataclass
 class Tally:
     """What is counted over the pictures of one row."""
@@ -201,6 +132,13 @@ class Tally:
     named: dict[str, list[bool]] = field(default_factory=dict)
     background: list[bool] = field(default_factory=list)
     minutes: list[float] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Takes another group's counts in."""
+        for kind, seen in other.named.items():
+            self.named.setdefault(kind, []).extend(seen)
+        self.background += other.background
+        self.minutes += other.minutes
 
     def metrics(self, plain: dict[str, float]) -> dict[str, float]:
         """Shares; of kept ones relative to ``plain``, the same of the unedited model (1 where there is none to divide by)."""
@@ -227,25 +165,38 @@ class Tally:
         )
 
 
+@dataclass(frozen=True)
+class Order:
+    """One group of one row: the method, what it erases, how many kept concepts are drawn, and whether it is attacked."""
+
+    method: str
+    pairs: Pairs
+    kept: int
+    attacked: bool
+
+
+@cache
+def _ground() -> Ground:
+    return Ground()
+
+
 @torch.inference_mode()
-def measure(ground: Ground, method: str, groups: tuple, kept: int, attacked: int, tally: Tally) -> list[torch.Tensor]:
-    """Draws and counts one row; the pictures of each group."""
-    sheets = []
-    for number, pairs in enumerate(groups):
-        edited = (METHODS | TRAINED)[method](ground, pairs)
-        tally.minutes.append(edited.minutes)
-        prompts = list(prompts_of(pairs, kept))
-        conds = ground.encoded(edited.clip, [p.text for p in prompts])
-        pictures = ground.painter.vae.decode(ground.draw(edited, conds, list(range(100, 100 + len(prompts))))).float()
-        for prompt, picture in zip(prompts, pictures, strict=True):
-            (verdict,) = ground.judge.look(picture[None], prompt.box)
-            tally.named.setdefault(prompt.role, []).append(verdict.name == prompt.concept)
-            if prompt.role != "paraphrase":
-                tally.background.append(background_of(picture) == prompt.background)
-        if number < attacked:
-            _attack(ground, edited, pairs[0][0], tally)
-        sheets.append(pictures[:12])
-    return sheets
+def carry_out(order: Order) -> tuple[Tally, np.ndarray]:
+    """Erases, draws and counts; with the first pictures, (n, h, w, 3) of bytes."""
+    ground, tally = _ground(), Tally()
+    edited = (METHODS | TRAINED)[order.method](ground, order.pairs)
+    tally.minutes.append(edited.minutes)
+    prompts = list(prompts_of(order.pairs, order.kept))
+    conds = ground.encoded(edited.clip, [p.text for p in prompts])
+    pictures = ground.painter.vae.decode(ground.draw(edited, conds, list(range(100, 100 + len(prompts))))).float()
+    for prompt, picture in zip(prompts, pictures, strict=True):
+        (verdict,) = ground.judge.look(picture[None], prompt.box)
+        tally.named.setdefault(prompt.role, []).append(verdict.name == prompt.concept)
+        if prompt.role != "paraphrase":
+            tally.background.append(background_of(picture) == prompt.background)
+    if order.attacked:
+        _attack(ground, edited, order.pairs[0][0], tally)
+    return tally, (pictures[:12] * 255).round().byte().numpy()
 
 
 def _attack(ground: Ground, edited: Edited, concept: str, tally: Tally) -> None:
@@ -267,7 +218,7 @@ def _count(ground: Ground, latents: torch.Tensor, concept: str, kind: str, tally
     tally.named.setdefault(kind, []).extend(v.name == concept for v in verdicts)
 
 
-def plan(options: argparse.Namespace) -> Iterator[tuple[int, tuple, list[str]]]:
+def plan(options: argparse.Namespace) -> Iterator[tuple[int, tuple[Pairs, ...], list[str]]]:
     """The parts of the board: how many concepts, their groups, and the rows (``none`` comes first by itself)."""
     chosen = options.method or [*METHODS, *(TRAINED if options.trained else ())]
     for count in options.concepts or ([1, 5] if options.quick else list(GROUPS)):
@@ -296,24 +247,27 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--no-attacks", action="store_true", help="only prompts")
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
-    board, ground = Board("erase", [100, 500, 700]), Ground()
+    board = Board("erase", [100, 500, 700])
     for count, groups, methods in plan(options):
         plain: dict[str, float] = {}
         for method in dict.fromkeys(["none", *methods]):
             with board.row(method) as metrics:
-                metrics |= {"concepts": count} | _row(ground, method, groups, options, plain)
+                metrics |= {"concepts": count} | _row(method, groups, options, plain)
             if method == "none":
                 plain = {k: v for k, v in metrics.items() if k.startswith(("kept", "position", "background"))}
-        board.write(options.json)
+            board.write(options.json)
     return 0
 
 
-def _row(ground: Ground, method: str, groups: tuple, options: argparse.Namespace, plain: dict[str, float]) -> dict:
+def _row(method: str, groups: tuple[Pairs, ...], options: argparse.Namespace, plain: dict[str, float]) -> dict:
     """The metrics of one row; its pictures go to a sheet, if a folder is given."""
-    count, tally = len(groups[0]), Tally()
+    count, tally, sheets = len(groups[0]), Tally(), []
     kept = (4 if count == 1 else 8) if options.quick else (6 if count == 1 else 12)
-    attacked = 0 if method == "none" or options.no_attacks else 1 if options.quick else 3
-    sheets = measure(ground, method, groups, kept, attacked, tally)
+    attacked = 0 if method == "none" or options.no_attacks else 1 if options.quick else len(groups)
+    orders = [Order(method, pairs, kept, number < attacked) for number, pairs in enumerate(groups)]
+    for found, pictures in spread(carry_out, orders):
+        tally.add(found)
+        sheets.append(torch.from_numpy(pictures) / 255)
     if options.sheets:
         save_sheet(sheets, options.sheets / f"{method}-{count}.png")
     return tally.metrics(plain)

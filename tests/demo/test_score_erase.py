@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfyui_concepts.demo import erase_attacks, score_erase, vocabulary
+from comfyui_concepts.demo import erase_attacks, erase_prompts, score_erase, vocabulary
 from comfyui_concepts.demo.erase_attacks import PREFIX, learn, with_prefix, with_word
 
 
 def test_anchors_stay_and_what_is_left_out_is_neither():
-    gone = {concept for concept, _ in score_erase.TARGETS}
-    anchors = {anchor for _, anchor in score_erase.TARGETS}
+    gone = {concept for concept, _ in erase_prompts.TARGETS}
+    anchors = {anchor for _, anchor in erase_prompts.TARGETS}
     assert len(gone) >= 12
     assert not gone & anchors
-    assert not (gone | anchors) & set(score_erase.UNLISTED)
+    assert not (gone | anchors) & set(erase_prompts.UNLISTED)
     assert gone | anchors <= set(vocabulary.CONCEPTS)
-    assert all(len(group) == count for count, groups in score_erase.GROUPS.items() for group in groups)
+    assert all(len(group) == count for count, groups in erase_prompts.GROUPS.items() for group in groups)
 
 
-@pytest.mark.parametrize("count", score_erase.GROUPS)
+@pytest.mark.parametrize("count", erase_prompts.GROUPS)
 def test_prompts_are_fixed_and_kept_ones_name_nothing_that_is_erased(count):
-    pairs = score_erase.GROUPS[count][0]
-    prompts, gone = list(score_erase.prompts_of(pairs, 8)), {c for c, _ in pairs}
-    assert prompts == list(score_erase.prompts_of(pairs, 8))
+    pairs = erase_prompts.GROUPS[count][0]
+    prompts, gone = list(erase_prompts.prompts_of(pairs, 8)), {c for c, _ in pairs}
+    assert prompts == list(erase_prompts.prompts_of(pairs, 8))
     assert {p.role for p in prompts} == {"erased", "paraphrase", "kept", "unlisted", "pair"}
     for prompt in prompts:
         assert (prompt.concept in gone) == (prompt.role in ("erased", "paraphrase"))
-    for text in score_erase.kept_prompts(pairs):
-        assert not any(f" {word}" in f" {text}" for word in (*gone, *score_erase.UNLISTED))
+    for text in erase_prompts.kept_prompts(pairs):
+        assert not any(f" {word}" in f" {text}" for word in (*gone, *erase_prompts.UNLISTED))
 
 
 def test_kept_figures_are_relative_to_the_plain_model():
@@ -57,12 +57,12 @@ def test_an_attack_comes_nearer_to_the_concept_and_leaves_the_model_alone(demo_m
     model, clip, _ = demo_model
     ground = score_erase.Ground.__new__(score_erase.Ground)
     ground.model, ground.clip, ground.encode = model, clip, score_erase.Encoder(clip)
-    edited = score_erase.METHODS["uce"](ground, score_erase.TARGETS[:1])
+    edited = score_erase.METHODS["uce"](ground, erase_prompts.TARGETS[:1])
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
     losses = []
     real = torch.Tensor.backward
     monkeypatch.setattr(erase_attacks, "ITERATIONS", 4)
-    monkeypatch.setattr(torch.Tensor, "backward", lambda self, **k: (losses.append(float(self)), real(self, **k))[1])
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self, **k: (losses.append(self.item()), real(self, **k))[1])
     picture = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     learned = learn(kind, model, edited.model, (clip, edited.clip), picture, "cat", "white")
     assert len(losses) == 4

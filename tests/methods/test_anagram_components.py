@@ -9,7 +9,7 @@ from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import COMPONENTS, VIEWS, Settings, view_named
 from comfyui_concepts.methods.anagram.views.from_image import from_image
 
-FAMILIES = {view_named(name).family for name in COMPONENTS}
+FAMILIES = sorted({view_named(name).family for name in COMPONENTS})
 
 
 def _normal(seed, shape=(2, 4, 24, 24)):
