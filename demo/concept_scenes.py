@@ -1,6 +1,6 @@
 """What the boards of several concepts in one picture share: the pairs, the layouts, the prompts, and what is counted.
 
-for task in tasks(quick): pictures = …; tally.count(task, pictures)
+for task in tasks(): pictures = …; tally.count(judge, task, pictures)
 metrics = tally.metrics()
 """
 
@@ -116,7 +116,6 @@ def tasks_of_three(count: int = 4, seeds: int = 2) -> Iterator[Task]:
 class Tally:
     """Counts over the pictures of one method. ``calls`` is for the method to fill: model calls, ``rows`` their batch rows."""
 
-    judge: Judge
     right: list[list[bool]] = field(default_factory=list)
     leaks: list[bool] = field(default_factory=list)
     overlaps: list[float] = field(default_factory=list)
@@ -126,10 +125,15 @@ class Tally:
     calls: int = 0
     rows: int = 0
 
-    def count(self, task: Task, pictures: torch.Tensor) -> None:
-        """Looks at the pictures (seeds, h, w, 3) of a task."""
+    def add(self, other: Tally) -> None:
+        """Takes the counts of other pictures in."""
+        for name in ("right", "leaks", "overlaps", "backgrounds", "similar", "wrong", "calls", "rows"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def count(self, judge: Judge, task: Task, pictures: torch.Tensor) -> None:
+        """Has the judge look at the pictures (seeds, h, w, 3) of a task."""
         columns = (LEFT, RIGHT) if len(task.concepts) == 2 else THIRDS
-        seen = list(zip(*(self.judge.look(pictures, column) for column in columns), strict=True))
+        seen = list(zip(*(judge.look(pictures, column) for column in columns), strict=True))
         for picture, verdicts in zip(pictures, seen, strict=True):
             names = [v.name for v in verdicts]
             right = [name == concept for name, concept in zip(names, task.concepts, strict=True)]

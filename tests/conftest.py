@@ -36,6 +36,7 @@ import comfy.model_management  # noqa: E402, F401  reads the command line now, n
 sys.argv = _arguments
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """With several processes, one of them has the running host and all tests that ask it something."""
     for item in items:

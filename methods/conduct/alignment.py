@@ -27,5 +27,5 @@ def moved(x: torch.Tensor, gradient: torch.Tensor, sigma: float, weight: float) 
 
 
 def inverted_step(x: torch.Tensor, eps: torch.Tensor, sigma: float, next_sigma: float) -> torch.Tensor:
-    """One step of deterministic inversion in sigma space: x' = x + (σ' − σ) ε (DDIM, 2010.02502, eq. 14)."""
+    """One step of deterministic inversion in sigma space: x' = x + (σ' − σ) ε (DDIM, 2010.02502, eq. 13)."""
     return x + (next_sigma - sigma) * eps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import pytest
@@ -35,6 +36,12 @@ SMALL = Choices(iterations=2, rank=2, trajectories=1, steps=3, batch=1, preview_
 def quick_image_tokens(monkeypatch):
     module = importlib.import_module("comfyui_concepts.methods.erase.trained.co_erasing")
     monkeypatch.setattr(module, "STEPS", 2)
+
+
+@pytest.fixture(autouse=True)
+def weights_as_loaded():
+    """The demo model is shared: what another test's clone has patched into it is taken back before anything is compared."""
+    comfy.model_management.unload_all_models()
 
 
 def _request(method="ESD", **changes):

@@ -1,0 +1,51 @@
+"""The boards of several concepts: fixed tasks, every row has its way, and counts that add up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comfyui_concepts.demo import concept_scenes, objects_present, score_compose, score_conduct
+from comfyui_concepts.demo.concept_scenes import Tally, Task, tasks, tasks_of_three
+from comfyui_concepts.demo.judge import Judge
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge.load()
+
+
+@pytest.mark.parametrize("board", [score_conduct, score_compose])
+def test_every_row_has_its_way(board):
+    assert tuple(board.ways(board._maker())) == board.ROWS
+
+
+def test_tasks_are_fixed_and_similar_concepts_are_among_them():
+    asked = list(tasks())
+    assert asked == list(tasks())
+    assert len({frozenset(task.concepts) for task in asked}) == 20
+    assert len(asked) == 60
+    assert {frozenset(p) for p in concept_scenes.SIMILAR} <= {frozenset(task.concepts) for task in asked}
+    assert all(len(task.concepts) == len(task.layout.boxes) == 3 for task in tasks_of_three())
+
+
+def test_counts_of_two_tasks_add_up(judge):
+    """As if one tally had counted both."""
+    first, second = (Task(pair, concept_scenes.LAYOUTS[0], "white", (1,)) for pair in concept_scenes.PAIRS[:2])
+    pictures = torch.rand(2, 1, 128, 128, 3, generator=torch.Generator().manual_seed(1))
+    whole, added = Tally(), Tally()
+    for task, picture in zip((first, second), pictures, strict=True):
+        whole.count(judge, task, picture)
+        part = Tally(calls=1, rows=2)
+        part.count(judge, task, picture)
+        added.add(part)
+    assert added.metrics() == whole.metrics() | {"model_calls": 2, "model_rows": 4}
+    assert added.wrong == whole.wrong
+
+
+def test_prompts_of_several_objects_are_fixed_and_those_that_only_list_say_no_place():
+    asked = list(objects_present.prompts(5))
+    assert asked == list(objects_present.prompts(5))
+    listed = [a.scene.caption() for a in asked if a.kind == "listed"]
+    assert len(listed) == 10
+    assert not any(word in caption for caption in listed for word in ("left", "right", "middle"))
+    assert all("on the left" in a.scene.caption() for a in asked if a.kind == "placed")
