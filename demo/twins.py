@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,30 @@ class Twin:
 def _prompts(*texts: str, first: int = 2) -> dict[tuple[str, str], Any]:
     return {(str(first + at), "text"): text for at, text in enumerate(texts)}
 
+
+def _two_loras(at: str, first: str, second: str, prompts: Sequence[str]) -> dict[tuple[str, str], Any]:
+    """Nodes 4 and 5, the concepts: LoRAs of one's own in place of the demo's."""
+    return {
+        ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): first, ("4", "prompt"): prompts[0] + at,
+        ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): second, ("5", "prompt"): prompts[1] + at,
+    }  # fmt: skip
+
+
+def _both_places(at: str, first: str, second: str) -> dict[tuple[str, str], Any]:
+    """As Concept Conductor takes them: each concept's prompt has it at both places."""
+    prompts = tuple(f"a photo of {phrase} on the left and {phrase} on the right" for phrase in (first, second))
+    return _two_loras(at, first, second, prompts)
+
+
+_PETS = "a photo of a dog on the left and a cat on the right, a meadow"
+_ONE_PET_EACH = _two_loras(
+    ", a meadow", "my dog", "my cat",
+    ("a photo of my dog on the left and a cat on the right", "a photo of a dog on the left and my cat on the right"),
+)  # fmt: skip
+_TRAINING = {
+    ("4", "batch_size"): 1, ("7", "trajectories"): 0, ("7", "steps"): 0, ("8", "iterations"): 0, ("8", "rate"): 0.0002,
+    ("8", "rank"): 16, ("11", "steps"): 25, ("11", "cfg"): 7.0,
+}  # fmt: skip
 
 TWINS = {
     "anagram_turn_sdxl": Twin(
@@ -71,45 +96,30 @@ TWINS = {
     ),
     "compose_regions_sd15": Twin(
         "compose_regions", SD15,
-        _prompts("a photo of a dog on the left and a cat on the right, a meadow")
+        _prompts(_PETS) | _ONE_PET_EACH
         | {
-            ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): "my dog",
-            ("4", "prompt"): "a photo of my dog on the left and a cat on the right, a meadow",
-            ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): "my cat",
-            ("5", "prompt"): "a photo of a dog on the left and my cat on the right, a meadow",
             ("8", "cfg"): 7.5, ("12", "steps"): 30, ("9", "batch_size"): 1, ("7", "enhancement"): 0.04,
         },
     ),
     "compose_automatic_sdxl": Twin(
         "compose_automatic", SDXL,
-        _prompts("a photo of a dog on the left and a cat on the right, a meadow")
+        _prompts(_PETS) | _ONE_PET_EACH
         | {
-            ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): "my dog",
-            ("4", "prompt"): "a photo of my dog on the left and a cat on the right, a meadow",
-            ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): "my cat",
-            ("5", "prompt"): "a photo of a dog on the left and my cat on the right, a meadow",
             ("8", "cfg"): 7.0, ("12", "steps"): 30, ("9", "batch_size"): 1, ("7", "enhancement"): 0.0,
         },
     ),
     "conduct_layout_sdxl": Twin(
         "conduct_layout", SDXL,
         _prompts("a photo of a man on the left and a woman on the right, a city park")
+        | _both_places(", a city park", "my first person", "my second person")
         | {
-            ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): "my first person",
-            ("4", "prompt"): "a photo of my first person on the left and my first person on the right, a city park",
-            ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): "my second person",
-            ("5", "prompt"): "a photo of my second person on the left and my second person on the right, a city park",
             ("7", "cfg"): 7.5, ("10", "steps"): 30, ("11", "batch_size"): 1, ("16", "cfg"): 7.0, ("18", "iterations"): 0,
         },
     ),
     "conduct_regions_sd15": Twin(
         "conduct_regions", SD15,
-        _prompts("a photo of a dog on the left and a cat on the right, a meadow")
+        _prompts(_PETS) | _both_places(", a meadow", "my dog", "my cat")
         | {
-            ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): "my dog",
-            ("4", "prompt"): "a photo of my dog on the left and my dog on the right, a meadow",
-            ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): "my cat",
-            ("5", "prompt"): "a photo of my cat on the left and my cat on the right, a meadow",
             ("7", "cfg"): 7.5, ("10", "steps"): 30, ("11", "batch_size"): 1,
         },
     ),
@@ -143,19 +153,11 @@ TWINS = {
     ),
     "erase_train_sd15": Twin(
         "erase_train", SD15,
-        _prompts("a photo of a cat in a garden")
-        | {
-            ("4", "batch_size"): 1, ("7", "trajectories"): 0, ("7", "steps"): 0, ("8", "iterations"): 0,
-            ("8", "rate"): 0.0002, ("8", "rank"): 16, ("11", "steps"): 25, ("11", "cfg"): 7.0,
-        },
+        _prompts("a photo of a cat in a garden") | _TRAINING,
     ),
     "erase_text_encoder_sd15": Twin(
         "erase_text_encoder", SD15,
-        _prompts("a photo of a cat in a garden", first=10)
-        | {
-            ("4", "batch_size"): 1, ("7", "trajectories"): 0, ("7", "steps"): 0, ("8", "iterations"): 0,
-            ("8", "rate"): 0.0002, ("8", "rank"): 16, ("11", "steps"): 25, ("11", "cfg"): 7.0,
-        },
+        _prompts("a photo of a cat in a garden", first=10) | _TRAINING,
     ),
     "regions_by_hand_sd15": Twin(
         "regions_by_hand", SD15,

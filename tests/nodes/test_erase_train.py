@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_concepts.nodes.erase import ConceptsEraseConcept
-from comfyui_concepts.nodes.erase_train import (
-    ConceptsTrainErasure,
-    ConceptsTrainOptions,
-    ConceptsTrainStates,
-    ConceptsUnlearnInTextEncoder,
-)
+from comfyui_concepts.nodes.erase_train import ConceptsTrainErasure, ConceptsUnlearnInTextEncoder
+from comfyui_concepts.nodes.erase_train_options import ConceptsTrainOptions, ConceptsTrainStates
 
 
 @pytest.fixture
