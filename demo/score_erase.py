@@ -31,7 +31,7 @@ from .sampling import Painter, noise_for
 from .score_model import save_sheet
 from .workers import spread
 
-ATTACKED = 6  # groups of a row at most: an attack learns for ten seconds
+ATTACKED = {1: 6, 3: 2, 5: 2, 10: 1}  # groups of a row at most: an attack learns for half a minute
 STEPS, CFG, BATCH = 6, 3.0, 16  # as right as 20 steps on single objects: 36 of 36
 
 
@@ -264,7 +264,7 @@ def _row(method: str, groups: tuple[Pairs, ...], options: argparse.Namespace, pl
     """The metrics of one row; its pictures go to a sheet, if a folder is given."""
     count, tally, sheets = len(groups[0]), Tally(), []
     kept = (4 if count == 1 else 8) if options.quick else (6 if count == 1 else 12)
-    attacked = 0 if method == "none" or options.no_attacks else 1 if options.quick else ATTACKED
+    attacked = 0 if method == "none" or options.no_attacks else 1 if options.quick else ATTACKED[count]
     orders = [Order(method, pairs, kept, number < attacked) for number, pairs in enumerate(groups)]
     for found, pictures in spread(carry_out, orders):
         tally.add(found)
