@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The pack on a development machine: ``demo``, ``test``, ``score``, ``bench``, ``train``, ``workflows``.
+"""The pack on a development machine: demo, test, score, bench, train, workflows.
 
 Makes one environment and one host, both in a cache folder of the user, then starts other processes in them. It imports
 neither the host nor the pack, and needs nothing but the standard library.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -21,6 +20,11 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    sys.exit("dev.py needs Linux or macOS (on Windows: WSL). The nodes themselves run wherever ComfyUI does.")
 
 ROOT = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("CONCEPTS_CACHE", Path.home() / ".cache" / "comfyui-concepts"))
@@ -72,7 +76,10 @@ def find_host() -> Path:
     if given := os.environ.get("COMFYUI_PATH"):
         host = Path(given).expanduser().resolve()
         if not (host / "main.py").is_file() or not (host / "comfy").is_dir():
-            raise SetupError(f"COMFYUI_PATH is {given}, and that is no ComfyUI folder (no main.py or comfy/ in it).")
+            raise SetupError(
+                f"COMFYUI_PATH is {given}, and that is no ComfyUI folder (no main.py or comfy/ in it); "
+                "name the folder that main.py is in, or unset it."
+            )
         return host
     host = CACHE / HOST_NAME
     with locked(HOST_NAME):
@@ -123,8 +130,14 @@ def host_requirements(host: Path) -> list[str]:
 def find_python(host: Path, given: str | None) -> Path:
     """The interpreter to run everything with: the one given, else an environment made for this set of requirements."""
     if given:
-        python = Path(shutil.which(given) or given)
-        if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
+        python = Path(shutil.which(given) or given).absolute()  # not resolved: a link is what makes a venv one
+        try:
+            lacks_torch = subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
+        except OSError as error:
+            raise SetupError(
+                f"--python {given}: there is no interpreter ({error.strerror}); give one that has torch, or leave --python out."
+            ) from error
+        if lacks_torch:
             raise SetupError(
                 f"--python {given}: this interpreter cannot import torch; install it there or leave --python out."
             )
@@ -156,13 +169,14 @@ def make_environment(folder: Path, host: Path) -> None:
     (folder / "complete").touch()
 
 
-def start(python: Path, host: Path, arguments: list[str]) -> int:
-    """Runs a process in the environment, next to the host, and returns its exit code. Ctrl-C reaches it and is waited for."""
+def start(python: Path, host: Path, arguments: list[str], folder: Path | None = None) -> int:
+    """Runs a process in the environment, next to the host (in ``folder``, or where the person is), and returns its exit code.
+    Ctrl-C reaches it and is waited for."""
     environment = os.environ | {
         "COMFYUI_PATH": str(host), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE",
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
-    process = subprocess.Popen([str(python), *arguments], cwd=ROOT, env=environment)
+    process = subprocess.Popen([str(python), *arguments], cwd=folder, env=environment)
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda *_: process.terminate())
     while True:
@@ -189,7 +203,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for verb, text in (
         ("demo", "run every graph of workflows/api in the host and save the pictures under output/"),
         ("test", "run the test suite (further arguments go to pytest)"),
-        ("score", f"measure quality: score FAMILY --json FILE [--quick]; families: {', '.join(families('score'))}"),
+        ("score", f"measure quality: score FAMILY [--json FILE] [--quick]; families: {', '.join(families('score'))}"),
         ("bench", f"measure cost: bench FAMILY; families: {', '.join(families('bench'))}"),
         ("train", "train a part of the demo model: train {model,decoder,judge,lora,export} --out DIR"),
         ("workflows", "make the templates in workflows/ anew from workflows/api/"),
@@ -212,7 +226,8 @@ def command(verb: str, rest: list[str]) -> list[str]:
         family, *others = rest or [""]
         known = ("model", "decoder", "judge", "lora", "export") if verb == "train" else families(verb)
         if family not in known:
-            raise SetupError(f"{verb} what? Try: {verb} {' | '.join(known)}")
+            asked = f"There is nothing called '{family}' to {verb}" if family.strip("-h") else f"{verb} what"
+            raise SetupError(f"{asked}; choose one: {verb} {' | '.join(known)}")
         if verb == "train":
             return [*module("demo.training.export" if family == "export" else f"demo.training.train_{family}"), *others]
         return [*module(f"demo.{verb}_{family}"), *others]
@@ -236,7 +251,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("dev.py: stopped; what was half made will be made anew next time.", file=sys.stderr)
         return 130
-    return start(python, host, arguments)
+    return start(python, host, arguments, ROOT if options.verb == "test" else None)
 
 
 if __name__ == "__main__":
