@@ -37,7 +37,7 @@ def test_an_unknown_workflow_is_answered_with_the_known_ones():
 def test_an_unknown_family_is_answered_with_the_known_ones():
     done = _dev("score", "nonsense")
     assert done.returncode == 2
-    assert "score what; choose one: score anagram | " in done.stderr
+    assert "nothing called 'nonsense' to score; choose one: score anagram | " in done.stderr
     assert "| model" in done.stderr
 
 
