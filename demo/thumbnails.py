@@ -91,6 +91,9 @@ def make(server: HostServer, names: list[str]) -> list[Path]:
         DOCS.mkdir(exist_ok=True)
         made.append(DOCS / f"{path.stem}.jpg")
         made[-1].write_bytes(strip(still))
+        for film in (picture for picture in pictures if picture.name.endswith(".webp")):
+            made.append(DOCS / f"{path.stem}.webp")
+            made[-1].write_bytes(film.data)
         twins = [twin.stem for twin in CHECKPOINTS.glob("*.json") if shown_by(twin.stem) == path.stem]
         for name in (path.stem, *sorted(twins)):
             made.append(UI / f"{name}.jpg")
