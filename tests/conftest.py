@@ -32,7 +32,6 @@ _runner.end_in_order()
 _runner.enter_host(Path(os.environ["COMFYUI_PATH"]))
 _runner.import_pack()
 import comfy.model_management  # noqa: E402, F401  reads the command line now, not in the middle of a test
-import nodes  # noqa: E402, F401  the host's, before pytest gives the name to tests/nodes
 
 sys.argv = _arguments
 
