@@ -9,7 +9,7 @@ import node_helpers
 import torch
 
 from .lora import LoraFile, with_text_part
-from .phrases import encode_with_phrase, positions_of
+from .phrases import encode_with_phrase, occurrences_of
 
 LAYERS = "concepts_layers"
 """The key of a conditioning entry under which a prompt of its own for every attention layer stands, (layers, tokens, channels)."""
@@ -80,7 +80,8 @@ def plain(clip: Any, text: str) -> list:
 def _with_learned(clip: Any, text: str, lora: LoraFile, stand_ins: dict[str, str], layer: int) -> dict[str, list]:
     """The tokens of the prompt, those of the stand-ins exchanged for what one layer has learned."""
     tokens = clip.tokenize(text)
-    places = {p: word for word, s in stand_ins.items() for p in positions_of(clip, text, s)}
+    # the prompts of Concept Conductor have their concept at every place, so every occurrence is exchanged
+    places = {p: word for word, s in stand_ins.items() for place in occurrences_of(clip, text, s) for p in place}
     for encoder, sections in tokens.items():
         learned = {w: lora.embeddings[w].get(encoder, next(iter(lora.embeddings[w].values()))) for w in stand_ins}
         flat = 0

@@ -38,16 +38,29 @@ def positions_of(clip: Any, text: str, phrase: str) -> tuple[int, ...]:
     """The positions of the phrase's first occurrence in the encoded prompt.
 
     Raises:
+        ValueError: as ``occurrences_of``.
+    """
+    return occurrences_of(clip, text, phrase)[0]
+
+
+def occurrences_of(clip: Any, text: str, phrase: str) -> list[tuple[int, ...]]:
+    """The positions of each occurrence of the phrase in the encoded prompt, none overlapping, first to last.
+
+    Raises:
         ValueError: the prompt does not hold the phrase.
     """
     wanted = _words_alone(clip, phrase)
+    found: list[tuple[int, ...]] = []
     offset = 0
     for section in _sections(clip, text):
         for at in range(len(section) - len(wanted) + 1):
             same = (isinstance(s, int) and s == w for s, w in zip(section[at:], wanted, strict=False))
-            if wanted and all(same):
-                return tuple(range(offset + at, offset + at + len(wanted)))
+            free = not found or offset + at > found[-1][-1]
+            if wanted and free and all(same):
+                found.append(tuple(range(offset + at, offset + at + len(wanted))))
         offset += len(section)
+    if found:
+        return found
     raise ValueError(
         f"The phrase '{phrase}' does not stand in the prompt '{text}'; write it the same way in both, or leave the phrase empty."
     )

@@ -306,3 +306,16 @@ def test_an_ed_lora_prompt_is_encoded_once_for_every_layer(demo_model):
     for layer, noun in enumerate(("cat", "dog")):
         expected = clip.encode_from_tokens_scheduled(clip.tokenize(f"a {noun}, blue background"))[0][0]
         assert torch.allclose(layers[layer], expected[0], atol=1e-6)
+
+
+def test_a_learned_word_is_learned_at_every_place_of_the_prompt(demo_model):
+    """Concept Conductor's prompts have the concept on the left and on the right."""
+    from comfyui_concepts.host.concept import LAYERS, make_concept
+
+    _, clip, _ = demo_model
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    learned = table[clip.tokenize("cat")["l"][0][1][0]][None].float()
+    lora = LoraFile("ed", {}, embeddings={"<new_1>": {"l": learned}})
+    concept = make_concept(lora, 1.0, clip, "on the left a <new_1> and on the right a <new_1>", "<new_1>", "")
+    expected = clip.encode_from_tokens_scheduled(clip.tokenize("on the left a cat and on the right a cat"))[0][0]
+    assert torch.allclose(concept.positive[0][1][LAYERS][0], expected[0], atol=1e-6)
