@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from .attention import CROSS, Captured, Site, capture, find_sites, unet_of
-from .gradients import check_differentiable, differentiable_options, gradient_of, normal
+from .gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
 from .phrases import ENTRY
 from .sampling import progress_of
 from .views import ViewConds, frames_of, in_frames
@@ -105,7 +105,7 @@ class Puller:
         host splits the call."""
         framed, calls = _watched(differentiable_options(in_frames(options, frames_of(views))))
         with capture(self.unet, self.sites, stop=True) as seen:
-            comfy.samplers.calc_cond_batch(self.model, [normal(v.positive[:1]) for v in views], z, sigma, framed)
+            comfy.samplers.calc_cond_batch(self.model, prompts([v.positive[:1] for v in views]), z, sigma, framed)
         rows = calls[0]
         if len(rows) < len(views):
             return []

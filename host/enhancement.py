@@ -13,7 +13,7 @@ from ..methods.compose.reinit import around, copied, restored, scaled, sources, 
 from ..methods.compose.settings import Compose
 from ..methods.compose.stop import Stop
 from .attention import CROSS, SELF, Captured, Site, capture, find_sites
-from .gradients import check_differentiable, differentiable_options, gradient_of, normal
+from .gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
 from .injection import Injection
 from .sampling import progress_of
 
@@ -101,7 +101,8 @@ class Enhancer:
         seen: list[torch.Tensor] = []
 
         def loss_of(z: torch.Tensor) -> torch.Tensor:
-            maps = Maps(self.injection, normal(self.positive), *x.shape[-2:], regions=self.settings.weights.region > 0)
+            (positive,) = prompts([self.positive])
+            maps = Maps(self.injection, positive, *x.shape[-2:], regions=self.settings.weights.region > 0)
             cross, attention = maps.of(z, normal(sigma), differentiable_options(options))
             grid = (int(cross[0].shape[-2]), int(cross[0].shape[-1]))
             inside = self.injection.grids.inside(grid).unflatten(-1, grid).to(z.device)

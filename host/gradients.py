@@ -6,7 +6,7 @@ switches of the host that stand in the way are set; at the end all of it is put 
 
     with differentiable(model):
         z = normal(x).requires_grad_(True)
-        out = comfy.samplers.calc_cond_batch(model, normal(conds), z, normal(sigma), differentiable_options(options))
+        out = comfy.samplers.calc_cond_batch(model, prompts(conds), z, normal(sigma), differentiable_options(options))
         (gradient,) = torch.autograd.grad(loss(out), z)
 """
 
@@ -106,6 +106,39 @@ def normal(value: Any) -> Any:
     if hasattr(value, "_copy_with"):  # a CONDRegular and its like
         return value._copy_with(normal(value.cond))
     return value
+
+
+class _Held:
+    """A ControlNet whose answer is taken as given: asked without a graph, at the latent as it stands.
+
+    Its weights are as unfit for a backward pass as the model's were, and how it follows the latent is nothing a gradient of
+    the model's own maps wants to know.
+    """
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def get_control(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return normal(self._control.get_control(x.detach(), *args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._control, name)
+
+
+def prompts(conds: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """Processed conditionings as a call with a gradient takes them: ordinary tensors, and ControlNets that are held.
+
+    One ControlNet stays one object in all of them, or the host would tear the call apart.
+    """
+    held: dict[int, _Held] = {}
+
+    def of(entry: dict[str, Any]) -> dict[str, Any]:
+        control = entry.get("control")
+        own = normal(entry)
+        return own if control is None else own | {"control": held.setdefault(id(control), _Held(control))}
+
+    return [[of(entry) for entry in cond] for cond in conds]
 
 
 def differentiable_options(model_options: dict[str, Any]) -> dict[str, Any]:

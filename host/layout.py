@@ -12,7 +12,7 @@ import torch
 from ..methods.conduct.alignment import alignment_loss, inverted_step, moved
 from ..methods.conduct.settings import Conduct
 from .attention import SELF, Site, capture, find_sites
-from .gradients import check_differentiable, differentiable_options, gradient_of, normal
+from .gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
 from .paths import Conds, Path, Paths
 from .sampling import progress_of
 
@@ -176,6 +176,6 @@ class Aligner:
         """The keys of the guidance site on one path, (batch, tokens, channels); the forward pass ends there."""
         with self.paths.alone(path), capture(self.paths.unet, [self.site], stop=True) as seen:
             comfy.samplers.calc_cond_batch(
-                self.paths.model, [normal(path.positive[:1])], z, sigma.expand(len(z)), self.paths.routed(options)
+                self.paths.model, prompts([path.positive[:1]]), z, sigma.expand(len(z)), self.paths.routed(options)
             )
         return seen.key(self.site)

@@ -61,3 +61,19 @@ def new_model():
         return tiny_model(kind, dtype, (SD15_SHAPED if sd15 else TINY_UNET) | (more or {}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def control_net():
+    """A ControlNet of the tiny UNet's shape with random weights, as a loader node makes it: of inference tensors."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+
+    with torch.inference_mode():
+        parts = {k: v for k, v in TINY_UNET.items() if k not in ("out_channels", "transformer_depth_output")}
+        network = comfy.cldm.cldm.ControlNet(**parts, hint_channels=3, dtype=torch.float32, device="cpu")
+        generator = torch.Generator().manual_seed(6)
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
+        control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
+        return control.copy().set_cond_hint(torch.rand(1, 3, 64, 64, generator=generator), 0.7)

@@ -132,6 +132,16 @@ def test_a_prompt_without_a_phrase_is_refused(model):
         _guider(model, _pull(), words=None)
 
 
+def test_a_control_net_of_inference_weights_goes_with_it(model, control_net):
+    assert next(control_net.control_model.parameters()).is_inference()
+    seen: list[torch.Tensor] = []
+    guider = _guider(model, _pull(seen=seen))
+    for side in ("positive 0", "positive 1"):
+        guider.original_conds[side][0]["control"] = control_net
+    assert torch.isfinite(_sample(guider)).all()
+    assert len(seen) == 6
+
+
 def _state(model):
     return {name: (id(p), p.clone()) for name, p in model.model.named_parameters()}
 

@@ -211,6 +211,17 @@ def test_inversion_comes_back(model):
         trajectory(LayoutReference(_text(7), latent), model.model, conds, sigmas, torch.zeros(1, 4, 8, 16), {})
 
 
+def test_a_control_net_of_inference_weights_goes_with_a_layout(model, control_net):
+    """The gradient does not go through the control, whose weights autograd could not keep."""
+    guider = _guider(model)
+    assert next(control_net.control_model.parameters()).is_inference()
+    for name in [n for n in guider.original_conds if n.startswith("positive")]:
+        guider.original_conds[name][0]["control"] = control_net
+    controlled = _sample(guider)
+    assert torch.isfinite(controlled).all()
+    assert not torch.equal(controlled, _sample(_guider(model)))
+
+
 def _state(model):
     return {name: (id(p), p.clone()) for name, p in model.model.named_parameters()}
 
