@@ -17,6 +17,7 @@ import torch
 
 from ..host.anti_segregation import Puller
 from ..host.guider import ViewPrompt, ViewsGuider
+from ..host.once import Once
 from ..host.phrases import encode_with_phrase
 from ..host.views import ViewConds
 from ..methods.anagram.combine import MULTI_TASK_FAST, MULTI_TASK_FULL, combiner
@@ -90,7 +91,7 @@ class Bench:
         level = torch.full((1,), SIGMA)
         forward = lambda: comfy.samplers.calc_cond_batch(model, conds, noise, level, {})  # noqa: E731
         try:
-            return ratios(forward, lambda: Puller(model, listed, pull, lasting=False)(noise, level, {}), self.runs * 4)
+            return ratios(forward, lambda: Puller(model, listed, pull, Once())(noise, level, {}), self.runs * 4)
         finally:
             self.painter.model.cleanup()
 

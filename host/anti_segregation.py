@@ -6,7 +6,6 @@ last attention that is looked at.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +17,12 @@ import torch.nn.functional as F
 
 from .attention import CROSS, Captured, Site, capture, find_sites, unet_of
 from .gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
+from .once import Once
 from .phrases import ENTRY
 from .sampling import progress_of
 from .views import ViewConds, frames_of, in_frames
 
-log = logging.getLogger(__name__)
-
-_FORGETFUL = ("unipc", "uni_pc")  # samplers that compute with a latent of their own
-_ADAPTIVE = "dpm_adaptive"
+WHO = "Anti-segregation"
 
 
 @dataclass(frozen=True)
@@ -54,33 +51,24 @@ def check_phrases(prompts: Sequence[Any]) -> None:
 
 
 class Puller:
-    """Pulls at the latent during one sampling; made anew for each.
+    """Pulls at the latent during one sampling; made anew for each."""
 
-    Args:
-        lasting: whether an edit of the sampler's own latent stays; otherwise only the prediction sees it.
-    """
-
-    def __init__(self, model: Any, views: Sequence[ViewConds], pull: Pull, lasting: bool) -> None:
+    def __init__(self, model: Any, views: Sequence[ViewConds], pull: Pull, once: Once) -> None:
         check_differentiable(model)
-        self.model, self.views, self.pull, self.lasting = model, views, pull, lasting
+        self.model, self.views, self.pull, self.once = model, views, pull, once
         self.unet = unet_of(model)
         self.sites = _sites(self.unet)
-        self.edited = float("inf")  # the last noise level: samplers of second order ask twice at some
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]) -> torch.Tensor:
         """The latent to predict at."""
-        level = float(sigma.max())
-        progress = progress_of(self.model.model_sampling, level)
-        if level >= self.edited or not self.pull.start <= progress <= self.pull.end:
+        due = self.once.due(sigma)
+        progress = progress_of(self.model.model_sampling, float(sigma.max()))
+        if not due or not self.pull.start <= progress <= self.pull.end:
             return x
-        self.edited = level
         moved = x
         for _ in range(self.pull.iterations):
             moved = self._pulled(moved, sigma, model_options)
-        if self.lasting and moved is not x:
-            x.copy_(moved)
-            return x
-        return moved
+        return self.once.kept(x, moved)
 
     def _pulled(self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]) -> torch.Tensor:
         losses: list[torch.Tensor] = []
@@ -138,18 +126,3 @@ def _sites(unet: Any) -> list[Site]:
 def _on_grid(attention: torch.Tensor, grid: tuple[int, int], z: torch.Tensor) -> torch.Tensor:
     """(batch, tokens) as a map at the latent's size, (batch, height, width)."""
     return F.interpolate(attention.unflatten(-1, grid).unsqueeze(1), size=z.shape[-2:], mode="nearest")[:, 0]
-
-
-def edits_last(sampler: Any, denoise_mask: torch.Tensor | None, who: str = "Anti-segregation") -> bool:
-    """Whether this sampler goes on with an edit of the latent it asked with; says so in the log where it does not.
-
-    Raises:
-        ValueError: a sampler that measures its own error, which an edit would look like.
-    """
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__).lower()
-    if _ADAPTIVE in name:
-        raise ValueError(f"{who} cannot work with dpm_adaptive, which would take it for an error; use euler.")
-    if denoise_mask is None and not any(word in name for word in _FORGETFUL):
-        return True
-    log.info("%s acts on the predictions alone: with this sampler or an inpaint mask the latent is not kept.", who)
-    return False

@@ -13,12 +13,12 @@ from ..methods.compose.automatic import found_regions
 from ..methods.compose.masks import Grids
 from ..methods.compose.settings import Compose
 from ..methods.panels import Panel, concept_panels
-from .anti_segregation import edits_last
 from .concept import LAYERS, Concept
 from .enhancement import Enhancer, reinitialised
 from .injection import Injection, Voice, Words
 from .lora import unet_factors
 from .lowrank import prepared
+from .once import Once, once_for
 from .path_guider import check_base
 from .phrases import ENTRY
 from .preview import Painter, watched
@@ -85,11 +85,11 @@ class ComposeGuider(comfy.samplers.CFGGuider):
     def _sampling(self, executor, guider, sigmas, extra_args, callback, noise, latent, mask, *args, **kwargs):
         """Around the sampler: by now the host has loaded the model and processed the prompts."""
         self.losses, self.updates, self.regions = [], 0, None
-        lasting = edits_last(executor.class_obj, mask, _WHO) if self.settings.enhancement > 0 else False
+        once = self._once(executor.class_obj, sigmas, mask)
         covered = torch.ones(len(self.concepts), *noise.shape[-2:])
         if self.covered_for is not None:
             covered = self.covered_for(*noise.shape[-2:])[self.active]
-        self._start(covered, noise, lasting)
+        self._start(covered, noise, once)
         assert self.running is not None
         if self.covered_for is None:
             self.watcher = Watcher(self.running)
@@ -106,13 +106,18 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         callback = watched(callback, self.model_patcher, self.panels)
         return executor(guider, sigmas, extra_args, callback, noise, latent, mask, *args, **kwargs)
 
+    def _once(self, sampler: Any, sigmas: torch.Tensor, mask: torch.Tensor | None) -> Once | None:
+        if self.settings.enhancement <= 0:
+            return None
+        return once_for(sampler, sigmas, mask, self.inner_model.model_sampling, _WHO)
+
     def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
         """What a person sees of a step: the picture under the regions of its concepts, once they are known."""
         if self.regions is None:
             return [Panel(paint(x0))]
         return concept_panels(paint(x0), self.regions, [concept.phrase for concept in self.concepts])
 
-    def _start(self, covered: torch.Tensor, like: torch.Tensor, lasting: bool) -> None:
+    def _start(self, covered: torch.Tensor, like: torch.Tensor, once: Once | None) -> None:
         model = self.inner_model
         dtype = model.manual_cast_dtype or model.get_dtype()
         device = model.current_patcher.load_device
@@ -133,8 +138,8 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         )
         self.running.fill()
         self.regions = None if self.covered_for is None else covered
-        if self.settings.enhancement > 0:
-            self.enhancer = Enhancer(self.running, self.conds["positive"], self.settings, lasting)
+        if once is not None:
+            self.enhancer = Enhancer(self.running, self.conds["positive"], self.settings, once)
 
     def predict_noise(
         self,

@@ -11,15 +11,15 @@ import torch
 from ..methods.conduct.refine import at_points, clusters, followed, refined
 from ..methods.conduct.settings import Conduct
 from ..methods.regions import Pyramid
-from .anti_segregation import edits_last
 from .attention import capture
 from .concept import Concept
 from .layout import Aligner, LayoutReference, mask_site, trajectory
+from .once import once_for
 from .path_guider import PathGuider
 from .paths import Path, Paths
 from .sampling import progress_of
 
-_LAYOUT = "layout"
+_LAYOUT, _WHO = "layout", "Concept Conductor's layout alignment"
 
 
 class ConductGuider(PathGuider):
@@ -74,8 +74,8 @@ class ConductGuider(PathGuider):
             if self.points:
                 paths.masks = Pyramid(self._masks_at_points(paths, layout, levels))
             if self.settings.guidance_weight > 0:
-                lasting = edits_last(sampler, denoise_mask, "Concept Conductor's layout alignment")
-                self.aligner = Aligner(paths, layout, levels, sigmas, self.settings, lasting)
+                once = once_for(sampler, sigmas, denoise_mask, self.inner_model.model_sampling, _WHO)
+                self.aligner = Aligner(paths, layout, levels, sigmas, self.settings, once)
         self.masks = None
         self._followed: tuple[torch.Tensor, torch.Tensor] | None = None  # each path's own masks and the base's
         return paths

@@ -15,6 +15,7 @@ from ..methods.compose.stop import Stop
 from .attention import CROSS, SELF, Captured, Site, capture, find_sites
 from .gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
 from .injection import Injection
+from .once import Once
 from .sampling import progress_of
 
 _WIDE = 16  # tokens of the shorter side of the maps, as in the paper for SD 1.5
@@ -67,16 +68,11 @@ class Maps:
 
 
 class Enhancer:
-    """Takes gradient steps on the latent of one sampling; made anew for each.
+    """Takes gradient steps on the latent of one sampling; made anew for each."""
 
-    Args:
-        lasting: whether an edit of the sampler's own latent stays; otherwise only the prediction sees it.
-    """
-
-    def __init__(self, injection: Injection, positive: list, settings: Compose, lasting: bool) -> None:
+    def __init__(self, injection: Injection, positive: list, settings: Compose, once: Once) -> None:
         check_differentiable(injection.model)
-        self.injection, self.positive, self.settings, self.lasting = injection, positive, settings, lasting
-        self.edited = float("inf")  # the last noise level: samplers of second order ask twice at some
+        self.injection, self.positive, self.settings, self.once = injection, positive, settings, once
         self.stop = Stop(settings.stop)
         self.going: torch.Tensor | None = None
         self.losses: list[torch.Tensor] = []
@@ -84,18 +80,13 @@ class Enhancer:
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         """The latent to predict at."""
-        level = float(sigma.max())
+        due, level = self.once.due(sigma), float(sigma.max())
         progress = progress_of(self.injection.model.model_sampling, level)
-        if level >= self.edited or not self.settings.start <= progress <= self.settings.end:
+        if not due or not self.settings.start <= progress <= self.settings.end:
             return x
         if self.going is not None and not self.going.any():
             return x
-        self.edited = level
-        moved = self._moved(x, sigma, level, progress, options)
-        if self.lasting and moved is not x:
-            x.copy_(moved)
-            return x
-        return moved
+        return self.once.kept(x, self._moved(x, sigma, level, progress, options))
 
     def _moved(self, x, sigma, level: float, progress: float, options: dict[str, Any]) -> torch.Tensor:
         seen: list[torch.Tensor] = []

@@ -11,7 +11,8 @@ import node_helpers
 import torch
 
 from ..methods.panels import Panel
-from .anti_segregation import Pull, Puller, check_phrases, edits_last
+from .anti_segregation import WHO, Pull, Puller, check_phrases
+from .once import once_for
 from .preview import Painter, watched
 from .view_guidance import Combine, check_view, guide_views, known_latent
 from .views import ViewConds
@@ -114,8 +115,8 @@ class ViewsGuider(comfy.samplers.CFGGuider):
             callback = watched(callback, self.model_patcher, self.panels)
         try:
             if self.pull is not None and len(self.view_conds) > 1:
-                lasting = edits_last(sampler, denoise_mask)
-                self.puller = Puller(self.inner_model, self.view_conds, self.pull, lasting)
+                once = once_for(sampler, sigmas, denoise_mask, self.inner_model.model_sampling, WHO)
+                self.puller = Puller(self.inner_model, self.view_conds, self.pull, once)
             return super().inner_sample(
                 noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )

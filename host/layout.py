@@ -13,6 +13,7 @@ from ..methods.conduct.alignment import alignment_loss, inverted_step, moved
 from ..methods.conduct.settings import Conduct
 from .attention import SELF, Site, capture, find_sites
 from .gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
+from .once import Once
 from .paths import Conds, Path, Paths
 from .sampling import progress_of
 
@@ -108,11 +109,7 @@ def _noised(
 
 
 class Aligner:
-    """Moves the latent of one sampling towards the reference's layout; made anew for each.
-
-    Args:
-        lasting: whether an edit of the sampler's own latent stays; otherwise only the prediction sees it.
-    """
+    """Moves the latent of one sampling towards the reference's layout; made anew for each."""
 
     def __init__(
         self,
@@ -121,24 +118,21 @@ class Aligner:
         levels: dict[float, torch.Tensor],
         sigmas: torch.Tensor,
         settings: Conduct,
-        lasting: bool,
+        once: Once,
     ) -> None:
         check_differentiable(paths.model)
-        self.paths, self.layout, self.levels, self.settings, self.lasting = paths, layout, levels, settings, lasting
+        self.paths, self.layout, self.levels, self.settings, self.once = paths, layout, levels, settings, once
         self.site = guidance_site(paths.unet)
         sampling = paths.model.model_sampling
         guided = sum(settings.guides_at(progress_of(sampling, float(s))) for s in sigmas[:-1])
         self.steps = settings.steps_each(guided)
-        self.edited = float("inf")  # the last noise level: samplers of second order ask twice at some
         self.losses: list[float] = []
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         """The latent to predict at."""
-        level = float(sigma.max())
-        progress = progress_of(self.paths.model.model_sampling, level)
-        if level >= self.edited or not self.settings.guides_at(progress):
+        due, level = self.once.due(sigma), float(sigma.max())
+        if not due or not self.settings.guides_at(progress_of(self.paths.model.model_sampling, level)):
             return x
-        self.edited = level
         with torch.no_grad():
             # the same attention as in the gradient, or a latent that is the reference would not stand still
             asked = differentiable_options(options)
@@ -146,9 +140,7 @@ class Aligner:
         edited = x
         for _ in range(self.steps):
             edited = self._moved(edited, sigma, wanted, options)
-        if self.lasting:
-            return x.copy_(edited)
-        return edited
+        return self.once.kept(x, edited)
 
     def _reference_at(self, level: float) -> torch.Tensor:
         return self.levels[min(self.levels, key=lambda known: abs(known - level))]

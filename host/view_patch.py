@@ -12,8 +12,9 @@ from typing import Any
 import comfy.patcher_extension
 import torch
 
-from .anti_segregation import Pull, Puller, check_phrases, edits_last
+from .anti_segregation import WHO, Pull, Puller, check_phrases
 from .guider import ViewPrompt, tagged
+from .once import once_for
 from .view_guidance import Combine, check_view, guide_views, known_latent
 from .views import Conds, ViewConds
 
@@ -82,8 +83,9 @@ def _pulling(prompts: tuple[ViewPrompt, ...], pull: Pull):
     """The wrapper around a whole sampling, which makes its gradient step and lays it into the options of this run."""
 
     def wrapper(executor, guider, sigmas, extra_args, callback, noise, latent=None, denoise_mask=None, *args, **kwargs):
-        lasting = edits_last(executor.class_obj, denoise_mask)
-        puller = Puller(guider.inner_model, _views_of(guider, prompts, noise), pull, lasting)
+        sampling = guider.inner_model.model_sampling
+        once = once_for(executor.class_obj, sigmas, denoise_mask, sampling, WHO)
+        puller = Puller(guider.inner_model, _views_of(guider, prompts, noise), pull, once)
         mine = {**extra_args, "model_options": {**extra_args["model_options"], PULLER: puller}}
         return executor(guider, sigmas, mine, callback, noise, latent, denoise_mask, *args, **kwargs)
 

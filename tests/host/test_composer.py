@@ -15,6 +15,7 @@ from comfyui_concepts.host.gradients import differentiable_options, gradient_of,
 from comfyui_concepts.host.injection import Injection, Voice, Words
 from comfyui_concepts.host.lora import Factors, LoraFile
 from comfyui_concepts.host.lowrank import Branch, low_rank, prepared
+from comfyui_concepts.host.once import Once
 from comfyui_concepts.host.phrases import ENTRY
 from comfyui_concepts.methods.compose.masks import Grids
 from comfyui_concepts.methods.compose.settings import Compose
@@ -317,10 +318,10 @@ def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(
         gradients.append(got.value), losses.append(got.loss)
     assert torch.equal(*gradients)
     settings = Compose(enhancement=1e-3, stop="never")
-    enhancer = Enhancer(made, positive, settings, lasting=False)
+    enhancer = Enhancer(made, positive, settings, Once())
     moved = enhancer(x, sigma, {})
     before = enhancer.losses[0]
-    enhancer.edited = float("inf")
+    enhancer.once = Once()
     enhancer(moved, sigma, {})
     assert not torch.equal(moved, x)
     assert float(enhancer.losses[1]) < float(before)
@@ -329,7 +330,7 @@ def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(
 def test_the_papers_rate_holds_for_a_variance_preserving_latent(model):
     """x' = x − lr (1 + σ²) dL/dx is the update of z = x / √(1 + σ²) by lr dL/dz."""
     made, positive = _running(model)
-    enhancer = Enhancer(made, positive, Compose(enhancement=20.0, relative=False), lasting=False)
+    enhancer = Enhancer(made, positive, Compose(enhancement=20.0, relative=False), Once())
     gradient, x, sigma = torch.randn(1, 4, *SIZE), torch.randn(1, 4, *SIZE), 3.0
     scale = (1 + sigma**2) ** 0.5
     z = x / scale - 20.0 * gradient * scale

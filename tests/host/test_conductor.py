@@ -12,7 +12,9 @@ from comfyui_concepts.host.concept import Concept
 from comfyui_concepts.host.conductor import ConductGuider
 from comfyui_concepts.host.layout import Aligner, LayoutReference, guidance_site, mask_site, trajectory
 from comfyui_concepts.host.lora import LoraFile
+from comfyui_concepts.host.once import Once
 from comfyui_concepts.host.paths import Path, Paths
+from comfyui_concepts.host.sampling import progress_of
 from comfyui_concepts.methods.conduct.settings import Conduct
 from comfyui_concepts.methods.regions import Box, Region, coverage
 
@@ -112,7 +114,32 @@ def test_samplers_and_inpaint_masks(model, sampler, masked, caplog):
     assert torch.equal(guider.masks.sum(1), torch.ones(1, 8, 8))
 
 
-def _aligner(guider, model, sigma, x, lasting=False):
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "dpm_2", "dpmpp_sde"])
+def test_the_edits_that_last_are_those_of_the_guided_levels(model, sampler, monkeypatch):
+    """Not the latents that a sampler of second order throws away."""
+    edited, steps = [], []
+    whole = Aligner._moved
+    monkeypatch.setattr(
+        Aligner, "_moved", lambda self, x, *rest: (edited.append(float(rest[0].max())), whole(self, x, *rest))[1]
+    )
+    guider, settings = _guider(model), QUICK
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 6)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(11))
+    kept = Once.kept
+    latents = []
+    monkeypatch.setattr(Once, "kept", lambda self, x, moved: (latents.append(x), kept(self, x, moved))[1])
+    guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, disable_pbar=True, seed=3,
+        callback=lambda step, x0, x, total: steps.append(x),
+    )  # fmt: skip
+    sampling = model.get_model_object("model_sampling")
+    guided = [float(s) for s in sigmas[:-1] if settings.guides_at(progress_of(sampling, float(s)))]
+    assert edited == pytest.approx(guided)
+    assert 1 < len(guided) < 6
+    assert all(mine is theirs for mine, theirs in zip(latents, steps, strict=False))
+
+
+def _aligner(guider, model, sigma, x):
     """An aligner outside of a sampling: its paths, and a reference that is the latent itself if ``x`` is."""
     model.model.current_patcher = model
     conds = {
@@ -130,7 +157,7 @@ def _aligner(guider, model, sigma, x, lasting=False):
     paths = super(ConductGuider, guider).start(x)
     layout = Path(conds["layout"], conds["layout"])
     sigmas = torch.tensor([sigma, 0.0])
-    return Aligner(paths, layout, {sigma: x.clone()}, sigmas, guider.settings, lasting), paths
+    return Aligner(paths, layout, {sigma: x.clone()}, sigmas, guider.settings, Once()), paths
 
 
 def test_the_gradient_is_right_and_a_small_step_lowers_the_loss(new_model):
