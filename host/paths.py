@@ -243,16 +243,18 @@ class Paths:
 
     def _take_over(self, base, side, place, masks, found) -> None:
         """Writes into the base's rows (batch, tokens, channels) what the concepts answer in their regions."""
-        soft, before = self.masks.soft, base
-        if soft:
-            before = base.clone()
-            base.mul_(masks[..., 0, :, None].to(base.dtype))
+        answers: list[torch.Tensor] = []
         for path in range(1, len(self.paths)):
             h = found.get((path, side))
             if h is None:
-                h = self._stored(before, (path, side, place))
+                h = self._stored(base, (path, side, place))
             if h is None:
-                return
+                return  # before anything is written: a base that is asked alone stays whole
+            answers.append(h)
+        soft = self.masks.soft
+        if soft:
+            base.mul_(masks[..., 0, :, None].to(base.dtype))
+        for path, h in enumerate(answers, 1):
             mask = masks[..., path, :, None]
             base.copy_(torch.addcmul(base, mask.to(base.dtype), h) if soft else torch.where(mask > 0, h, base))
 
