@@ -105,10 +105,11 @@ def _read_peft(folder: Path) -> dict[str, torch.Tensor]:
             "adapter again with safe_serialization=True."
         )
     config: Any = PeftConfig.from_pretrained(str(folder))
-    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" or getattr(config, "use_dora", False):
+    kind, dora = str(getattr(config.peft_type, "value", config.peft_type)), bool(getattr(config, "use_dora", False))
+    if kind != "LORA" or dora:
         raise ValueError(
-            f"'{folder.name}' is a PEFT adapter of the kind {config.peft_type}{' with DoRA' * bool(config.use_dora)}, which "
-            "cannot be added beside a layer; train a plain LoRA."
+            f"'{folder.name}' is a PEFT adapter of the kind {kind}{' with DoRA' * dora}, and only PEFT's plain LoRA can be "
+            "added beside a layer here; train one of that kind."
         )
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in load_peft_weights(str(folder), device="cpu").items():

@@ -319,3 +319,13 @@ def test_a_learned_word_is_learned_at_every_place_of_the_prompt(demo_model):
     concept = make_concept(lora, 1.0, clip, "on the left a <new_1> and on the right a <new_1>", "<new_1>", "")
     expected = clip.encode_from_tokens_scheduled(clip.tokenize("on the left a cat and on the right a cat"))[0][0]
     assert torch.allclose(concept.positive[0][1][LAYERS][0], expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["LoHaConfig", "LoKrConfig", "AdaLoraConfig"])
+def test_peft_adapters_of_other_kinds_are_refused_in_words(kind, tmp_path):
+    peft = pytest.importorskip("peft")
+    more = {"total_step": 10} if kind == "AdaLoraConfig" else {}
+    getattr(peft, kind)(target_modules=["to_q"], **more).save_pretrained(tmp_path)
+    save_file({"base_model.model.x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"of the kind {kind.removesuffix('Config').upper()}, and only PEFT's plain LoRA"):
+        read_lora(tmp_path)
