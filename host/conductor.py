@@ -57,7 +57,7 @@ class ConductGuider(PathGuider):
             return Pyramid(covered_for(height, width)[..., active, :, :], soft)
 
         super().__init__(model, positive, negative, cfg, [concepts[n] for n in active], masks_for)
-        self.settings, self.layout = settings, layout
+        self.settings, self.layout, self.model_given = settings, layout, model
         self.points = [] if layout is None or covered_for is not None else [layout.points[n] for n in active]
         if layout is not None and active:
             self.inner_set_conds({_LAYOUT: layout.positive[:1]})
@@ -70,7 +70,9 @@ class ConductGuider(PathGuider):
         self.site = mask_site(paths.unet, *x.shape[-2:])
         if self.layout is not None:
             layout = Path(self.conds[_LAYOUT], self.conds[_LAYOUT])
-            levels = trajectory(self.layout, self.inner_model, layout.positive, sigmas, x, self.model_options)
+            levels = trajectory(
+                self.layout, self.inner_model, layout.positive, sigmas, x, self.model_options, self.model_given
+            )
             if self.points:
                 paths.masks = Pyramid(self._masks_at_points(paths, layout, levels))
             if self.settings.guidance_weight > 0:

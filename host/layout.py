@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.samplers
 import comfy.utils
@@ -26,14 +27,15 @@ class LayoutReference:
 
     ``latent`` is clean, as on a wire, (1, channels, height, width). ``noised`` takes forward noise instead of inverting.
     ``points`` are clicks (x, y) in fractions, one a concept, from which first masks are made. ``kept`` holds what was computed
-    for a model, a schedule and a size, so that a second run of the graph need not.
+    last, by MODEL, for a schedule and a size, so that a second run of the graph need not; a node that changes a model in
+    whatever way hands on another MODEL.
     """
 
     positive: list
     latent: torch.Tensor
     noised: bool = False
     points: tuple[tuple[float, float], ...] = ()
-    kept: dict[Any, dict[float, torch.Tensor]] = field(default_factory=dict)
+    kept: WeakKeyDictionary[Any, tuple[Any, dict[float, torch.Tensor]]] = field(default_factory=WeakKeyDictionary)
 
 
 def guidance_site(unet: Any) -> Site:
@@ -65,8 +67,12 @@ def trajectory(
     sigmas: torch.Tensor,
     like: torch.Tensor,
     options: dict[str, Any],
+    patcher: Any,
 ) -> dict[float, torch.Tensor]:
     """The reference at every noise level of the schedule, by level: DDIM inversion over the sampler's own levels.
+
+    Args:
+        patcher: the MODEL as it came from the graph, for which it is kept.
 
     Raises:
         ValueError: the reference has another size than the picture.
@@ -77,13 +83,14 @@ def trajectory(
             "the reference picture to the canvas before VAE Encode."
         )
     levels = sorted({float(s) for s in sigmas if s > 0})
-    key = (model.current_patcher.patches_uuid, tuple(levels), tuple(like.shape[1:]), like.dtype)
-    if key not in reference.kept:
+    key = (patcher.patches_uuid, tuple(levels), tuple(like.shape[1:]), like.dtype)
+    known = reference.kept.get(patcher)
+    if known is None or known[0] != key:
         reference.kept.clear()  # one at a time: a picture of 4 MB at 200 levels is much to keep twice
         clean = model.process_latent_in(reference.latent[:1].to(like))
         make = _noised if reference.noised else _inverted
-        reference.kept[key] = make(model, conds, levels, clean, options)
-    return reference.kept[key]
+        known = reference.kept[patcher] = (key, make(model, conds, levels, clean, options))
+    return known[1]
 
 
 def _inverted(

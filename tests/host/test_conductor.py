@@ -97,6 +97,28 @@ def test_a_second_run_of_one_guider_is_the_first_and_keeps_the_reference(model):
     assert next(iter(guider.layout.kept.values())) is not kept
 
 
+def test_a_model_that_another_node_has_changed_gets_a_trajectory_of_its_own(model):
+    """Patches of the attention or of the noise schedule change no weights, and the host's number of a model's patches neither."""
+    reference = _guider(model).layout
+
+    def kept_for(patcher):
+        guider = _guider(patcher)
+        guider.layout = reference
+        _sample(guider)
+        (known,) = reference.kept.values()
+        return known[1]
+
+    plain = kept_for(model)
+    assert kept_for(model) is plain
+    changed = model.clone()
+    changed.set_model_attn1_output_patch(lambda output, extra: output * 0.5)
+    other = kept_for(changed)
+    assert changed.patches_uuid == model.patches_uuid
+    assert not all(torch.equal(plain[level], other[level]) for level in plain)
+    with_another_schedule = changed.clone()
+    assert kept_for(with_another_schedule) is not other
+
+
 def test_pictures_of_a_batch_do_not_meet(model):
     both, alone = _sample(_guider(model), batch=2), _sample(_guider(model))
     torch.testing.assert_close(both[:1], alone, rtol=1e-3, atol=1e-3)
@@ -227,7 +249,9 @@ def test_inversion_comes_back(model):
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 20)
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        levels = trajectory(LayoutReference(_text(7), latent), model.model, conds, sigmas, torch.zeros(1, 4, 8, 8), {})
+        levels = trajectory(
+            LayoutReference(_text(7), latent), model.model, conds, sigmas, torch.zeros(1, 4, 8, 8), {}, model
+        )
     assert set(levels) == {float(s) for s in sigmas if s > 0}
     noise = levels[float(sigmas[0])] / (1 + sigmas[0] ** 2) ** 0.5
     back = guider.sample(
@@ -235,7 +259,7 @@ def test_inversion_comes_back(model):
     )
     assert (back - latent).square().mean() < 0.2 * latent.square().mean()
     with pytest.raises(ValueError, match="scale the reference"):
-        trajectory(LayoutReference(_text(7), latent), model.model, conds, sigmas, torch.zeros(1, 4, 8, 16), {})
+        trajectory(LayoutReference(_text(7), latent), model.model, conds, sigmas, torch.zeros(1, 4, 8, 16), {}, model)
 
 
 def test_a_control_net_of_inference_weights_goes_with_a_layout(model, control_net):
