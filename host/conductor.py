@@ -13,6 +13,7 @@ from ..methods.conduct.settings import Conduct
 from ..methods.regions import Pyramid
 from .attention import capture
 from .concept import Concept
+from .gradients import plain_patcher
 from .layout import Aligner, LayoutReference, mask_site, trajectory
 from .once import once_for
 from .path_guider import PathGuider
@@ -56,7 +57,9 @@ class ConductGuider(PathGuider):
                 return Pyramid(torch.zeros(len(active), height, width))
             return Pyramid(covered_for(height, width)[..., active, :, :], soft)
 
-        super().__init__(model, positive, negative, cfg, [concepts[n] for n in active], masks_for)
+        aligns = layout is not None and bool(active) and settings.guidance_weight > 0
+        given = plain_patcher(model) if aligns else model
+        super().__init__(given, positive, negative, cfg, [concepts[n] for n in active], masks_for)
         self.settings, self.layout, self.model_given = settings, layout, model
         self.points = [] if layout is None or covered_for is not None else [layout.points[n] for n in active]
         if layout is not None and active:

@@ -161,6 +161,16 @@ def test_the_edits_that_last_are_those_of_the_guided_levels(model, sampler, monk
     assert all(mine is theirs for mine, theirs in zip(latents, steps, strict=False))
 
 
+def test_only_what_takes_gradients_asks_newer_hosts_for_ordinary_weights(model):
+    dynamic, plain = model.clone(), model.clone()
+    dynamic.is_dynamic, dynamic.get_non_dynamic_delegate = lambda: True, lambda: plain
+    assert _guider(dynamic).model_patcher is plain
+    for other in (
+        {"layout": False}, {"strengths": (0.0, 0.0)}, {"settings": replace(QUICK, guidance_weight=0.0)},
+    ):  # fmt: skip
+        assert _guider(dynamic, **other).model_patcher is dynamic
+
+
 def _aligner(guider, model, sigma, x):
     """An aligner outside of a sampling: its paths, and a reference that is the latent itself if ``x`` is."""
     model.model.current_patcher = model
