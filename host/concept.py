@@ -52,7 +52,11 @@ def make_concept(lora: LoraFile, strength: float, clip: Any, prompt: str, phrase
 
 
 def _encode(clip: Any, lora: LoraFile, text: str, phrase: str) -> list:
-    """CONDITIONING of a prompt; with learned words in it, one encoding for each attention layer."""
+    """CONDITIONING of a prompt; with learned words in it, one encoding for each attention layer.
+
+    Raises:
+        ValueError: words learned for different numbers of layers; as ``encode_with_phrase``.
+    """
     words = [word for word in lora.embeddings if word in text]
     if not words:
         return encode_with_phrase(clip, text, phrase) if text.strip() else plain(clip, text)
@@ -60,16 +64,37 @@ def _encode(clip: Any, lora: LoraFile, text: str, phrase: str) -> list:
     stand_ins = dict(zip(words, free, strict=False))
     for word, stand_in in stand_ins.items():
         text, phrase = text.replace(word, stand_in), phrase.replace(word, stand_in)
+    counts = {len(tensor) for word in words for tensor in lora.embeddings[word].values()}
+    if len(counts) > 1:
+        raise ValueError(
+            f"The ED-LoRA '{lora.name}' has words learned for {' and '.join(map(str, sorted(counts)))} layers, which cannot stand "
+            "in one prompt; use one of its words, or another file."
+        )
     first = encode_with_phrase(clip, text, phrase)
     encodings = [
         clip.encode_from_tokens_scheduled(_with_learned(clip, text, lora, stand_ins, layer))
-        for layer in range(len(next(iter(lora.embeddings[words[0]].values()))))
+        for layer in range(counts.pop())
     ]
     context = torch.cat([e[0][0] for e in encodings])  # (layers, tokens, channels)
     positions = first[0][1]
     return node_helpers.conditioning_set_values(
         [[encodings[0][0][0], {**positions, **encodings[0][0][1]}]], {LAYERS: context}
     )
+
+
+def check_layers(concept: Concept, layers: int) -> None:
+    """Refuses prompts with another number of layers than the model has cross-attentions.
+
+    Raises:
+        ValueError: a layer-wise prompt of another kind of model.
+    """
+    for _, values in (*concept.positive, *concept.negative):
+        own = values.get(LAYERS)
+        if own is not None and len(own) != layers:
+            raise ValueError(
+                f"The ED-LoRA '{concept.name}' has learned its words for {len(own)} layers, and this model has {layers} "
+                "cross-attentions; load the checkpoint it was trained on (16 are SD 1.5, 70 are SDXL)."
+            )
 
 
 def plain(clip: Any, text: str) -> list:

@@ -180,7 +180,7 @@ class Injection:
         key = (id(voice), site, side)
         if key not in self.cached:
             context = (voice.words.positive, voice.words.negative)[side]
-            context = context[site.layer % len(context)][None]
+            context = context[site.layer if len(context) > 1 else 0][None]
             module = site.module(self.unet)
             keys, values = (
                 _linear(getattr(module, name), context, voice.factors.get(f"{self.paths[site]}.{name}"), voice.strength)

@@ -14,8 +14,8 @@ import node_helpers
 import torch
 
 from ..methods.panels import Panel, concept_panels
-from .attention import unet_of
-from .concept import Concept
+from .attention import CROSS, find_sites, unet_of
+from .concept import Concept, check_layers
 from .lora import unet_factors
 from .lowrank import prepared
 from .paths import KEY, Masks, Path, Paths
@@ -68,8 +68,9 @@ class PathGuider(comfy.samplers.CFGGuider):
     ) -> None:
         super().__init__(model)
         check_base(positive, negative)
-        if concepts:
-            unet_of(model.model)
+        layers = len(find_sites(unet_of(model.model), CROSS)) if concepts else 0
+        for concept in concepts:
+            check_layers(concept, layers)
         self.concepts, self.masks_for = tuple(concepts), masks_for
         self.set_cfg(cfg)
         self.set_conds(positive, negative)

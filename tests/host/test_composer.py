@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfyui_concepts.host.attention import CROSS, SELF, find_sites, unet_of
 from comfyui_concepts.host.composer import ComposeGuider
-from comfyui_concepts.host.concept import Concept
+from comfyui_concepts.host.concept import LAYERS, Concept
 from comfyui_concepts.host.enhancement import Enhancer, Maps, loss_sites
 from comfyui_concepts.host.gradients import differentiable_options, gradient_of, normal
 from comfyui_concepts.host.injection import Injection, Voice, Words
@@ -258,6 +258,13 @@ def sample(model, concepts, covered, settings, *, steps=4, sampler="euler", batc
         noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, mask, disable_pbar=True, seed=1
     )
     return out, guider
+
+
+def test_a_layer_wise_prompt_of_another_model_is_refused(model):
+    wrong = concept(5, model=model)
+    wrong.positive[0][1][LAYERS] = _random(7, 5, 24)
+    with pytest.raises(ValueError, match="for 7 layers, and this model has 16 cross-attentions"):
+        sample(model, [wrong], FULL, Compose())
 
 
 def test_no_concept_or_no_strength_is_the_hosts_own_guider_bit_for_bit(model):

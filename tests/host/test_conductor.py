@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from comfyui_concepts.host.concept import Concept
+from comfyui_concepts.host.concept import LAYERS, Concept
 from comfyui_concepts.host.conductor import ConductGuider
 from comfyui_concepts.host.layout import Aligner, LayoutReference, guidance_site, mask_site, trajectory
 from comfyui_concepts.host.lora import LoraFile
@@ -169,6 +169,15 @@ def test_only_what_takes_gradients_asks_newer_hosts_for_ordinary_weights(model):
         {"layout": False}, {"strengths": (0.0, 0.0)}, {"settings": replace(QUICK, guidance_weight=0.0)},
     ):  # fmt: skip
         assert _guider(dynamic, **other).model_patcher is dynamic
+
+
+@pytest.mark.parametrize("side", ["positive", "negative"])
+def test_a_layer_wise_prompt_of_another_model_is_refused(model, side):
+    """LoRA-Composer has the same test: with a wrong number of layers, words would be read by layers they are not for."""
+    guider = _guider(model)
+    getattr(guider.concepts[0], side)[0][1][LAYERS] = torch.randn(16, 7, 32)
+    with pytest.raises(ValueError, match="for 16 layers, and this model has 7 cross-attentions; load the checkpoint"):
+        ConductGuider(model, _text(8), _text(9), 3.0, guider.concepts, None, QUICK)
 
 
 def _aligner(guider, model, sigma, x):

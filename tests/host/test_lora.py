@@ -329,3 +329,11 @@ def test_peft_adapters_of_other_kinds_are_refused_in_words(kind, tmp_path):
     save_file({"base_model.model.x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=f"of the kind {kind.removesuffix('Config').upper()}, and only PEFT's plain LoRA"):
         read_lora(tmp_path)
+
+
+def test_words_learned_for_different_models_do_not_go_into_one_prompt(demo_model):
+    from comfyui_concepts.host.concept import make_concept
+
+    learned = {f"<new_{n}>": {"l": torch.randn(n, 64)} for n in (1, 2)}
+    with pytest.raises(ValueError, match="learned for 1 and 2 layers"):
+        make_concept(LoraFile("ed", {}, embeddings=learned), 1.0, demo_model[1], "a <new_1> <new_2>", "", "")
