@@ -171,7 +171,9 @@ class Paths:
         table = self._table(transformer_options or {}, len(x))
         if not table:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        numbers = [row.side for row in table]  # other packs know 0 and 1 only
+        numbers = list(transformer_options.get("cond_or_uncond") or [0] * len(transformer_options["uuids"]))
+        for row in table:
+            numbers[row.rows.start // (row.rows.stop - row.rows.start)] = row.side  # other packs know 0 and 1 only
         told = {**transformer_options, ROWS: table, "cond_or_uncond": numbers}
         with contextlib.ExitStack() as stack:
             stack.enter_context(low_rank(self.unet, self._branches(table)))
@@ -183,12 +185,11 @@ class Paths:
         return out
 
     def _table(self, options: dict[str, Any], rows: int) -> list[Rows]:
-        """The rows of the running call; empty if any of them is not ours."""
+        """Our rows of the running call; those that another node has put beside them are left out, and pass untouched."""
         uuids = options.get("uuids", ())
-        if not uuids or any(uuid not in self._owner for uuid in uuids):
-            return []
-        size = rows // len(uuids)
-        return [Rows(slice(n * size, (n + 1) * size), *self._owner[u], u) for n, u in enumerate(uuids)]
+        size = rows // max(len(uuids), 1)
+        table = [(slice(n * size, (n + 1) * size), u) for n, u in enumerate(uuids) if u in self._owner]
+        return [Rows(part, *self._owner[u], u) for part, u in table]
 
     def _branches(self, table: list[Rows]) -> list[Branch]:
         """A branch for each run of neighbouring rows of a concept."""

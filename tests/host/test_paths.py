@@ -344,3 +344,24 @@ def test_another_node_that_asks_for_the_base_alone_gets_the_base_whole(precise, 
             comfy.samplers.calc_cond_batch(setting.model, asked, setting.x, setting.sigma, paths.routed({}))
     assert torch.equal(outputs[0], setting.alone(setting.prompts[0][0]))
     assert sum("asks the model for the base alone" in r.message for r in caplog.records) == 1
+
+
+def test_rows_of_another_node_in_our_call_take_nothing_from_ours(precise):
+    """And get nothing of ours: no LoRA, no merge."""
+    setting, foreign = Setting(precise, halves()), conds(99)
+    expected = setting.batched()
+    paths, tables = setting.paths(), []
+    ask, keep = paths._ask, paths._keep_maps
+    paths._keep_maps = lambda table, seen: (tables.append(table), keep(table, seen))
+
+    def beside(lists, x, sigma, options):
+        return ask([*lists[:2], foreign, *lists[2:]], x, sigma, options)
+
+    paths._ask = beside
+    with setting.seeing() as outputs, torch.no_grad():
+        paths.predict(setting.x, setting.sigma, setting.options)
+    assert len(outputs) == 1
+    rows = {(row.path, row.side): outputs[0][row.rows] for row in tables[0]}
+    assert _difference(rows, expected) < 1e-12
+    free = set(range(len(outputs[0]))) - {n for row in tables[0] for n in range(row.rows.start, row.rows.stop)}
+    assert float((outputs[0][sorted(free)] - setting.alone(foreign)).abs().max()) < 1e-12
