@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
-from comfyui_concepts.demo import concept_scenes, objects_present, score_compose, score_conduct
+from comfyui_concepts.demo import bench_conduct, concept_scenes, objects_present, score_compose, score_conduct
 from comfyui_concepts.demo.concept_scenes import Tally, Task, tasks, tasks_of_three
 from comfyui_concepts.demo.judge import Judge
 
@@ -49,3 +51,11 @@ def test_prompts_of_several_objects_are_fixed_and_those_that_only_list_say_no_pl
     assert len(listed) == 10
     assert not any(word in caption for caption in listed for word in ("left", "right", "middle"))
     assert all("on the left" in a.scene.caption() for a in asked if a.kind == "placed")
+
+
+def test_the_bench_of_the_conductor_runs(monkeypatch, capsys):
+    monkeypatch.setattr(logging, "disable", lambda level: None)  # for the whole process, it would be
+    assert bench_conduct.main(["--model", "demo", "--concepts", "1", "--runs", "1"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith("demo, N = 1: ours ")
+    assert all(f"{other} " in line for other in ("bare rows", "one by one", "host hooks"))

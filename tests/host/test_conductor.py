@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
+from comfyui_concepts.host import layout as layout_module
 from comfyui_concepts.host.concept import LAYERS, Concept
 from comfyui_concepts.host.conductor import ConductGuider
 from comfyui_concepts.host.layout import Aligner, LayoutReference, guidance_site, mask_site, trajectory
@@ -292,11 +294,54 @@ def test_a_control_net_of_inference_weights_goes_with_a_layout(model, control_ne
     assert not torch.equal(controlled, _sample(_guider(model)))
 
 
+def test_weights_that_stay_off_the_device_give_the_same(new_model, monkeypatch):
+    expected, low = _sample(_guider(new_model("EPS"))), new_model("EPS")
+    load = comfy.model_patcher.ModelPatcher.load
+    monkeypatch.setattr(
+        comfy.model_patcher.ModelPatcher, "load", lambda self, device, **_: load(self, device, lowvram_model_memory=1)
+    )
+    assert torch.allclose(_sample(_guider(low)), expected, atol=1e-4)
+    assert low.model.model_lowvram
+
+
+CASES = ["points", "layers", "denoise", "odd size", torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_less_usual_samplings_are_finite_and_repeat(new_model, case):
+    model = new_model("EPS", case if isinstance(case, torch.dtype) else torch.float32)
+    if isinstance(case, torch.dtype):
+        model.model.manual_cast_dtype = None  # it computes in half precision, too
+    height, width = (9, 7) if case == "odd size" else (8, 8)
+    guider, generator = _guider(model), torch.Generator().manual_seed(4)
+    latent = torch.randn(1, 4, height, width, generator=generator)
+    points = ((0.2, 0.5), (0.8, 0.5)) if case == "points" else ()
+    if case == "layers":
+        guider.concepts[0].positive[0][1][LAYERS] = torch.randn(7, 7, 32, generator=generator)
+    covered_for = None if case == "points" else (lambda h, w: coverage(HALVES, h, w))
+    layout = LayoutReference(_text(7), latent, points=points)
+    guider = ConductGuider(model, _text(8), _text(9), 3.0, guider.concepts, covered_for, QUICK, layout)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 6)
+    sigmas = sigmas[2:] if case == "denoise" else sigmas
+    start, runs = latent if case == "denoise" else torch.zeros_like(latent), []
+    for _ in range(2):
+        noise = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(11))
+        sampler = comfy.samplers.sampler_object("euler")
+        runs.append(guider.sample(noise, start, sampler, sigmas, disable_pbar=True, seed=3))
+    assert torch.isfinite(runs[0]).all()
+    assert torch.equal(*runs)
+    assert torch.equal(guider.masks.sum(1), torch.ones(1, height, width))
+    assert (guider.masks[:, 1:].sum((-2, -1)) > 0).all()
+
+
 def _state(model):
     return {name: (id(p), p.clone()) for name, p in model.model.named_parameters()}
 
 
-@pytest.mark.parametrize("where", ["aligning", "asking", "refining"])
+PLACES = ["inverting", "at points", "aligning", "asking", "refining", "two phases", "whole transformers"]
+
+
+@pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("fault", ["exception", "cancel", "out of memory"])
 def test_the_model_is_as_it_was_whatever_happens(model, where, fault, monkeypatch):
     before, options = _state(model), str(model.model_options)
@@ -305,18 +350,20 @@ def test_the_model_is_as_it_was_whatever_happens(model, where, fault, monkeypatc
         "cancel": comfy.model_management.InterruptProcessingException(),
     }[fault]  # fmt: skip
     owner, name = {
-        "aligning": (Aligner, "_keys"),
-        "asking": (Paths, "_merge"),
-        "refining": (ConductGuider, "_refined"),
-    }[where]
+        "aligning": (Aligner, "_keys"), "refining": (ConductGuider, "_refined"), "inverting": (layout_module, "_inverted"),
+        "at points": (ConductGuider, "_masks_at_points"),
+    }.get(where, (Paths, "_merge"))  # fmt: skip
     original = getattr(owner, name)
 
-    def failing(self, *args):
-        original(self, *args)
+    def failing(*args):
+        original(*args)
         raise error
 
     monkeypatch.setattr(owner, name, failing)
-    guider = _guider(model)
+    if where == "two phases":
+        monkeypatch.setattr(Paths, "_fits_one_call", lambda *_: False)
+    guider = _guider(model, settings=replace(QUICK, whole_transformers=where == "whole transformers"))
+    guider.points = [(0.2, 0.5), (0.8, 0.5)] if where == "at points" else []
     with pytest.raises(type(error)):
         _sample(guider)
     monkeypatch.undo()

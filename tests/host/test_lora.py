@@ -327,7 +327,9 @@ def test_peft_adapters_of_other_kinds_are_refused_in_words(kind, tmp_path):
     more = {"total_step": 10} if kind == "AdaLoraConfig" else {}
     getattr(peft, kind)(target_modules=["to_q"], **more).save_pretrained(tmp_path)
     save_file({"base_model.model.x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=f"of the kind {kind.removesuffix('Config').upper()}, and only PEFT's plain LoRA"):
+    with pytest.raises(
+        ValueError, match=f"of the kind {kind.removesuffix('Config').upper()}, and only PEFT's plain LoRA"
+    ):
         read_lora(tmp_path)
 
 

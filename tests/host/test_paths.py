@@ -10,7 +10,7 @@ import comfy.lora
 import comfy.model_management
 import pytest
 import torch
-from comfyui_concepts.host.attention import after_attention, sites_of
+from comfyui_concepts.host.attention import after_attention, after_transformers, sites_of
 from comfyui_concepts.host.concept import LAYERS
 from comfyui_concepts.host.lora import LoraFile, unet_factors, unet_names
 from comfyui_concepts.host.lowrank import prepared
@@ -365,3 +365,49 @@ def test_rows_of_another_node_in_our_call_take_nothing_from_ours(precise):
     assert _difference(rows, expected) < 1e-12
     free = set(range(len(outputs[0]))) - {n for row in tables[0] for n in range(row.rows.start, row.rows.stop)}
     assert float((outputs[0][sorted(free)] - setting.alone(foreign)).abs().max()) < 1e-12
+
+
+def deep_one_by_one(setting):
+    """As ``one_by_one``, with what whole transformers answer instead of attentions."""
+    found, unet = {}, setting.model.diffusion_model
+    for side in (0, 1):
+        answers = []
+        for n, (lora, strength) in enumerate(zip(setting.loras, setting.strengths, strict=True), 1):
+            seen = {}
+            with patched(setting.patcher, lora, strength), after_transformers(
+                unet, lambda out, place, seen=seen: seen.update({place: out.clone()})
+            ):  # fmt: skip
+                found[n, side] = setting.alone(setting.prompts[n][side])
+            answers.append(seen)
+
+        def merge(out, place, answers=answers):
+            masks = setting.masks.at(*place.grid).flatten(-2).to(out.dtype)
+            parts = [masks[..., n, :, None] * seen[place] for n, seen in enumerate(answers, 1)]
+            out.copy_(masks[..., 0, :, None] * out + sum(parts))
+
+        with after_transformers(unet, merge):
+            found[0, side] = setting.alone(setting.prompts[0][side])
+    return found
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("phases", [1, 2])
+def test_whole_transformers_are_those_of_separately_patched_models(precise, soft, phases, monkeypatch):
+    setting = Setting(precise, halves(soft))
+    paths = setting.paths()
+    paths.deep = True
+    if phases == 2:
+        monkeypatch.setattr(Paths, "_fits_one_call", lambda *_: False)
+    found = setting.batched(paths)
+    assert paths.calls == (1 if phases == 1 else 3)
+    assert _difference(found, deep_one_by_one(setting)) < 1e-12
+
+
+def test_weights_that_stay_off_the_device_give_the_same(new_model):
+    """A partial load, in which every layer brings its weights when it runs."""
+    low = new_model("EPS", torch.float32, sd15=True)
+    setting = Setting(low, halves(), batch=1)
+    whole = setting.batched()
+    low.load(torch.device("cpu"), lowvram_model_memory=1)
+    assert low.model.model_lowvram
+    assert _difference(setting.batched(), whole) < 1e-6

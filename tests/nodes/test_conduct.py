@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from comfyui_concepts.host.concept import Concept
 from comfyui_concepts.host.lora import LoraFile
 from comfyui_concepts.methods.regions import Box, Region
 from comfyui_concepts.nodes.concept import ConceptList, assigned
-from comfyui_concepts.nodes.conduct import ConceptsConductorGuider
+from comfyui_concepts.nodes.conduct import (
+    ConceptsConceptMasks,
+    ConceptsConductorGuider,
+    ConceptsLayoutReference,
+    parse_points,
+)
 from comfyui_concepts.nodes.region import RegionList
 
 
@@ -48,3 +54,34 @@ def test_labels_that_do_not_say_and_numbers_that_differ_are_refused():
 def test_points_are_counted(demo_model):
     with pytest.raises(ValueError, match="Nobody says where the concepts are"):
         ConceptsConductorGuider.execute(demo_model[0], [], [], ConceptList(LION, None), 3.0)
+
+
+def test_points_are_read_and_what_is_none_is_refused(demo_model):
+    assert parse_points(" 0.25,0.5; 1, 0 ;") == ((0.25, 0.5), (1.0, 0.0))
+    assert parse_points("") == ()
+    for wrong in ("0.5", "0.5,0.5,0.5", "a,b", "0.5,1.5", "nan,0.5"):
+        with pytest.raises(ValueError, match="is no point; write one as x,y in fractions"):
+            parse_points(wrong)
+    layout = ConceptsLayoutReference.execute([], points="0.5,0.5; 0.1,0.2", latent={"samples": torch.zeros(1, 4, 8, 8)})
+    with pytest.raises(ValueError, match="1 concepts and 2 points; give one to each"):
+        ConceptsConductorGuider.execute(demo_model[0], [], [], ConceptList(LION, None), 3.0, layout=layout.args[0])
+
+
+def test_a_layout_without_a_picture_and_words_nobody_knows_are_refused(demo_model):
+    for given in ({}, {"image": torch.zeros(1, 8, 8, 3)}, {"vae": demo_model[2]}):
+        with pytest.raises(ValueError, match="has no picture; connect a latent, or an image together with its VAE"):
+            ConceptsLayoutReference.execute([], **given)
+    with pytest.raises(ValueError, match="no trajectory 'sideways'; choose"):
+        ConceptsLayoutReference.execute([], "sideways")
+    with pytest.raises(ValueError, match="no injection 'everything'; choose"):
+        ConceptsConductorGuider.execute(demo_model[0], [], [], ConceptList(LION, None), 3.0, "everything")
+
+
+def test_masks_before_a_sampling_are_refused(demo_model):
+    model, clip, _ = demo_model
+    prompt = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
+    guider = ConceptsConductorGuider.execute(
+        model, prompt, prompt, ConceptList(LION, None), 3.0, regions=_regions("lion")
+    ).args[0]
+    with pytest.raises(ValueError, match="connect a Concept Conductor that has sampled"):
+        ConceptsConceptMasks.execute(guider, torch.zeros(1, 64, 64, 3))
