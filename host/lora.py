@@ -21,6 +21,7 @@ import torch
 log = logging.getLogger(__name__)
 
 _PEFT_CONFIG, _PEFT_PREFIX = "adapter_config.json", "base_model.model."
+_TEXT = ("lora_te", "lycoris_te", "text_encoder")
 _EMBEDDINGS = {"new_concept_embedding.": "l", "new_concept_embedding_2.": "g"}
 _NOT_ADDITIVE = {
     "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "reshape_weight": "a reshaped layer", "oft_blocks": "OFT",
@@ -99,26 +100,42 @@ def _read_peft(folder: Path) -> dict[str, torch.Tensor]:
             f"'{folder.name}' is a PEFT adapter, and peft is not installed to read it; install it with: pip install peft, "
             "or save the LoRA as one .safetensors file."
         ) from error
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ValueError(
-            f"'{folder.name}' holds no adapter_model.safetensors, and other files can run code when they are opened; save the "
-            "adapter again with safe_serialization=True."
-        )
     config: Any = PeftConfig.from_pretrained(str(folder))
-    kind, dora = str(getattr(config.peft_type, "value", config.peft_type)), bool(getattr(config, "use_dora", False))
-    if kind != "LORA" or dora:
-        raise ValueError(
-            f"'{folder.name}' is a PEFT adapter of the kind {kind}{' with DoRA' * dora}, and only PEFT's plain LoRA can be "
-            "added beside a layer here; train one of that kind."
-        )
+    _check_peft(folder, config)
     tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in load_peft_weights(str(folder), device="cpu").items():
+    for name, tensor in _pairs_alone(folder, load_peft_weights(str(folder), device="cpu")).items():
         name = name.replace(_PEFT_PREFIX, "")
         tensors[name] = tensor
         if name.endswith(".lora_A.weight"):
             layer, rank = name.removesuffix(".lora_A.weight"), tensor.shape[0]
             alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), layer), config.lora_alpha)
             tensors[f"{layer}.alpha"] = torch.tensor(float(alpha) * (rank**0.5 if config.use_rslora else 1.0))
+    return tensors
+
+
+def _check_peft(folder: Path, config: Any) -> None:
+    """Refuses adapters of other kinds, and files that can run code."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(
+            f"'{folder.name}' holds no adapter_model.safetensors, and other files can run code when they are opened; save the "
+            "adapter again with safe_serialization=True."
+        )
+    kind, dora = str(getattr(config.peft_type, "value", config.peft_type)), bool(getattr(config, "use_dora", False))
+    if kind != "LORA" or dora:
+        raise ValueError(
+            f"'{folder.name}' is a PEFT adapter of the kind {kind}{' with DoRA' * dora}, and only PEFT's plain LoRA can be "
+            "added beside a layer here; train one of that kind."
+        )
+
+
+def _pairs_alone(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Refuses an adapter that replaces anything besides adding low-rank pairs."""
+    whole = [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if whole:
+        raise ValueError(
+            f"The PEFT adapter '{folder.name}' also holds '{whole[0]}', which is no low-rank pair and cannot be added beside a "
+            "layer; train it without modules_to_save, with bias='none', and not on embeddings."
+        )
     return tensors
 
 
@@ -158,8 +175,24 @@ def unet_factors(lora: LoraFile, model: Any) -> dict[str, Factors]:
     for weight, adapter in loaded.items():
         layer = weight.removeprefix("diffusion_model.").removesuffix(".weight")
         found[layer] = factors_of(lora.name, layer, unet.get_submodule(layer), adapter)
-    log.info("LoRA '%s': %d layers of the UNet, %d keys in the file", lora.name, len(found), len(tensors))
+    _tell_matches(lora.name, tensors, {name for name, weight in names.items() if weight in loaded})
     return found
+
+
+def _tell_matches(name: str, tensors: Mapping[str, Any], layers: set[str]) -> None:
+    """Says how many of the file's keys for a UNet have a layer in this one. The text encoders' are counted where they go."""
+    asked = [key for key in tensors if not key.startswith(_TEXT)]
+    missing = [key for key in asked if not any(stem in layers for stem in _stems(key))]
+    level = logging.WARNING if missing else logging.INFO
+    log.log(level, "LoRA '%s': matched %d of %d keys", name, len(asked) - len(missing), len(asked))
+    if missing:
+        log.warning("LoRA '%s': no layer of this model for '%s'%s", name, missing[0], " and others" * (len(missing) > 1))
+
+
+def _stems(key: str) -> Iterator[str]:
+    """What may be the layer's name in a key: everything before one of its dots, or before ``_lora``."""
+    yield from (key[:at] for at, letter in enumerate(key) if letter == ".")
+    yield key.split("_lora.")[0]
 
 
 def _refuse_not_additive(name: str, tensors: Mapping[str, Any], names: Mapping[str, str]) -> None:

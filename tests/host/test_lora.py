@@ -162,23 +162,65 @@ def test_a_file_that_fits_nothing_is_an_error_and_so_is_another_models(patcher):
         unet_factors(LoraFile("large", wrong), patcher.model)
 
 
-def test_a_peft_adapter_is_read_with_its_scale(patcher, tmp_path):
-    """As peft writes it: injected in the UNet, rank pattern and rslora in its config."""
+def _saved_by_peft(new_model, folder, **settings):
+    """A UNet under a random adapter of peft's, which has saved it."""
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["to_q"], use_rslora=True, alpha_pattern={LINEAR: 5})
-    config.save_pretrained(tmp_path)
-    tensors = _file(
-        patcher, lambda n: f"base_model.model.{n}.", ("lora_A.weight", "lora_B.weight"), None, [LINEAR, OUT]
+    own = new_model("EPS", torch.float64, sd15=True)
+    config = peft.LoraConfig(target_modules=["to_q", "to_out.0"], init_lora_weights=False, **settings)
+    with torch.inference_mode(False):
+        peft.get_peft_model(own.model.diffusion_model, config).save_pretrained(folder)
+    return own.model.diffusion_model
+
+
+def test_a_peft_adapter_adds_what_peft_adds(new_model, patcher, tmp_path):
+    """With ranks and scales of single layers, and rslora."""
+    unet = _saved_by_peft(
+        new_model, tmp_path, r=2, lora_alpha=3, use_rslora=True, rank_pattern={LINEAR: 3}, alpha_pattern={LINEAR: 5}
     )
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
     for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
-        factors = unet_factors(read_lora(path), patcher.model)
+        lora = read_lora(path)
+        factors = unet_factors(lora, patcher.model)
         assert factors[LINEAR].scale == pytest.approx(5 / 3**0.5)
-        assert factors[OUT].scale == pytest.approx(3 / 3**0.5)
+        assert factors[OUT].scale == pytest.approx(3 / 2**0.5)
+        for layer in (LINEAR, OUT):
+            x = into(patcher, layer)
+            out, expected = beside(patcher, lora, 1.0, layer, x), unet.get_submodule(layer)(x)
+            assert (expected - patcher.model.diffusion_model.get_submodule(layer)(x)).abs().max() > 0.01
+            assert (out - expected).abs().max() < 1e-6
     settings = json.loads((tmp_path / "adapter_config.json").read_text()) | {"use_dora": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="DoRA"):
+    with pytest.raises(ValueError, match="LORA with DoRA"):
         read_lora(tmp_path)
+
+
+@pytest.mark.parametrize(("more", "named"), [({"bias": "lora_only"}, "bias"), ({"modules_to_save": ["proj_in"]}, "proj_in")])
+def test_what_a_peft_adapter_replaces_is_refused_in_words(new_model, tmp_path, more, named):
+    _saved_by_peft(new_model, tmp_path, r=2, **more)
+    with pytest.raises(ValueError, match=f"also holds '.*{named}.*' *, which is no low-rank pair.*modules_to_save"):
+        read_lora(tmp_path)
+
+
+def test_keys_without_a_layer_are_counted_and_told(patcher, caplog):
+    """The text part has another reader, and is no reason to warn."""
+    caplog.set_level("INFO")
+    tensors = SPELLINGS["kohya"](patcher) | {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(1)}
+    unet_factors(LoraFile("whole", tensors), patcher.model)
+    assert [(r.levelname, r.message) for r in caplog.records] == [("INFO", "LoRA 'whole': matched 15 of 15 keys")]
+    caplog.clear()
+    more = {f"lora_unet_not_a_layer.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")}
+    unet_factors(LoraFile("partly", tensors | more), patcher.model)
+    assert [(r.levelname, r.message) for r in caplog.records] == [
+        ("WARNING", "LoRA 'partly': matched 15 of 17 keys"),
+        ("WARNING", "LoRA 'partly': no layer of this model for 'lora_unet_not_a_layer.lora_up.weight' and others"),
+    ]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_keys_of_every_spelling_are_counted(patcher, caplog, spelling):
+    caplog.set_level("INFO")
+    tensors = SPELLINGS[spelling](patcher)
+    unet_factors(LoraFile("whole", tensors), patcher.model)
+    assert f"matched {len(tensors)} of {len(tensors)} keys" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["lion.pth", "lion.ckpt", "lion.bin"])
