@@ -15,7 +15,7 @@ import torch
 
 from . import vocabulary
 from .files import LORAS
-from .judge import LEFT, RIGHT, THIRDS, Judge, background_of
+from .judge import LEFT, RIGHT, THIRDS, WHOLE, Judge, background_of
 
 SIMILAR = (("lion", "tiger"), ("koala", "bear"), ("monkey", "bear"))
 PAIRS: tuple[tuple[str, str], ...] = (
@@ -59,6 +59,9 @@ LAYOUTS = (
     Layout("right above", 128, ((2, 50, 62, 110), (66, 18, 126, 78))),
 )
 ROW_OF_THREE = Layout("three", 192, ((2, 34, 62, 94), (66, 34, 126, 94), (130, 34, 190, 94)))
+ALONE = Layout("alone", 128, ((0, 0, 128, 128),))
+"""One object wherever the prompt puts it: its overlap with this box says nothing."""
+COLUMNS = {1: (WHOLE,), 2: (LEFT, RIGHT), 3: THIRDS}
 SEEDS = (21, 22)
 
 
@@ -112,6 +115,14 @@ def tasks_of_three(count: int = 4, seeds: int = 2) -> Iterator[Task]:
         yield Task(concepts, ROW_OF_THREE, backgrounds[number % len(backgrounds)], SEEDS[:seeds])
 
 
+def tasks_of_one(backgrounds: int = 5, seeds: int = 2) -> Iterator[Task]:
+    """Every concept by itself: what a pair of them can be expected to reach is this rate squared."""
+    for number, concept in enumerate(vocabulary.LORA_CONCEPTS):
+        names = list(vocabulary.BACKGROUNDS)
+        for step in range(backgrounds):
+            yield Task((concept,), ALONE, names[(number + step) % len(names)], SEEDS[:seeds])
+
+
 @dataclass
 class Tally:
     """Counts over the pictures of one method. ``calls`` is for the method to fill: model calls, ``rows`` their batch rows."""
@@ -132,7 +143,7 @@ class Tally:
 
     def count(self, judge: Judge, task: Task, pictures: torch.Tensor) -> None:
         """Has the judge look at the pictures (seeds, h, w, 3) of a task."""
-        columns = (LEFT, RIGHT) if len(task.concepts) == 2 else THIRDS
+        columns = COLUMNS[len(task.concepts)]
         seen = list(zip(*(judge.look(pictures, column) for column in columns), strict=True))
         for picture, verdicts in zip(pictures, seen, strict=True):
             names = [v.name for v in verdicts]

@@ -186,7 +186,9 @@ def _tell_matches(name: str, tensors: Mapping[str, Any], layers: set[str]) -> No
     level = logging.WARNING if missing else logging.INFO
     log.log(level, "LoRA '%s': matched %d of %d keys", name, len(asked) - len(missing), len(asked))
     if missing:
-        log.warning("LoRA '%s': no layer of this model for '%s'%s", name, missing[0], " and others" * (len(missing) > 1))
+        log.warning(
+            "LoRA '%s': no layer of this model for '%s'%s", name, missing[0], " and others" * (len(missing) > 1)
+        )
 
 
 def _stems(key: str) -> Iterator[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from comfyui_concepts.demo import bench_conduct, concept_scenes, objects_present, score_compose, score_conduct
-from comfyui_concepts.demo.concept_scenes import Tally, Task, tasks, tasks_of_three
+from comfyui_concepts.demo.concept_scenes import Tally, Task, tasks, tasks_of_one, tasks_of_three
 from comfyui_concepts.demo.judge import Judge
 
 
@@ -28,6 +30,21 @@ def test_tasks_are_fixed_and_similar_concepts_are_among_them():
     assert len(asked) == 60
     assert {frozenset(p) for p in concept_scenes.SIMILAR} <= {frozenset(task.concepts) for task in asked}
     assert all(len(task.concepts) == len(task.layout.boxes) == 3 for task in tasks_of_three())
+
+
+def test_a_single_concept_is_asked_for_by_itself_and_its_rate_squared_is_what_a_pair_can_reach(judge, monkeypatch):
+    """Each concept as often as any other, under its own noun alone; right is what the judge names so."""
+    asked = list(tasks_of_one())
+    assert sorted(Counter(task.concepts for task in asked).values()) == [5] * 8
+    task = asked[0]
+    assert task.true_prompt() == task.lone_prompt("lion")
+    tally, picture = score_conduct.carry_out((score_conduct.ALONE, replace(task, seeds=(21,))))
+    assert picture.shape == (1, 128, 128, 3)
+    assert tally.right == [[judge.look(torch.from_numpy(picture) / 255)[0].name == "lion"]]
+    half = {"all_right": 0.5, "layout_iou": 0.1, "leak": 0.0}
+    monkeypatch.setattr(score_conduct, "score_row", lambda *_: dict(half))
+    assert score_conduct.scored(score_conduct.ALONE, asked, None) == {"all_right": 0.5, "squared": 0.25}
+    assert score_conduct.scored("conductor", asked, None) == half
 
 
 def test_counts_of_two_tasks_add_up(judge):

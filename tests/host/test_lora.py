@@ -193,7 +193,9 @@ def test_a_peft_adapter_adds_what_peft_adds(new_model, patcher, tmp_path):
         read_lora(tmp_path)
 
 
-@pytest.mark.parametrize(("more", "named"), [({"bias": "lora_only"}, "bias"), ({"modules_to_save": ["proj_in"]}, "proj_in")])
+@pytest.mark.parametrize(
+    ("more", "named"), [({"bias": "lora_only"}, "bias"), ({"modules_to_save": ["proj_in"]}, "proj_in")]
+)
 def test_what_a_peft_adapter_replaces_is_refused_in_words(new_model, tmp_path, more, named):
     _saved_by_peft(new_model, tmp_path, r=2, **more)
     with pytest.raises(ValueError, match=f"also holds '.*{named}.*' *, which is no low-rank pair.*modules_to_save"):
@@ -203,7 +205,9 @@ def test_what_a_peft_adapter_replaces_is_refused_in_words(new_model, tmp_path, m
 def test_keys_without_a_layer_are_counted_and_told(patcher, caplog):
     """The text part has another reader, and is no reason to warn."""
     caplog.set_level("INFO")
-    tensors = SPELLINGS["kohya"](patcher) | {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(1)}
+    tensors = SPELLINGS["kohya"](patcher) | {
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(1)
+    }
     unet_factors(LoraFile("whole", tensors), patcher.model)
     assert [(r.levelname, r.message) for r in caplog.records] == [("INFO", "LoRA 'whole': matched 15 of 15 keys")]
     caplog.clear()
