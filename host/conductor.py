@@ -32,7 +32,8 @@ class ConductGuider(PathGuider):
         soft: whether regions fade into each other.
         layout: None leaves the layout to the prompts: there is no alignment then.
 
-    ``masks`` holds, after a sampling, the masks it ended with, (batch, 1 + concepts, height, width), background first.
+    ``masks`` holds, after a sampling, the masks it ended with, (batch, 1 + concepts, height, width), background first; where every
+    strength is 0 they are empty, of all that are ``listed``.
     """
 
     aligner: Aligner | None = None
@@ -60,7 +61,7 @@ class ConductGuider(PathGuider):
         aligns = layout is not None and bool(active) and settings.guidance_weight > 0
         given = plain_patcher(model) if aligns else model
         super().__init__(given, positive, negative, cfg, [concepts[n] for n in active], masks_for)
-        self.settings, self.layout, self.model_given = settings, layout, model
+        self.settings, self.layout, self.model_given, self.listed = settings, layout, model, tuple(concepts)
         self.points = [] if layout is None or covered_for is not None else [layout.points[n] for n in active]
         if layout is not None and active:
             self.inner_set_conds({_LAYOUT: layout.positive[:1]})
@@ -102,9 +103,12 @@ class ConductGuider(PathGuider):
         shown = paths.masks.at(*x.shape[-2:])
         self.masks = (shown if shown.ndim == 4 else shown.expand(len(x), *shown.shape)).detach().cpu().float()
 
-    def inner_sample(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def inner_sample(self, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         try:
-            return super().inner_sample(*args, **kwargs)
+            if not self.concepts:
+                self.masks = torch.zeros(len(noise), 1 + len(self.listed), *noise.shape[-2:])
+                self.masks[:, 0] = 1
+            return super().inner_sample(noise, *args, **kwargs)
         finally:
             self.aligner = None
 

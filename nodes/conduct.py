@@ -15,13 +15,12 @@ from ..methods.conduct.settings import Conduct
 from ..methods.region_picture import cover, picture
 from ..methods.regions import Region, coverage
 from .concept import Concepts, assigned
+from .conduct_options import CATEGORY, ConceptsConductorMoreOptions, ConceptsConductorOptions, Options
 from .region import Regions
 
-CATEGORY = "concepts/conduct"
 INJECTIONS = ("attentions", "transformers")
 
 Layout = io.Custom("CONCEPTS_LAYOUT")
-Options = io.Custom("CONCEPTS_CONDUCTOR_OPTIONS")
 
 
 def parse_points(text: str) -> tuple[tuple[float, float], ...]:
@@ -87,62 +86,6 @@ class ConceptsLayoutReference(io.ComfyNode):
         return io.NodeOutput(LayoutReference(positive, clean[:1], trajectory == "noised", parse_points(points)))
 
 
-class ConceptsConductorOptions(io.ComfyNode):
-    """What there is to set about Concept Conductor."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        paper = Conduct()
-        return schema(
-            node_id="ConceptsConductorOptions",
-            display_name="Concept Conductor Options",
-            category=CATEGORY,
-            description="How hard the layout is held, and when masks follow the shapes. Without this node the paper's values hold.",
-            search_aliases=["guidance", "mask refinement"],
-            inputs=[
-                io.Float.Input(
-                    "guidance_weight", default=paper.guidance_weight, min=0.0, max=1.0, step=0.0001,
-                    tooltip="How far each step moves the latent towards the reference's layout, for each token. 0 is off. Start "
-                    "with 0.0391, the paper's; raise it if the layout is not taken, lower it if pictures look burnt.",
-                ),
-                io.Float.Input(
-                    "guidance_end", default=paper.guidance_end, min=0.0, max=1.0, step=0.01,
-                    tooltip="Until which part of the sampling the layout is held (0 to 1). Start with 0.3.",
-                ),
-                io.Int.Input(
-                    "iterations", default=paper.iterations, min=0, max=100,
-                    tooltip="Moves before each step while the layout is held. 0 makes about 61 in all, as the paper does in 200 "
-                    "steps. Start with 0; lower it for speed.",
-                ),
-                io.Float.Input(
-                    "refine_start", default=paper.refine_start, min=0.0, max=1.0, step=0.01,
-                    tooltip="From which part of the sampling on masks follow the shapes that appear. Start with 0.25.",
-                ),
-                io.Float.Input(
-                    "refine_end", default=paper.refine_end, min=0.0, max=1.0, step=0.01,
-                    tooltip="Until when they do; at or below refine_start is off, and regions stay as drawn. Start with 0.4.",
-                ),
-                io.Float.Input(
-                    "least_overlap", default=paper.least_overlap, min=0.0, max=1.0, step=0.05,
-                    tooltip="A shape that overlaps less than this with the mask so far is not trusted; the mask's rectangle is "
-                    "taken then. 0 trusts every shape. Start with 0.7.",
-                ),
-            ],
-            outputs=[Options.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(
-        cls, guidance_weight, guidance_end, iterations, refine_start, refine_end, least_overlap
-    ) -> io.NodeOutput:
-        return io.NodeOutput(
-            Conduct(
-                guidance_weight=guidance_weight, guidance_end=guidance_end, iterations=iterations, refine_start=refine_start,
-                refine_end=refine_end, least_overlap=least_overlap,
-            )
-        )  # fmt: skip
-
-
 class ConceptsConductorGuider(io.ComfyNode):
     """Samples several concepts in one picture."""
 
@@ -178,7 +121,10 @@ class ConceptsConductorGuider(io.ComfyNode):
                     "with a layout that has points.",
                 ),
                 Layout.Input("layout", optional=True, tooltip="A picture whose layout is taken. Empty: the regions alone decide."),
-                Options.Input("options", optional=True, tooltip="From Concept Conductor Options. Empty: the paper's values."),
+                Options.Input(
+                    "options", optional=True,
+                    tooltip="From Concept Conductor Options or More Options. Empty: the paper's values.",
+                ),
             ],
             outputs=[io.Guider.Output("guider", display_name="GUIDER", tooltip="For SamplerCustomAdvanced.")],
         )  # fmt: skip
@@ -245,7 +191,7 @@ class ConceptsConceptMasks(io.ComfyNode):
 
 
 def _over(background: torch.Tensor, masks: torch.Tensor, guider: Any) -> torch.Tensor:
-    named = [Region(concept.phrase, (), torch.ones(1, 1)) for concept in guider.concepts]
+    named = [Region(concept.phrase, (), torch.ones(1, 1)) for concept in guider.concepts or guider.listed]
     return picture(named, masks, range(len(named)), cover(background, *masks.shape[-2:]))
 
 
@@ -253,5 +199,6 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptsLayoutReference,
     ConceptsConductorGuider,
     ConceptsConductorOptions,
+    ConceptsConductorMoreOptions,
     ConceptsConceptMasks,
 )

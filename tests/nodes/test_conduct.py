@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
+import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.concept import Concept
 from comfyui_concepts.host.lora import LoraFile
+from comfyui_concepts.methods.conduct.settings import Conduct
 from comfyui_concepts.methods.regions import Box, Region
 from comfyui_concepts.nodes.concept import ConceptList, assigned
 from comfyui_concepts.nodes.conduct import (
     ConceptsConceptMasks,
     ConceptsConductorGuider,
+    ConceptsConductorMoreOptions,
+    ConceptsConductorOptions,
     ConceptsLayoutReference,
     parse_points,
 )
@@ -85,3 +91,33 @@ def test_masks_before_a_sampling_are_refused(demo_model):
     ).args[0]
     with pytest.raises(ValueError, match="connect a Concept Conductor that has sampled"):
         ConceptsConceptMasks.execute(guider, torch.zeros(1, 64, 64, 3))
+
+
+def test_without_any_strength_the_masks_are_empty_and_the_picture_is_shown(demo_model):
+    """One empty mask a concept, so that what is behind goes on."""
+    model, clip, _ = demo_model
+    prompt = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
+    both = ConceptList(replace(ROBOT, strength=0.0), ConceptList(replace(LION, strength=0.0), None))
+    guider = ConceptsConductorGuider.execute(model, prompt, prompt, both, 3.0, regions=_regions("a", "b")).args[0]
+    noise, sigmas = torch.zeros(2, 4, 16, 16), torch.tensor([1.0, 0.0])
+    guider.sample(noise, noise, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
+    image = torch.full((2, 64, 64, 3), 0.5)
+    masks, shown = ConceptsConceptMasks.execute(guider, image).args
+    assert masks.shape == (4, 64, 64)
+    assert not masks.any()
+    assert torch.allclose(shown, image, atol=0.01)
+
+
+def test_the_two_options_nodes_hold_everything_and_chain():
+    schemas = [node.GET_SCHEMA() for node in (ConceptsConductorOptions, ConceptsConductorMoreOptions)]
+    names = {i.id for s in schemas for i in s.inputs} - {"options"}
+    assert names == {f.name for f in fields(Conduct)} - {"whole_transformers"}  # that one is the guider's own widget
+    some = {i.id: i.default for i in schemas[0].inputs} | {"guidance_end": 0.5}
+    first = ConceptsConductorOptions.execute(**some).args[0]
+    more = {i.id: i.default for i in schemas[1].inputs if i.id != "options"} | {
+        "injection_end": 0.9,
+        "rectangles": True,
+    }
+    made = ConceptsConductorMoreOptions.execute(**more, options=first).args[0]
+    assert made == replace(Conduct(), guidance_end=0.5, injection_end=0.9, rectangles=True)
+    assert ConceptsConductorMoreOptions.execute(**more).args[0].guidance_end == Conduct().guidance_end
