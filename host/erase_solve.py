@@ -18,11 +18,10 @@ from ..methods.erase.solvers import solve
 from ..methods.erase.spec import Erased, Preserved, check, check_kept, sentences
 from ..methods.erase.truncate import AUTOMATIC, shortened
 from .erase_prompts import encode_prompt
-from .erase_weights import base_fingerprint, energy, text_keys, text_width
+from .erase_weights import base_fingerprint, energy, sampled, text_keys, text_width
 
 log = logging.getLogger(__name__)
 
-SAMPLE = 12  # layers that stand for all when only a report is made of them
 _NARROW = 1280  # up to this width the margin is a matter of a second; beyond, Probe Erasure measures it
 _FINGERPRINT = "a quick brown fox jumps over the lazy dog"
 _SAME = 0.999  # cosine above which a kept row is an erased one
@@ -79,7 +78,7 @@ def solve_erasure(
     problem = _problem(encode, concepts, kept)
     _check_apart(problem, kept, encode)
     whole = request.solver.startswith("rece")
-    needed = keys if whole else keys[:: max(1, len(keys) // SAMPLE)]
+    needed = keys if whole else sampled(keys)
     progress = comfy.utils.ProgressBar(len(needed) + 1)
     problem = problem._replace(energy=energy(model, needed, progress))
     solution = solve(request.solver, problem, request.settings)
