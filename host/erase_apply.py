@@ -13,6 +13,7 @@ import torch
 
 from ..methods.erase.edit import Edit
 from ..methods.erase.lowrank import LowRank
+from .erase_solve import Encoder, check_same_clip
 from .erase_weights import base_fingerprint, check_width, differs, factors, low_precision, text_keys
 from .gradients import normal
 
@@ -56,10 +57,17 @@ def apply_edit(model: Any, edit: Edit, strength: float = 1.0, delivery: str = AU
 
 
 def apply_to_clip(clip: Any, edit: Edit, strength: float = 1.0) -> Any:
-    """A clone of the text encoder with the part of the edit that goes there (trained edits); else the same encoder."""
+    """A clone of the text encoder with the part of the edit that goes there (trained edits); else the same encoder.
+
+    Raises:
+        ValueError: the edit was made for another text encoder or another CLIP skip, or has no such part there.
+    """
+    if edit.empty or strength == 0:
+        return clip
+    check_same_clip(edit, Encoder(clip))
     patches: dict[Any, Any] = {k: _patch(m, False) for k, m in edit.on_clip().items()}
     patches |= {k: ("diff", (d,)) for k, d in edit.diffs.items() if not k.startswith("diffusion_model.")}
-    if not patches or strength == 0:
+    if not patches:
         return clip
     edited = clip.clone()
     _add(edited, patches, strength)

@@ -18,7 +18,7 @@ from ..methods.erase.solvers import solve
 from ..methods.erase.spec import Erased, Preserved, check, check_kept, sentences
 from ..methods.erase.truncate import AUTOMATIC, shortened
 from .erase_prompts import encode_prompt
-from .erase_weights import base_fingerprint, energy, sampled, text_keys, text_width
+from .erase_weights import base_fingerprint, differs, energy, sampled, text_keys, text_width
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,22 @@ def clip_fingerprint(encode: Encoder) -> tuple[float, ...]:
     tokens = encode(_FINGERPRINT).tokens[1:16].flatten()
     directions = torch.randn(3, len(tokens), generator=torch.Generator().manual_seed(12))
     return tuple(round(float(value), 4) for value in directions @ tokens)
+
+
+def check_same_clip(edit: Edit, encode: Encoder) -> None:
+    """Refuses a text encoder whose embeddings are others than those the edit was made for.
+
+    Raises:
+        ValueError: what is another, and which CLIP skip the edit was made with.
+    """
+    if not edit.clip or not differs(edit.clip, clip_fingerprint(encode)):
+        return
+    made = edit.specs()[0]
+    skip = f" ({made['clip_skip'] or 'none'})" if "clip_skip" in made else ""
+    raise ValueError(
+        "The edit was made with another text encoder or another CLIP skip than this one, and holds for that alone; set the same "
+        f"CLIP skip{skip}, or make the edit anew with this CLIP."
+    )
 
 
 def _check_clip(model: Any, tokens: torch.Tensor) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from comfyui_concepts.demo.bench_erase import RandomEncoder
-from comfyui_concepts.host import erase_probe, erase_solve, erase_weights
+from comfyui_concepts.host import erase_apply, erase_probe, erase_solve, erase_weights
 from comfyui_concepts.host.erase_solve import Request, solve_erasure
 from comfyui_concepts.methods.erase.spec import LAST, Erased, Preserved
+from comfyui_concepts.nodes.erase_apply import ConceptsApplyErasure
 
 NO_CLIP = SimpleNamespace(layer_idx=None)
 
@@ -41,3 +43,24 @@ def test_solving_and_probing_read_keys_and_values_of_a_model_with_32(new_model, 
     erase_probe.probe(model, NO_CLIP, edit)
     assert len(read) == 2
     assert all(set(kinds) == {"k", "v"} for kinds in read)
+
+
+def test_an_edit_for_another_clip_skip_is_refused_where_it_is_applied_and_where_it_is_probed(demo_model):
+    model, clip, _ = demo_model
+    edit = solve_erasure(model, clip, erase("cat"), None)
+    skipped = clip.clone()
+    skipped.clip_layer(-2)
+    refusal = r"another text encoder or another CLIP skip.*set the same CLIP skip \(none\)"
+    for run in (
+        lambda: ConceptsApplyErasure.execute(model, edit, 1.0, "automatic", skipped),
+        lambda: erase_probe.probe(model, skipped, edit),
+    ):
+        with pytest.raises(ValueError, match=refusal):
+            run()
+    assert (
+        ConceptsApplyErasure.execute(model, edit, 0.0, "automatic", skipped).args[1] is skipped
+    )  # plain, whatever it is
+    assert ConceptsApplyErasure.execute(model, edit, 1.0, "automatic", clip).args[1] is clip
+    other = replace(edit, spec={"solver": "ESD"})  # an edit that does not say its CLIP skip
+    with pytest.raises(ValueError, match="set the same CLIP skip, or make"):
+        erase_apply.apply_to_clip(skipped, other)
