@@ -84,9 +84,14 @@ def solve_erasure(
     solution = solve(request.solver, problem, request.settings)
     short = shortened(solution, problem.Q(), request.rank)
     report = measure(problem, [c.concept for c in concepts], solution, short, margins=whole or problem.width <= _NARROW)
+    pooled = _pooled(encode, concepts, kept, request)
+    if pooled is not None:
+        report["notes"].append(
+            f"the pooled embedding, which sets the style of the whole picture, is edited too (rank {pooled.rank})"
+        )
     progress.update(1)
     return Edit(
-        short.M.to(torch.float32), _pooled(encode, concepts, kept, request), targets=request.targets, blocks=request.blocks,
+        short.M.to(torch.float32), pooled, targets=request.targets, blocks=request.blocks,
         spec=_spec_of(concepts, kept, request, clip), clip=clip_fingerprint(encode), base=base_fingerprint(model),
         report=report,
     )  # fmt: skip
@@ -193,9 +198,7 @@ def _pooled(encode: Encoder, concepts: list[Erased], kept: list[Preserved], requ
     weights = torch.tensor([weight for _, weight in prompts], dtype=torch.float64)
     solver = "null-space" if request.solver == "null-space" else "uce"
     problem = Problem((joined(sets),), rows, weights, rows[:1].expand(2, -1))
-    return solve(solver, problem, Settings(ridge=request.settings.ridge, keep=request.settings.keep)).M.to(
-        torch.float32
-    )
+    return solve(solver, problem, request.settings).M.to(torch.float32)
 
 
 def _spec_of(concepts: list[Erased], kept: list[Preserved], request: Request, clip: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import pytest
 from comfyui_concepts.demo.bench_erase import RandomEncoder
 from comfyui_concepts.host import erase_apply, erase_probe, erase_solve, erase_weights
 from comfyui_concepts.host.erase_solve import Request, solve_erasure
+from comfyui_concepts.methods.erase.problem import Settings
+from comfyui_concepts.methods.erase.report import text_of
 from comfyui_concepts.methods.erase.spec import LAST, Erased, Preserved
 from comfyui_concepts.nodes.erase_apply import ConceptsApplyErasure
 
@@ -64,3 +66,36 @@ def test_an_edit_for_another_clip_skip_is_refused_where_it_is_applied_and_where_
     other = replace(edit, spec={"solver": "ESD"})  # an edit that does not say its CLIP skip
     with pytest.raises(ValueError, match="set the same CLIP skip, or make"):
         erase_apply.apply_to_clip(skipped, other)
+
+
+@pytest.mark.parametrize("solver", ["uce", "null-space"])
+def test_the_pooled_embedding_goes_to_its_anchor_too_and_the_report_says_so(demo_model, solver):
+    model, clip, _ = demo_model
+    encode = erase_solve.Encoder(clip)
+    listed, kept = erase("cat", "dog", templates=("a {}",)), Preserved(("a fox", "a house"), 1.0)
+    edit = solve_erasure(model, clip, listed, kept, Request(solver, pooled=True), encode)
+    assert edit.pooled.width == encode("").pooled.shape[-1]
+
+    def left(edit):
+        c, g = (encode(text, name).pooled for text, name in (("a cat", "cat"), ("a dog", "dog")))
+        return float((c + edit.pooled(c) - g).norm() / (c - g).norm())
+
+    assert left(edit) < 0.05
+    assert (edit.pooled(encode("").pooled)).norm() < 0.05 * encode("").pooled.norm()
+    assert "pooled embedding" in text_of(edit.report, edit.spec)
+    plain = solve_erasure(model, clip, listed, kept, Request(solver), encode)
+    assert plain.pooled is None
+    assert "pooled embedding" not in text_of(plain.report, plain.spec)
+
+
+def test_the_threshold_of_the_null_space_holds_for_the_pooled_embedding(demo_model):
+    """Almost nothing counts as unused with the smallest one, so that all that is kept stays exactly; a large one lets it move."""
+    model, clip, _ = demo_model
+    encode, moved = erase_solve.Encoder(clip), []
+    kept = Preserved(("a fox", "a house", "a tree", "a car", "a bus", "the moon"), 1.0)
+    for threshold in (1e-6, 10.0):
+        request = Request("null-space", Settings(threshold=threshold), pooled=True)
+        made = solve_erasure(model, clip, erase("cat", "dog"), kept, request, encode).pooled
+        moved.append(float(made(encode("a fox").pooled).norm() / encode("a fox").pooled.norm()))
+    assert moved[0] < 1e-6
+    assert moved[1] > 0.01
