@@ -1,0 +1,54 @@
+"""Edits of several parts on the way to a model: as LoRA files, next to trained layers, and under LoRAs that come later."""
+
+from __future__ import annotations
+
+import logging
+
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from comfyui_concepts.host import erase_export, erase_weights
+from comfyui_concepts.host.erase_apply import WEIGHTS, apply_edit
+from comfyui_concepts.host.lora_export import STYLES
+from comfyui_concepts.methods.erase.edit import Edit
+from comfyui_concepts.methods.erase.lowrank import LowRank
+from safetensors.torch import load_file
+
+POOLED = {"adm_in_channels": 10, "num_classes": "sequential"}
+"""A tiny model of SDXL's kind: the pooled embedding (6 of 10 values) goes through label_emb."""
+
+
+def low(out: int, width: int, rank: int = 2, seed: int = 2, scale: float = 0.3) -> LowRank:
+    g = torch.Generator().manual_seed(seed)
+    return LowRank(torch.randn(out, rank, generator=g) * scale, torch.randn(rank, width, generator=g) * scale)
+
+
+def predict(patcher, context, y=None):
+    """The UNet's own answer, as the sampler would get it: loaded, with the patcher's options."""
+    comfy.model_management.load_models_gpu([patcher])
+    g = torch.Generator().manual_seed(1)
+    x, sigma = torch.randn(len(context), 4, 8, 8, generator=g), torch.full((len(context),), 3.0)
+    options = {**patcher.model_options["transformer_options"], "wrappers": patcher.wrappers}
+    more = {} if y is None else {"y": y}
+    return patcher.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options, **more)
+
+
+def a_context(rows: int = 2, width: int = 32):
+    return torch.randn(rows, 77, width, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("naming", STYLES)
+def test_a_lora_with_the_pooled_part_is_loaded_back_whole(new_model, tmp_path, naming, caplog):
+    model, y = new_model(more=POOLED), torch.randn(2, 10, generator=torch.Generator().manual_seed(6))
+    edit = Edit(low(32, 32), pooled=low(6, 6, 1, scale=0.8))
+    erase_export.export_lora(model, None, edit, tmp_path / "a.safetensors", naming, half=False)
+    with caplog.at_level(logging.WARNING):
+        loaded, _ = comfy.sd.load_lora_for_models(model, None, load_file(tmp_path / "a.safetensors"), 1.0, 0.0)
+    assert not caplog.records
+    assert erase_weights.POOLED_KEY in loaded.patches
+    text_alone, plain = (predict(m, a_context(), y) for m in (apply_edit(model, Edit(edit.text)), model))
+    edited = predict(apply_edit(model, edit, 1.0, WEIGHTS), a_context(), y)
+    torch.testing.assert_close(predict(loaded, a_context(), y), edited, rtol=1e-5, atol=1e-5)
+    assert (edited - text_alone).abs().max() > 1e-3  # the pooled part counts
+    assert (text_alone - plain).abs().max() > 1e-3
