@@ -151,13 +151,22 @@ def _problem(encode: Encoder, concepts: list[Erased], kept: list[Preserved]) -> 
 
 
 def _rows_of(encode: Encoder, erased: Erased) -> tuple[Rows, tuple[torch.Tensor, torch.Tensor]]:
-    """All pairs of one concept, and what else stands for its subject: the same token in its other sentences and names."""
+    """All pairs of one concept, and what else stands for its subject: the same token in its other sentences and names.
+
+    Raises:
+        ValueError: concept and anchor have the same tokens, so that there is no pair.
+    """
     parts, subjects = [], []
     for sentence, other, name in sentences(erased):
         concept = encode(sentence, name)
         parts.append(paired(concept, encode(other, erased.anchor), erased.scope, erased.weight))
         subjects.append(concept.tokens[concept.end - 1].double())
     rows = joined(parts)
+    if not len(rows):
+        raise ValueError(
+            f"'{erased.concept}' and its anchor '{erased.anchor}' are the same to this text encoder, so that nothing would change; "
+            "name another anchor, or leave it empty."
+        )
     first = (rows.C - subjects[0]).norm(dim=1).argmin()
     alike = torch.stack(subjects)[1:] if len(subjects) > 1 else rows.C[:0]
     return rows, (alike, first.expand(len(alike)))

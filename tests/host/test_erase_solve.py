@@ -99,3 +99,12 @@ def test_the_threshold_of_the_null_space_holds_for_the_pooled_embedding(demo_mod
         moved.append(float(made(encode("a fox").pooled).norm() / encode("a fox").pooled.norm()))
     assert moved[0] < 1e-6
     assert moved[1] > 0.01
+
+
+def test_a_concept_that_is_its_anchor_to_the_encoder_is_refused(demo_model):
+    """Words that differ as text and have the same tokens: blanks and capitals are nothing to a tokenizer."""
+    model, clip, _ = demo_model
+    with pytest.raises(
+        ValueError, match=r"'Van  Gogh' and its anchor 'van gogh' are the same to this text encoder.*another anchor"
+    ):
+        solve_erasure(model, clip, erase("Van  Gogh", "van gogh"), None)
