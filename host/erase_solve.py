@@ -63,18 +63,21 @@ def solve_erasure(
         encode: an encoder that already knows some of the prompts.
 
     Raises:
-        ValueError: a concept, anchor or preserved prompt cannot be used, or the CLIP is not this MODEL's.
+        ValueError: a concept, anchor or preserved prompt cannot be used, the MODEL has no cross-attention to the prompt, or the
+            CLIP is not its own.
     """
     concepts = erased.in_order() if erased else []
     kept = preserved.in_order() if preserved else []
     for concept in concepts:
         check(concept)
     check_kept(concepts, kept)
+    keys = text_keys(
+        model, request.targets, request.blocks
+    )  # before any prompt: other encoders cut prompts in other ways
     encode = encode or Encoder(clip)
     _check_clip(model, encode("").tokens)
     if not concepts:
         return Edit(spec=_spec_of(concepts, kept, request, clip))
-    keys = text_keys(model, request.targets, request.blocks)
     problem = _problem(encode, concepts, kept)
     _check_apart(problem, kept, encode)
     whole = request.solver.startswith("rece")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from comfyui_concepts.demo.bench_erase import RandomEncoder
 from comfyui_concepts.host import erase_apply, erase_probe, erase_solve, erase_weights
 from comfyui_concepts.host.erase_solve import Request, solve_erasure
@@ -108,3 +109,15 @@ def test_a_concept_that_is_its_anchor_to_the_encoder_is_refused(demo_model):
         ValueError, match=r"'Van  Gogh' and its anchor 'van gogh' are the same to this text encoder.*another anchor"
     ):
         solve_erasure(model, clip, erase("Van  Gogh", "van gogh"), None)
+
+
+@pytest.mark.parametrize("listed", [erase("cat"), None])
+def test_a_model_without_cross_attention_is_refused_before_its_encoder_is_asked(listed):
+    """Encoders of other families make one token of an empty prompt, or none."""
+    root = torch.nn.Module()
+    root.diffusion_model = torch.nn.Linear(4, 4)
+    root.model_config = SimpleNamespace(unet_config={})
+    model = SimpleNamespace(model=root, model_state_dict=root.state_dict)
+    clip = SimpleNamespace(layer_idx=None, tokenize=lambda text, **_: {"t5": [[(1, 1.0)]]})
+    with pytest.raises(ValueError, match=r"This model \(Linear\) has no cross-attention that reads the prompt"):
+        solve_erasure(model, clip, listed, None)
