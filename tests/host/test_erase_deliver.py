@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.sd
 import pytest
 import torch
 from comfyui_concepts.host import erase_export, erase_weights
-from comfyui_concepts.host.erase_apply import WEIGHTS, apply_edit
+from comfyui_concepts.host.erase_apply import AUTOMATIC, TEXT, WEIGHTS, apply_edit
 from comfyui_concepts.host.lora_export import STYLES
 from comfyui_concepts.methods.erase.edit import Edit
 from comfyui_concepts.methods.erase.lowrank import LowRank
@@ -52,3 +53,30 @@ def test_a_lora_with_the_pooled_part_is_loaded_back_whole(new_model, tmp_path, n
     torch.testing.assert_close(predict(loaded, a_context(), y), edited, rtol=1e-5, atol=1e-5)
     assert (edited - text_alone).abs().max() > 1e-3  # the pooled part counts
     assert (text_alone - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_text_does_not_carry_an_edit_whose_trained_layers_read_it(new_model, dtype, caplog):
+    """W·T + Δ is what the edit says; through the text it would be (W + Δ)·T."""
+    model = new_model("EPS", dtype)
+    key = erase_weights.text_keys(model, ("v",))[1]
+    out = model.model_state_dict()[key].shape[0]
+    edit = Edit(low(32, 32), layers={key: low(out, 32, seed=8)})
+    with pytest.raises(ValueError, match=r"trains weights that read it.*'weights' or 'automatic'"):
+        apply_edit(model, edit, 1.0, TEXT)
+    with caplog.at_level(logging.WARNING):
+        automatic = apply_edit(model, edit, 1.0, AUTOMATIC)
+    assert ("fp8 or quantised" in caplog.text) == (dtype is torch.float8_e4m3fn)
+    by_weights = predict(apply_edit(model, edit, 1.0, WEIGHTS), a_context())
+    assert torch.equal(predict(automatic, a_context()), by_weights)
+    assert len(automatic.patches) == 14
+    elsewhere = replace(edit, layers={key.replace("attn2", "attn1"): low(out, out, seed=8)})
+    assert not set(apply_edit(model, elsewhere, 1.0, TEXT).patches) & set(automatic.patches)
+
+
+def test_the_pooled_embedding_does_not_either(new_model):
+    model = new_model(more=POOLED)
+    out, width = model.model_state_dict()[erase_weights.POOLED_KEY].shape
+    edit = Edit(pooled=low(6, 6), layers={erase_weights.POOLED_KEY: low(out, width)})
+    with pytest.raises(ValueError, match="trains weights that read it"):
+        apply_edit(model, edit, 1.0, TEXT)
