@@ -12,7 +12,7 @@ from ..host.schema import schema
 from ..methods.erase.edit import Edit, chain
 from ..methods.erase.edit_file import load_edit, save_edit
 from ..methods.erase.probe import text_of
-from ..methods.erase.report import PROMISE
+from ..methods.erase.report import LATER, PROMISE
 from ..methods.erase.report import text_of as report_of
 from .erase import CATEGORY, Edits, _lines, chosen
 
@@ -152,7 +152,7 @@ class ConceptsProbeErasure(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, edit, sentences) -> io.NodeOutput:
-        report = f"{text_of(probe(model, clip, edit, _lines(sentences) or OTHER_SENTENCES))}\n{PROMISE}"
+        report = f"{text_of(probe(model, clip, edit, _lines(sentences) or OTHER_SENTENCES))}\n{LATER} {PROMISE}"
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
 

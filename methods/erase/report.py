@@ -14,6 +14,8 @@ PROMISE = (
     "This reduces the model's ability to respond to these text concepts; it does not guarantee removal. Paths that start from "
     "images (img2img, ControlNet, image prompts) are unaffected."
 )
+LATER = "A later LoRA can bring a concept back, unless the edit is delivered as text."
+TRAINED_LATER = "A later LoRA can bring a concept back."
 _MOST = 14  # bars of one kind on a picture
 _LINE, _BAR, _LABEL, _MARGIN = 22, 330, 230, 12  # px
 _GONE, _MOVED, _INK, _PAPER = (214, 84, 74), (70, 130, 200), (40, 40, 40), (250, 250, 248)
@@ -24,7 +26,7 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     if not report:
         return "Nothing is erased: the list is empty, and the model stays as it is."
     if "training" in report:
-        return f"{training_text(report, spec)}\n{PROMISE}"
+        return f"{training_text(report, spec)}\n{TRAINED_LATER} {PROMISE}"
     lines = [f"{spec.get('solver', 'trained')}: {len(report['concepts'])} concepts, rank {report['rank']}"]
     lines[0] += f" of {report['rows']} token rows (lost {report['lost']:.1%})" if report["lost"] else ""
     lines.append(f"weights change by {report['change']:.2%}")
@@ -35,7 +37,7 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     if report["regeneration"]:
         lines.append("  regeneration residual by epoch: " + ", ".join(f"{r:.2f}" for r in report["regeneration"]))
     lines += [f"note: {note}" for note in report["notes"]]
-    lines.append(f"A later LoRA can bring a concept back. CLIP skip: {spec.get('clip_skip') or 'off'}. {PROMISE}")
+    lines.append(f"{LATER} CLIP skip: {spec.get('clip_skip') or 'off'}. {PROMISE}")
     return "\n".join(lines)
 
 

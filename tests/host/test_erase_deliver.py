@@ -80,3 +80,26 @@ def test_the_pooled_embedding_does_not_either(new_model):
     edit = Edit(pooled=low(6, 6), layers={erase_weights.POOLED_KEY: low(out, width)})
     with pytest.raises(ValueError, match="trains weights that read it"):
         apply_edit(model, edit, 1.0, TEXT)
+
+
+def test_a_later_lora_finds_the_concept_gone_with_the_text_and_not_with_the_weights(new_model):
+    """With T·c = g: through the text the LoRA too sees the anchor, (W + L)·g; over edited weights it sees the concept."""
+    model, g = new_model(), torch.Generator().manual_seed(9)
+    concept, anchor = torch.randn(2, 32, generator=g)
+    edit = Edit(LowRank((anchor - concept)[:, None], (concept / concept.square().sum())[None]))
+    rows = {name: row.expand(2, 77, -1) for name, row in (("concept", concept), ("anchor", anchor))}
+    shapes = {key: model.model_state_dict()[key].shape for key in erase_weights.text_keys(model, ("k", "v"))}
+    lora = {key: ("diff", (low(*shape, seed=3).matrix(),)) for key, shape in shapes.items()}
+
+    def with_lora(patcher, name):
+        later = patcher.clone()
+        later.add_patches(lora, 1.0)
+        return predict(later, rows[name])
+
+    wanted, unerased = with_lora(model, "anchor"), with_lora(model, "concept")
+    assert (wanted - unerased).abs().max() > 0.01
+    for delivery in (TEXT, WEIGHTS):  # before the LoRA both are the anchor
+        alone = predict(apply_edit(model, edit, 1.0, delivery), rows["concept"])
+        torch.testing.assert_close(alone, predict(model, rows["anchor"]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(with_lora(apply_edit(model, edit, 1.0, TEXT), "concept"), wanted, rtol=1e-4, atol=1e-4)
+    assert (with_lora(apply_edit(model, edit, 1.0, WEIGHTS), "concept") - wanted).abs().max() > 0.01

@@ -12,6 +12,9 @@ from comfyui_concepts.methods.erase.solvers import SOLVERS
 from comfyui_concepts.methods.erase.spec import LAST, TEMPLATES, UNSAFE_WORDS
 from comfyui_concepts.nodes import erase, erase_apply, erase_files
 
+TRAINED = {"training": {"reason": "the budget is used up", "rank": 4, "erase": [1.0, 0.2], "preserve": []}}
+TRAINED_SPEC = {"solver": "ESD", "budget": "draft", "seed": 0, "concepts": [{"concept": "bus"}], "kept": ["a car"]}
+
 
 def _concepts(concept="cat", anchor="dog", templates="object", scope=LAST, names="", previous=None):
     return erase.ConceptsEraseConcept.execute(concept, anchor, templates, scope, 1.0, names, previous).args[0]
@@ -51,6 +54,7 @@ def test_every_solver_gives_an_edit_a_report_and_a_picture(demo_model, solver):
     assert not edit.empty
     assert "cat" in report
     assert "'a fox'" in report
+    assert "A later LoRA can bring a concept back, unless the edit is delivered as text" in report
     assert "does not guarantee removal" in report
     assert picture.shape[0] == 1
     assert picture.shape[-1] == 3
@@ -67,6 +71,7 @@ def test_the_numbers_reach_the_solver(demo_model):
 
 def test_what_a_report_does_not_hold_back():
     assert "Nothing is erased" in text_of({}, {})
+    assert "A later LoRA can bring a concept back. This reduces" in text_of(TRAINED, TRAINED_SPEC)
     assert "image prompts" in PROMISE
     assert picture_of({}).shape[-1] == 3
 
@@ -166,6 +171,7 @@ def test_a_probe_reads_its_sentences_and_refuses_what_it_cannot_probe(demo_model
     edit = _solve(model, clip)[0]
     report = erase_files.ConceptsProbeErasure.execute(model, clip, edit, "a sketch of a {}; the {}").args[0]
     assert "cat: as solved" in report
+    assert "A later LoRA can bring a concept back" in report
     assert PROMISE in report
     with pytest.raises(ValueError, match=r"needs one \{\}"):
         erase_files.ConceptsProbeErasure.execute(model, clip, edit, "no place for it")
