@@ -121,3 +121,13 @@ def test_a_model_without_cross_attention_is_refused_before_its_encoder_is_asked(
     clip = SimpleNamespace(layer_idx=None, tokenize=lambda text, **_: {"t5": [[(1, 1.0)]]})
     with pytest.raises(ValueError, match=r"This model \(Linear\) has no cross-attention that reads the prompt"):
         solve_erasure(model, clip, listed, None)
+
+
+def test_a_preserved_prompt_that_is_the_concept_to_the_encoder_is_refused(demo_model):
+    """The lists do not see it, for as text the two differ; the embeddings do."""
+    model, clip, _ = demo_model
+    kept = Preserved(("a house", "van gogh"), 1.0)
+    with pytest.raises(
+        ValueError, match=r"'van gogh' is, to this text encoder, the same as a concept.*out of Preserve Concepts"
+    ):
+        solve_erasure(model, clip, erase("Van  Gogh", "art"), kept)
