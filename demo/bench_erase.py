@@ -22,7 +22,7 @@ from ..host.erase_solve import Request, solve_erasure
 from ..host.erase_weights import text_keys
 from ..methods.erase.rows import Prompt
 from ..methods.erase.solvers import SOLVERS
-from ..methods.erase.spec import SPAN_TO_END, TEMPLATES, Erased, Preserved
+from ..methods.erase.spec import SPAN_TO_END, TEMPLATES, Erased, Preserved, filled
 
 PRESERVES = 200
 
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
 @torch.inference_mode()
 def _line(model: Any, encode: Any, solver: str, kept: Preserved) -> None:
     erased = Erased("concept", "anchor", TEMPLATES["object"], SPAN_TO_END, 1.0)
-    for text in ("", *kept.prompts, *(t.format(w) for t in erased.templates for w in ("concept", "anchor"))):
+    for text in ("", *kept.prompts, *(filled(t, w) for t in erased.templates for w in ("concept", "anchor"))):
         encode(text)  # making up rows is no part of what is measured
     Path("/proc/self/clear_refs").write_text("5")  # the highest memory so far is forgotten
     before, started, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()

@@ -262,6 +262,13 @@ def test_sentences_pair_the_concept_with_its_anchor_in_the_same_words():
     ]
 
 
+def test_other_brackets_in_a_sentence_are_words():
+    erased = spec.Erased("cat", "dog", ("{} {a}", "{{}} {", "{0} {}"), spec.LAST, 1.0)
+    spec.check(erased)
+    assert [s.text for s in spec.sentences(erased)] == ["cat {a}", "{cat} {", "{0} cat"]
+    assert [s.anchored for s in spec.sentences(erased)] == ["dog {a}", "{dog} {", "{0} dog"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
