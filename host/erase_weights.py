@@ -102,7 +102,7 @@ def energy(model: Any, keys: Sequence[str], progress: Any = None) -> torch.Tenso
     """Q = Σ WᵀW over these weights, (d, d), in float64 on the CPU: all that RECE and the reports need to know of them."""
     total: torch.Tensor | None = None
     for _, weight in effective_weights(model, keys):
-        part = (weight.T @ weight).double().cpu()
+        part = (weight.T @ weight).cpu().double()  # in this order: not every device has float64
         total = part if total is None else total + part
         if progress is not None:
             progress.update(1)

@@ -131,3 +131,22 @@ def test_a_preserved_prompt_that_is_the_concept_to_the_encoder_is_refused(demo_m
         ValueError, match=r"'van gogh' is, to this text encoder, the same as a concept.*out of Preserve Concepts"
     ):
         solve_erasure(model, clip, erase("Van  Gogh", "art"), kept)
+
+
+class _WithoutFloat64(torch.Tensor):
+    """A tensor on a device that has no float64."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def double(self):
+        raise TypeError("this device has no float64")
+
+
+def test_weights_on_a_device_without_float64_are_summed_on_the_cpu(monkeypatch):
+    weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    read = [("a", weight.as_subclass(_WithoutFloat64))] * 2
+    monkeypatch.setattr(erase_weights, "effective_weights", lambda model, keys: iter(read))
+    made = erase_weights.energy(None, ["a", "a"])
+    assert made.dtype == torch.float64
+    torch.testing.assert_close(made, 2 * (weight.T @ weight).double())
