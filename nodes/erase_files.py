@@ -72,14 +72,14 @@ class ConceptsLoadEdit(io.ComfyNode):
             ],
             outputs=[
                 Edits.Output("loaded", display_name="edit", tooltip="For Apply Erasure."),
-                io.String.Output("report", display_name="report", tooltip="What was measured when it was solved."),
+                io.String.Output("report", display_name="report", tooltip="What was measured when it was solved or trained."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, file, edit=None) -> io.NodeOutput:
         loaded = Edit() if file == _NONE else load_edit(edit_file(file))
-        report = report_of(loaded.report, loaded.spec) if "concepts" in loaded.report else "no report in this file"
+        report = report_of(loaded.report, loaded.spec) if loaded.report else "no report in this file"
         return io.NodeOutput(loaded if edit is None else chain(edit, loaded), report)
 
 

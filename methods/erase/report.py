@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -22,12 +23,29 @@ _GONE, _MOVED, _INK, _PAPER = (214, 84, 74), (70, 130, 200), (40, 40, 40), (250,
 
 
 def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
-    """The report as a table."""
+    """The report as a table; of a chain one table an edit, and what holds of all of them once."""
     if not report:
         return "Nothing is erased: the list is empty, and the model stays as it is."
+    reports, specs = links(report), links(spec)
+    tables = [_table(r, s) for r, s in zip_longest(reports, specs, fillvalue={})]
+    later = TRAINED_LATER if any("training" in r for r in reports) else LATER
+    skip = f" CLIP skip: {specs[0]['clip_skip'] or 'off'}." if "clip_skip" in specs[0] else ""
+    return "\n".join([*tables, f"{later}{skip} {PROMISE}"])
+
+
+def links(chained: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The reports (or specs) of the edits that were chained, first to last; of a single edit its own."""
+    if "chain" not in chained:
+        return [chained]
+    return [link for part in chained["chain"] for link in links(part)]
+
+
+def _table(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     if "training" in report:
-        return f"{training_text(report, spec)}\n{TRAINED_LATER} {PROMISE}"
-    lines = [f"{spec.get('solver', 'trained')}: {len(report['concepts'])} concepts, rank {report['rank']}"]
+        return training_text(report, spec)
+    if "concepts" not in report:
+        return f"{spec.get('solver', 'an edit')}: nothing was measured"
+    lines = [f"{spec.get('solver', 'solved')}: {len(report['concepts'])} concepts, rank {report['rank']}"]
     lines[0] += f" of {report['rows']} token rows (lost {report['lost']:.1%})" if report["lost"] else ""
     lines.append(f"weights change by {report['change']:.2%}")
     for c in report["concepts"]:
@@ -37,7 +55,6 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     if report["regeneration"]:
         lines.append("  regeneration residual by epoch: " + ", ".join(f"{r:.2f}" for r in report["regeneration"]))
     lines += [f"note: {note}" for note in report["notes"]]
-    lines.append(f"{LATER} CLIP skip: {spec.get('clip_skip') or 'off'}. {PROMISE}")
     return "\n".join(lines)
 
 

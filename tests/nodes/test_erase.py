@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_concepts.host import folders
-from comfyui_concepts.methods.erase.edit import Edit
+from comfyui_concepts.methods.erase.edit import Edit, chain
 from comfyui_concepts.methods.erase.edit_file import save_edit
+from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.report import PROMISE, picture_of, text_of
 from comfyui_concepts.methods.erase.solvers import SOLVERS
 from comfyui_concepts.methods.erase.spec import LAST, TEMPLATES, UNSAFE_WORDS
@@ -138,6 +139,27 @@ def test_an_edit_is_saved_and_loaded_by_its_name(demo_model, places):
     both, _ = erase_files.ConceptsLoadEdit.execute(name, edit).args
     assert both.text.rank == 2 * edit.text.rank
     assert erase_files.ConceptsLoadEdit.execute("none", edit).args[0] is edit
+
+
+def test_a_trained_and_a_chained_edit_show_their_reports_when_they_are_loaded(demo_model, places):
+    model, clip, _ = demo_model
+    solved = _solve(model, clip)[0]
+    layer = {"diffusion_model.a.weight": LowRank(torch.ones(2, 1), torch.ones(1, 2))}
+    trained, silent = Edit(layers=layer, spec=TRAINED_SPEC, report=TRAINED), Edit(layers=layer)
+
+    def report(edit):
+        name = erase_files.ConceptsSaveEdit.execute(edit, "concepts_edits/edit").args[0]
+        return erase_files.ConceptsLoadEdit.execute(name).args[1]
+
+    assert report(trained).startswith("ESD, draft: the budget is used up\nconcepts: bus; rank 4")
+    assert report(silent) == "no report in this file"
+    both = report(chain(chain(solved, trained), silent))
+    assert both.startswith("uce: 1 concepts")
+    assert "'a fox'" in both
+    assert "ESD, draft: the budget is used up" in both
+    assert both.count(PROMISE) == 1
+    nested = {"chain": [{"chain": [solved.report, TRAINED]}, {}]}  # as files of an earlier version have it
+    assert text_of(nested, {"chain": [solved.spec, TRAINED_SPEC, {}]}) == both
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "gone.safetensors"])
