@@ -37,8 +37,7 @@ def test_every_solver_erases_and_takes_an_empty_list(name):
     T = map_of(solve(name, problem).M, problem.width)
     assert residual(T, problem.Q(), pairs) < (1.0 if name != "rece-sequential" else 5.0)
     same = tuple(Rows(r.C, r.C, r.weights) for r in problem.erased)
-    if name in ("uce", "null-space"):
-        assert not solve(name, problem._replace(erased=same)).M.matrix().any()
+    assert not solve(name, problem._replace(erased=same)).M.matrix().any()
 
 
 def test_what_brings_a_concept_back_is_the_minimum_it_should_be():
@@ -68,7 +67,7 @@ def test_q_replaces_the_sum_over_layers():
 def test_each_cumulative_epoch_makes_the_concept_harder_to_bring_back(ridge):
     first, second, originals = [], [], []
     for seed in SEEDS:
-        problem = cases.problem(seed)
+        problem = cases.problem(seed, 128)
         solution = solve("rece", problem, Settings(regeneration=ridge))
         found = solution.regeneration
         assert all(after >= 0.99 * before for before, after in itertools.pairwise(found)), seed
@@ -79,9 +78,9 @@ def test_each_cumulative_epoch_makes_the_concept_harder_to_bring_back(ridge):
             after = map_of(solve("rece", problem, Settings(epochs=epochs + 1, regeneration=ridge)).M, problem.width)
             back = regenerated(before, Q, pairs.C, ridge)
             into.append(residual(after, Q, Rows(back, pairs.G, pairs.weights)))
-    assert statistics.mean(first) <= 0.05
-    assert statistics.mean(second) <= 0.15
-    assert statistics.mean(originals) <= 0.2
+    assert statistics.mean(first) <= 0.02
+    assert statistics.mean(second) <= 0.08
+    assert statistics.mean(originals) <= 0.06
 
 
 def test_epochs_on_epochs_undo_the_first_edit():
@@ -121,11 +120,17 @@ def test_the_expected_neighbours_are_the_mean_of_many_samples():
     factor = 0.5 * torch.randn(10, 3, generator=g, dtype=F64)
     pair = Rows(*(2 * torch.randn(1, 10, generator=g, dtype=F64) for _ in range(2)), torch.ones(1, dtype=F64))
     kept, w = torch.randn(12, 10, generator=g, dtype=F64), torch.full((12,), 1.0, dtype=F64)
-    samples = pair.C + realera.structured(factor, 200_000, g)
-    many = Rows(samples, pair.G.expand_as(samples), torch.full((len(samples),), 1 / len(samples), dtype=F64))
-    sampled = uce(joined([pair, many]), kept, w, 0.5).matrix()
+    A, B = 0.5 * torch.eye(10, dtype=F64) + gram(kept, w) + gram(pair.C, pair.weights), (pair.G - pair.C).T @ pair.C
+    for _ in range(10):
+        half = realera.structured(factor, 100_000, g)
+        samples = pair.C + torch.cat(
+            [half, -half]
+        )  # each with its mirror image: what is odd in η cancels, as on average
+        A += samples.T @ samples / len(samples) / 10
+        B += (pair.G - samples).T @ samples / len(samples) / 10
+    sampled = B @ torch.linalg.inv(A)
     expected = uce(joined([pair, realera.expectation(pair, factor, 1.0)]), kept, w, 0.5).matrix()
-    assert (sampled - expected).norm() <= 5e-3 * expected.norm()
+    assert (sampled - expected).norm() <= 1e-3 * expected.norm()
 
 
 def test_neighbours_go_with_the_concept_and_uce_leaves_them():
