@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import comfy.model_management
 import pytest
 import torch
 from comfyui_concepts.demo.bench_erase import RandomEncoder
@@ -150,3 +151,49 @@ def test_weights_on_a_device_without_float64_are_summed_on_the_cpu(monkeypatch):
     made = erase_weights.energy(None, ["a", "a"])
     assert made.dtype == torch.float64
     torch.testing.assert_close(made, 2 * (weight.T @ weight).double())
+
+
+def test_an_edit_is_solved_for_the_clip_skip_that_is_set(demo_model):
+    model, clip, _ = demo_model
+    skipped = clip.clone()
+    skipped.clip_layer(-2)
+    edit = solve_erasure(model, skipped, erase("cat", "dog"), Preserved(("a fox",), 1.0))
+    assert edit.spec["clip_skip"] == -2
+    assert edit.report["concepts"][0]["left"] < 0.05
+    assert "CLIP skip: -2" in text_of(edit.report, edit.spec)
+    with pytest.raises(ValueError, match=r"set the same CLIP skip \(-2\)"):
+        erase_apply.apply_to_clip(clip, edit)
+    assert erase_apply.apply_to_clip(skipped, edit) is skipped
+
+
+def test_an_edit_is_solved_on_weights_in_fp8(new_model):
+    """They are read in float32, so that only their own rounding is in the edit."""
+    model, encode = new_model("EPS", torch.float8_e4m3fn), RandomEncoder(32)
+    before = {key: value.clone() for key, value in model.model_state_dict().items()}
+    edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), Preserved(("a fox",), 1.0), Request(), encode)
+    assert edit.report["concepts"][0]["left"] < 0.05
+    assert edit.text.up.dtype == torch.float32
+    assert edit.text.matrix().isfinite().all()
+    after = model.model_state_dict()
+    assert all(torch.equal(after[key].view(torch.uint8), value.view(torch.uint8)) for key, value in before.items())
+    assert not erase_apply.apply_edit(model, edit).patches  # fp8 takes it with the text
+
+
+def test_a_cancel_while_solving_ends_it_and_the_next_solve_works(new_model, monkeypatch):
+    model, encode, read = new_model(), RandomEncoder(32), []
+
+    def cancelled_after_three(model, keys):
+        for key, weight in as_ever(model, keys):
+            read.append(key)
+            if len(read) == 3:
+                comfy.model_management.interrupt_current_processing()
+            yield key, weight
+
+    as_ever = erase_weights.effective_weights
+    monkeypatch.setattr(erase_weights, "effective_weights", cancelled_after_three)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        solve_erasure(model, NO_CLIP, erase("cat", "dog"), None, Request(), encode)
+    assert len(read) == 3
+    edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), None, Request(), encode)
+    assert edit.report["concepts"][0]["left"] < 0.05
+    assert not model.patches
