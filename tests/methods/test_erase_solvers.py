@@ -164,6 +164,13 @@ def test_the_null_space_holds_the_empty_prompt_exactly(d):
     assert drift.mean() < 0.01
 
 
+def test_the_null_space_is_the_same_with_any_weight_of_what_is_kept():
+    problem = cases.problem(5)
+    plain, heavy = (solve("null-space", problem, Settings(keep=keep)) for keep in (None, 50.0))
+    assert torch.equal(plain.M.matrix(), heavy.M.matrix())
+    assert torch.equal(plain.A, heavy.A)
+
+
 def test_a_null_space_without_room_says_so():
     problem = cases.problem(5, 64, kept=400)
     assert "of 64 directions are free" in solve("null-space", problem, Settings(threshold=1e-6)).notes[0]
