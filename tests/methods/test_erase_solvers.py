@@ -145,6 +145,20 @@ def test_neighbours_go_with_the_concept_and_uce_leaves_them():
     assert statistics.mean(left["realera"]) < 0.8 * statistics.mean(left["uce"])
 
 
+def test_what_is_kept_within_the_erased_neighbourhood_is_named():
+    problem = cases.problem(1)
+    near = tuple((r.C + 0.1 * (a - r.C), n) for r, (a, n) in zip(problem.erased, problem.alike, strict=True))
+    labels = tuple(f"prompt {n}" for n in range(len(problem.kept)))
+    inside = problem.erased[0].C + 0.5 * (near[0][0][:1] - problem.erased[0].C)
+    problem = problem._replace(alike=near, labels=labels)
+    assert not solve("realera", problem).notes
+    problem = problem._replace(kept=torch.cat([problem.kept[:3], inside, problem.kept[4:]]))
+    (note,) = solve("realera", problem).notes
+    assert "within the neighbourhood that is erased: 'prompt 3';" in note
+    assert "lower the reach" in note
+    assert not solve("realera", problem, Settings(reach=0.2)).notes
+
+
 def test_the_same_seed_gives_the_same_neighbours_and_another_seed_others():
     problem = cases.problem(1)
     first, again, other = (solve("realera", problem, Settings(seed=s)).M.matrix() for s in (0, 0, 1))
