@@ -23,9 +23,7 @@ def encode_prompt(clip: Any, text: str, subject: str = "") -> Prompt:
     sections = _sections(clip, text)
     if len(sections) > 1:
         remedy = (
-            "shorten the concept or its template"
-            if subject.strip()
-            else "shorten it, or list its parts as prompts of their own"
+            "shorten the concept or its template" if subject.strip() else "shorten it, or list its parts one by one"
         )
         raise ValueError(f"'{text}' has more tokens than one call of the text encoder takes ({SECTION - 2}); {remedy}.")
     stop = _stop(clip, sections[0])

@@ -66,14 +66,9 @@ def solve_erasure(
         ValueError: a concept, anchor or preserved prompt cannot be used, the MODEL has no cross-attention to the prompt, or the
             CLIP is not its own.
     """
-    concepts = erased.in_order() if erased else []
-    kept = preserved.in_order() if preserved else []
-    for concept in concepts:
-        check(concept)
-    check_kept(concepts, kept)
-    keys = text_keys(
-        model, request.targets, request.blocks
-    )  # before any prompt: other encoders cut prompts in other ways
+    concepts, kept = _asked(erased, preserved)
+    # before any prompt, since the encoders of models without cross-attention cut prompts in other ways
+    keys = text_keys(model, request.targets, request.blocks)
     encode = encode or Encoder(clip)
     _check_clip(model, encode("").tokens)
     if not concepts:
@@ -90,7 +85,7 @@ def solve_erasure(
     pooled = _pooled(encode, concepts, kept, request)
     if pooled is not None:
         report["notes"].append(
-            f"the pooled embedding, which sets the style of the whole picture, is edited too (rank {pooled.rank})"
+            f"the pooled embedding is edited too, which sets the style of the picture (rank {pooled.rank})"
         )
     progress.update(1)
     return Edit(
@@ -98,6 +93,16 @@ def solve_erasure(
         spec=_spec_of(concepts, kept, request, clip), clip=clip_fingerprint(encode), base=base_fingerprint(model),
         report=report,
     )  # fmt: skip
+
+
+def _asked(erased: Erased | None, preserved: Preserved | None) -> tuple[list[Erased], list[Preserved]]:
+    """Both lists in order, checked."""
+    concepts = erased.in_order() if erased else []
+    kept = preserved.in_order() if preserved else []
+    for concept in concepts:
+        check(concept)
+    check_kept(concepts, kept)
+    return concepts, kept
 
 
 def clip_fingerprint(encode: Encoder) -> tuple[float, ...]:

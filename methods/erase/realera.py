@@ -70,9 +70,7 @@ def _shell(rows: Rows, alike: torch.Tensor, stands_for: torch.Tensor, reach: flo
     )
 
 
-def _around(
-    rows: Rows, shell: _Shell, settings: Settings, generator: torch.Generator
-) -> tuple[Rows, torch.Tensor]:  # fmt: skip
+def _around(rows: Rows, shell: _Shell, settings: Settings, generator: torch.Generator) -> tuple[Rows, torch.Tensor]:
     """Neighbours within the shell of every row that something else stands for, and rows (m, d) outside it."""
     C, G, weights, beyond = [], [], [], []
     for row, c in zip(shell.rows, shell.centres, strict=True):

@@ -27,7 +27,8 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     if not report:
         return "Nothing is erased: the list is empty, and the model stays as it is."
     reports, specs = links(report), links(spec)
-    tables = [_table(r, s) for r, s in zip_longest(reports, specs, fillvalue={})]
+    none: Mapping[str, Any] = {}
+    tables = [_table(r, s) for r, s in zip_longest(reports, specs, fillvalue=none)]
     later = TRAINED_LATER if any("training" in r for r in reports) else LATER
     skip = f" CLIP skip: {specs[0]['clip_skip'] or 'off'}." if "clip_skip" in specs[0] else ""
     return "\n".join([*tables, f"{later}{skip} {PROMISE}"])
