@@ -44,7 +44,7 @@ class ConceptsAnagramOptions(io.ComfyNode):
                 io.Combo.Input(
                     "balance", options=list(BALANCES), default="manual",
                     tooltip="'manual' takes each view's own weight; 'prioritise first' gives the last fifth of the steps to "
-                    "the first view; 'alternate' asks one view a step; 'guidance norm' raises the view whose prompt is "
+                    "the first view; 'alternate' lets one view a step count; 'guidance norm' raises the view whose prompt is "
                     "less satisfied (experimental). Start with manual.",
                 ),
                 io.Combo.Input(
