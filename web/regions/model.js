@@ -19,7 +19,7 @@ export class EditorModel {
     this.armed = false; // the next drag draws a new region, even on top of a box
     this.snap = true;
     this.radius = 0.06; // of the brush, in fractions of the shorter side
-    this.concepts = []; // names of the connected concepts
+    this.concepts = []; // the connected ones: {label, names}
     this.unread = null; // a text that is no sound document, kept as it came
     this.fault = ""; // why
     this.notice = "";
