@@ -1,6 +1,7 @@
 // What stands beside the picture: the tools above it, and below it the numbers and the list of regions.
 
 import { colourOf } from "./colours.js";
+import { LIMITS } from "./document.js";
 import { html } from "./dom.js";
 import { clearStrokes, setBox } from "./edits.js";
 import { icon } from "./icons.js";
@@ -95,8 +96,9 @@ export class Rows {
     const press = (act) => () => act(row.place);
     row.swatch = button("", "Select this region", press((at) => model.select({ region: at, box: 0 })));
     row.swatch.className = "concepts-swatch";
+    // a field counts an emoji as two; what is too long all the same, the model cuts
     row.label = html("input", {
-      type: "text", maxlength: 120, list: this.names, "aria-label": "Label: the concept's name", title: "Label: the name of the concept that goes here",
+      type: "text", maxlength: 2 * LIMITS.label, list: this.names, "aria-label": "Label: the concept's name", title: "Label: the name of the concept that goes here",
       spellcheck: "false", onfocus: press((at) => model.selection?.region !== at && model.select({ region: at, box: 0 })),
       onchange: press((at) => model.rename(at, row.label.value)),
     });

@@ -1,6 +1,6 @@
 // What the editor learns from the graph around its node. Reads only; a graph it does not understand tells it nothing.
 
-import { LIMITS } from "./document.js";
+import { cutLabel } from "./document.js";
 
 const FARTHEST = 64; // links followed in a chain of concepts
 
@@ -26,7 +26,7 @@ function fileName(path) {
 function concept(node) {
   const [phrase, file] = [written(node, "phrase"), fileName(written(node, "lora"))];
   const names = [phrase || written(node, "prompt"), file].filter(Boolean);
-  return { label: String(phrase || file || node.title || "").slice(0, LIMITS.label), names };
+  return { label: cutLabel(phrase || file || node.title || ""), names };
 }
 
 /** The concepts in a chain of their nodes, first to last. Each node's chain goes on through its own `concepts` input. */
