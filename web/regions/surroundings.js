@@ -3,6 +3,7 @@
 import { cutLabel } from "./document.js";
 
 const FARTHEST = 64; // links followed in a chain of concepts
+const INPUT = 1; // how the host says that a connection changed at an input, not at an output
 
 const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
 
@@ -57,4 +58,9 @@ export function backgroundAddress(node, told) {
   if (!source) return "";
   const shown = source.imgs?.[0]?.src;
   return told || (typeof shown === "string" ? shown : "");
+}
+
+/** Drops the last run's background when its own connection changes; that of any other socket says nothing of it. */
+export function forgetBackground(node, told, [side, slot]) {
+  if (side === INPUT && node.inputs?.[slot]?.name === "background") told.background = "";
 }
