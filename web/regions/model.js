@@ -20,8 +20,7 @@ export class EditorModel {
     this.snap = true;
     this.radius = 0.06; // of the brush, in fractions of the shorter side
     this.concepts = []; // the connected ones: {label, names}
-    this.unread = null; // a text that is no sound document, kept as it came
-    this.fault = ""; // why
+    this.sources = new WeakMap(); // by document, the text it came from: {text, fault}
     this.notice = "";
   }
 
@@ -30,31 +29,54 @@ export class EditorModel {
     return this.draft ?? this.history.value;
   }
 
-  /** The text for the widget. A text that could not be read comes out as it went in. */
+  /**
+   * The text for the widget. As long as nothing is edited it comes out as it went in: what a later pack has written into
+   * it is not lost by loading and saving.
+   */
   get text() {
-    return this.unread ?? writeDocument(this.history.value);
+    return this.source?.text ?? writeDocument(this.history.value);
+  }
+
+  /** The text the document as it stands was read from, and what is wrong with it; nothing after an edit. */
+  get source() {
+    return this.sources.get(this.history.value);
+  }
+
+  /** A text that is no sound document, kept as it came; else null. */
+  get unread() {
+    return this.source?.fault ? this.source.text : null;
+  }
+
+  /** Why it could not be read. */
+  get fault() {
+    return this.source?.fault ?? "";
   }
 
   /** Takes the widget's text. One that is no sound document is kept and shown, never mended in silence. */
   setText(text) {
     if (text === this.text) return;
     this.draft = null;
-    try {
-      this.history = startHistory(parseDocument(text));
-      [this.unread, this.fault] = [null, ""];
-    } catch (error) {
-      if (!(error instanceof DocumentError)) throw error;
-      this.history = startHistory(emptyDocument());
-      [this.unread, this.fault] = [typeof text === "string" ? text : (JSON.stringify(text) ?? ""), error.message];
-    }
+    this.history = startHistory(this.read(text));
     this.selection = edits.soundSelection(this.history.value, this.selection);
     this.changed(this, false);
   }
 
-  /** Gives up a text that could not be read and begins with an empty canvas. */
+  /** The document in a text; an empty one that stands for the text if that is no sound document. */
+  read(text) {
+    let [document, fault] = [emptyDocument(), ""];
+    try {
+      document = parseDocument(text);
+    } catch (error) {
+      if (!(error instanceof DocumentError)) throw error;
+      fault = error.message;
+    }
+    this.sources.set(document, { text: typeof text === "string" ? text : (JSON.stringify(text) ?? ""), fault });
+    return document;
+  }
+
+  /** Puts an empty canvas in the place of a text that could not be read; undo brings that back. */
   startAnew() {
-    [this.unread, this.fault] = [null, ""];
-    this.history = startHistory(emptyDocument());
+    this.history = record(this.history, emptyDocument());
     this.changed(this, true);
   }
 
@@ -98,9 +120,10 @@ export class EditorModel {
   }
 
   travel(history) {
-    if (history === this.history || this.unread !== null) return;
+    if (history === this.history) return;
     this.history = history;
     this.draft = null;
+    this.notice = "";
     this.selection = edits.soundSelection(history.value, this.selection);
     this.changed(this, true);
   }
