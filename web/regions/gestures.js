@@ -13,19 +13,24 @@ function others(document, selection) {
   );
 }
 
+/** Whether a drag snaps: Ctrl does the opposite, and so does Cmd, as Ctrl and a press open a menu on a Mac. */
+function snaps(model, { ctrlKey, metaKey }) {
+  return model.snap !== Boolean(ctrlKey || metaKey);
+}
+
 /** Dragging the selected box (handle null) or one of its handles. */
 function changing(model, handle, start) {
   const { selection, box: original } = model;
   const document = model.history.value;
   let moved = false; // a click is no drag: it must not even snap
   return {
-    move(point, reach, { ctrlKey }) {
+    move(point, reach, event) {
       const [dx, dy] = [point[0] - start[0], point[1] - start[1]];
       moved ||= Math.abs(dx) > LEAST_DRAG * reach[0] || Math.abs(dy) > LEAST_DRAG * reach[1];
       if (!moved) return;
       let box = handle === null ? moveBox(original, dx, dy) : resizeBox(original, handle, dx, dy);
       let guides = [];
-      if (model.snap !== Boolean(ctrlKey)) ({ box, guides } = snapBox(box, handle, others(document, selection), reach));
+      if (snaps(model, event)) ({ box, guides } = snapBox(box, handle, others(document, selection), reach));
       model.guides = guides;
       model.show(setBox(document, selection, box));
     },
@@ -38,10 +43,10 @@ function drawing(model, start, { shiftKey }) {
   const region = shiftKey && model.selection ? model.selection.region : null;
   let drawn = null;
   return {
-    move(point, reach, { ctrlKey }) {
+    move(point, reach, event) {
       let box = boxBetween(start, point);
       model.guides = [];
-      if (model.snap !== Boolean(ctrlKey)) {
+      if (snaps(model, event)) {
         const handle = (point[1] < start[1] ? "n" : "s") + (point[0] < start[0] ? "w" : "e");
         const all = model.history.value.regions.flatMap(({ boxes }) => boxes);
         ({ box, guides: model.guides } = snapBox(box, handle, all, reach));

@@ -22,7 +22,7 @@ export class Tools {
       eraser: button(icon("eraser"), "Eraser: wipe parts of the selected region (E)", () => model.set({ tool: "eraser" })),
     };
     this.fresh = button(icon("fresh"), "New region: the next drag draws one, also on top of another (N)", () => model.set({ tool: "box", armed: !model.armed }));
-    this.snap = button(icon("snap"), "Snap to edges, middles and thirds (S); hold Ctrl to do the opposite", () => model.set({ snap: !model.snap }));
+    this.snap = button(icon("snap"), "Snap to edges, middles and thirds (S); hold Ctrl (Cmd on a Mac) to do the opposite", () => model.set({ snap: !model.snap }));
     this.undo = button(icon("undo"), "Undo (Ctrl+Z)", () => model.undo());
     this.redo = button(icon("redo"), "Redo (Ctrl+Shift+Z)", () => model.redo());
     this.radius = html("input", {
