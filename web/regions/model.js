@@ -84,9 +84,10 @@ export class EditorModel {
   apply(document, selection = this.selection) {
     if (this.unread !== null) return;
     this.draft = null;
-    this.notice = document === this.history.value ? FULL : "";
+    const full = document === this.history.value;
+    this.notice = full ? FULL : "";
     this.history = record(this.history, document);
-    this.selection = edits.soundSelection(document, selection);
+    this.selection = edits.soundSelection(document, full ? this.selection : selection);
     this.changed(this, true);
   }
 
@@ -139,6 +140,11 @@ export class EditorModel {
     this.changed(this, false);
   }
 
+  /** Takes a tool in hand. A new region that was asked for before is asked for no more. */
+  take(tool) {
+    this.set({ tool, armed: false });
+  }
+
   /** The selected box, or null. */
   get box() {
     const { selection } = this;
@@ -154,6 +160,16 @@ export class EditorModel {
 
   remove() {
     if (this.selection) this.apply(edits.removeSelected(this.history.value, this.selection));
+  }
+
+  /** Deletes a region with all that is in it. */
+  removeRegion(region) {
+    this.apply(edits.removeSelected(this.history.value, { region, box: null }), { region, box: 0 });
+  }
+
+  /** Removes all strokes of the selected region. */
+  wipe() {
+    if (this.selection) this.apply(edits.clearStrokes(this.history.value, this.selection.region));
   }
 
   duplicate(region = this.selection?.region) {

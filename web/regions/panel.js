@@ -3,7 +3,7 @@
 import { colourOf } from "./colours.js";
 import { LIMITS } from "./document.js";
 import { html } from "./dom.js";
-import { clearStrokes, setBox } from "./edits.js";
+import { setBox } from "./edits.js";
 import { icon } from "./icons.js";
 
 const NUMBERS = [["X", "left edge"], ["Y", "top edge"], ["W", "width"], ["H", "height"]];
@@ -17,9 +17,9 @@ export class Tools {
   constructor(model) {
     this.model = model;
     this.toggles = {
-      box: button(icon("box"), "Box: drag to draw, move and resize (B)", () => model.set({ tool: "box", armed: false })),
-      brush: button(icon("brush"), "Brush: paint the selected region (M)", () => model.set({ tool: "brush" })),
-      eraser: button(icon("eraser"), "Eraser: wipe parts of the selected region (E)", () => model.set({ tool: "eraser" })),
+      box: button(icon("box"), "Box: drag to draw, move and resize (B)", () => model.take("box")),
+      brush: button(icon("brush"), "Brush: paint the selected region (M)", () => model.take("brush")),
+      eraser: button(icon("eraser"), "Eraser: wipe parts of the selected region (E)", () => model.take("eraser")),
     };
     this.fresh = button(icon("fresh"), "New region: the next drag draws one, also on top of another (N)", () => model.set({ tool: "box", armed: !model.armed }));
     this.snap = button(icon("snap"), "Snap to edges, middles and thirds (S); hold Ctrl (Cmd on a Mac) to do the opposite", () => model.set({ snap: !model.snap }));
@@ -55,8 +55,7 @@ export class Numbers {
       }),
     );
     this.which = html("span", { class: "concepts-which" });
-    this.wipe = button("wipe strokes", "Remove all brush strokes of this region", () =>
-      model.apply(clearStrokes(model.history.value, model.selection.region)));
+    this.wipe = button("wipe strokes", "Remove all brush strokes of this region", () => model.wipe());
     const labelled = this.fields.map((field, at) => html("label", {}, NUMBERS[at][0], field));
     this.element = html("div", { class: "concepts-numbers" }, ...labelled, this.which, this.wipe);
   }
@@ -106,14 +105,8 @@ export class Rows {
       button(icon("up"), "Towards the front (])", press((at) => model.reorder(1, at))),
       button(icon("down"), "Towards the back ([)", press((at) => model.reorder(-1, at))),
       button(icon("copy"), "Duplicate (Ctrl+D)", press((at) => model.duplicate(at))),
-      button(icon("remove"), "Delete this region", press((at) => this.remove(at))));
+      button(icon("remove"), "Delete this region", press((at) => model.removeRegion(at))));
     return row;
-  }
-
-  remove(place) {
-    this.model.select({ region: place, box: 0 });
-    this.model.selection = { region: place, box: null };
-    this.model.remove();
   }
 
   draw(model) {
