@@ -124,7 +124,7 @@ async def run_all(server: HostServer, graphs: list[Path], folder: Path, judge: J
             continue
         _say(f"    {time.monotonic() - started:.1f} s, {len(pictures)} pictures")
         for index, picture in enumerate(pictures):
-            title = graph[picture.node].get("_meta", {}).get("title")
+            title = graph.get(picture.node, {}).get("_meta", {}).get("title")
             shown = f"{save(folder, path.stem, index, picture)}{f' ({title})' if title else ''}"
             _say(f"    {shown}: {seen(judge, picture)}")
     return failed

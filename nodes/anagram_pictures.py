@@ -149,17 +149,23 @@ class ConceptsAnagramAnimate(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, views, still_frames, moving_frames, loop, largest_side, vae=None) -> io.NodeOutput:
-        picture = image[:1]
-        shrink = max(picture.shape[1:3]) / largest_side
-        if shrink > 1:
-            sides = [int(side / shrink) // 8 * 8 for side in picture.shape[1:3]]
-            small = torch.nn.functional.interpolate(picture.movedim(-1, 1), size=sides, mode="area")
-            picture, vae = small.movedim(1, -1), None
+        picture = smaller(image[:1], largest_side)
+        if picture.shape != image[:1].shape:
+            vae = None  # its cells no longer fit
         pixels = (picture[0] * 255).round().clamp(0, 255).byte().cpu().numpy()
         listed = views_on(picture, views, vae)
         shots = film(pixels, listed, still_frames, moving_frames, loop)
         frames = torch.from_numpy(shots.astype(np.float32) / 255)
         return io.NodeOutput(frames, ui=_flipping(frames, upright(picture, listed)[0], listed, cls))
+
+
+def smaller(picture: torch.Tensor, largest_side: int) -> torch.Tensor:
+    """The picture (b, h, w, 3) with no side over ``largest_side`` px, and sides that are multiples of 8 if it had to shrink."""
+    shrink = max(picture.shape[1:3]) / largest_side
+    if shrink <= 1:
+        return picture
+    sides = [max(8, int(side / shrink) // 8 * 8) for side in picture.shape[1:3]]
+    return torch.nn.functional.interpolate(picture.movedim(-1, 1), size=sides, mode="area").movedim(1, -1)
 
 
 def _flipping(

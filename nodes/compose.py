@@ -9,39 +9,17 @@ import torch
 from comfy_api.latest import io
 
 from ..host.composer import ComposeGuider
-from ..host.concept import Concept
 from ..host.schema import schema
 from ..methods.compose.settings import Compose, Weights
 from ..methods.region_picture import picture
 from ..methods.regions import Region, coverage
-from .concept import Concepts
+from .concept import Concepts, assigned
 from .region import Regions, linked
 
 CATEGORY = "concepts/compose"
 _CELL = 8  # px of a found region for each cell of the latent
 
 Options = io.Custom("CONCEPTS_COMPOSER_OPTIONS")
-
-
-def assigned(concepts: Sequence[Concept], regions: Sequence[Region]) -> list[Concept]:
-    """A concept for each region: by the regions' labels if each names a concept or its phrase, else in order.
-
-    Raises:
-        ValueError: the labels do not say, and there are not as many of one as of the other.
-    """
-    words = [{c.name.strip().lower(), c.phrase.strip().lower()} for c in concepts]
-    named = [
-        next((c for c, w in zip(concepts, words, strict=True) if r.label.strip().lower() in w), None) for r in regions
-    ]
-    found = [c for c in named if c is not None]
-    if regions and len(found) == len(regions):
-        return found
-    if len(concepts) == len(regions):
-        return list(concepts)
-    raise ValueError(
-        f"There are {len(concepts)} concepts and {len(regions)} regions; draw one region a concept, or label every region with a "
-        "concept's phrase, so that one concept can stand in several."
-    )
 
 
 def _covered(regions: Sequence[Region], height: int, width: int) -> torch.Tensor:

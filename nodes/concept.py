@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from comfy_api.latest import io
@@ -10,6 +11,7 @@ from ..host.concept import Concept, make_concept
 from ..host.folders import lora_names, lora_path
 from ..host.lora import read_lora
 from ..host.schema import schema
+from ..methods.regions import Region
 
 CATEGORY = "concepts"
 
@@ -79,6 +81,27 @@ class ConceptsConcept(io.ComfyNode):
     def execute(cls, clip, lora, strength, prompt, phrase="", negative="", concepts=None) -> io.NodeOutput:
         concept = make_concept(read_lora(lora_path(lora)), strength, clip, prompt, phrase, negative)
         return io.NodeOutput(ConceptList(concept, concepts))
+
+
+def assigned(concepts: Sequence[Concept], regions: Sequence[Region]) -> list[Concept]:
+    """A concept for each region: by the regions' labels if each names a concept or its phrase, else in order.
+
+    Raises:
+        ValueError: the labels do not say, and there are not as many of one as of the other.
+    """
+    words = [{c.name.strip().lower(), c.phrase.strip().lower()} for c in concepts]
+    named = [
+        next((c for c, w in zip(concepts, words, strict=True) if r.label.strip().lower() in w), None) for r in regions
+    ]
+    found = [c for c in named if c is not None]
+    if regions and len(found) == len(regions):
+        return found
+    if len(concepts) == len(regions):
+        return list(concepts)
+    raise ValueError(
+        f"There are {len(concepts)} concepts and {len(regions)} regions; draw one region a concept, or label every region with a "
+        "concept's phrase, so that one concept can stand in several."
+    )
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (ConceptsConcept,)

@@ -14,7 +14,7 @@ from ..host.schema import schema
 from ..methods.conduct.settings import Conduct
 from ..methods.region_picture import cover, picture
 from ..methods.regions import Region, coverage
-from .concept import Concepts
+from .concept import Concepts, assigned
 from .region import Regions
 
 CATEGORY = "concepts/conduct"
@@ -161,7 +161,7 @@ class ConceptsConductorGuider(io.ComfyNode):
                     "positive", tooltip="The whole scene in words the model knows: 'on the left a cat and on the right a cat'."
                 ),
                 io.Conditioning.Input("negative", tooltip="What the picture must not show; may be an empty prompt."),
-                Concepts.Input("concepts", tooltip="The concepts, in the order of the regions."),
+                Concepts.Input("concepts", tooltip="The concepts, from Concept."),
                 io.Float.Input(
                     "cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01,
                     tooltip="How strictly prompts are followed. Start with 7.5 (the demo model: 3).",
@@ -174,8 +174,8 @@ class ConceptsConductorGuider(io.ComfyNode):
                 ),
                 Regions.Input(
                     "regions", optional=True,
-                    tooltip="Where each concept stands: as many regions as concepts, bottom to top. Leave empty only with a layout "
-                    "that has points.",
+                    tooltip="Where the concepts stand, one region a concept in order, or labelled with their phrases. Leave empty only "
+                    "with a layout that has points.",
                 ),
                 Layout.Input("layout", optional=True, tooltip="A picture whose layout is taken. Empty: the regions alone decide."),
                 Options.Input("options", optional=True, tooltip="From Concept Conductor Options. Empty: the paper's values."),
@@ -191,21 +191,23 @@ class ConceptsConductorGuider(io.ComfyNode):
             raise ValueError(f"There is no injection '{inject}'; choose one of {', '.join(INJECTIONS)}.")
         listed = concepts.in_order()
         places = None if regions is None else regions.in_order()
-        _check_places(len(listed), places, layout)
+        if places is None:
+            _check_points(len(listed), layout)
+        else:
+            listed = assigned(listed, places)
         covered_for = None if places is None else lambda height, width: coverage(places, height, width)
         soft = places is not None and any(region.feather > 0 for region in places)
         settings = replace(options or Conduct(), whole_transformers=inject == "transformers")
         return io.NodeOutput(ConductGuider(model, positive, negative, cfg, listed, covered_for, settings, layout, soft))
 
 
-def _check_places(concepts: int, regions: list[Region] | None, layout: LayoutReference | None) -> None:
-    if regions is None and (layout is None or not layout.points):
+def _check_points(concepts: int, layout: LayoutReference | None) -> None:
+    points = 0 if layout is None else len(layout.points)
+    if not points:
         raise ValueError("Nobody says where the concepts are; connect regions, or a layout reference with points.")
-    places = len(regions if regions is not None else layout.points)  # type: ignore[union-attr]
-    if places != concepts:
-        word = "regions" if regions is not None else "points"
+    if points != concepts:
         raise ValueError(
-            f"There are {concepts} concepts and {places} {word}; give one to each concept, in the order of the concepts."
+            f"There are {concepts} concepts and {points} points; give one to each concept, in the order of the concepts."
         )
 
 

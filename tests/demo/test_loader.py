@@ -13,6 +13,7 @@ import torch
 from comfyui_concepts.demo import vocabulary
 from comfyui_concepts.demo.autoencoder import Autoencoder
 from comfyui_concepts.demo.files import FOLDER, LORAS
+from comfyui_concepts.demo.judge import Judge
 from comfyui_concepts.demo.loader import load_demo_model
 
 SYMMETRIES = [(turns, mirrored) for turns in range(4) for mirrored in (False, True)]
@@ -140,7 +141,7 @@ def _copy_weights(folder):
     return folder
 
 
-@pytest.mark.parametrize("name", ["unet", "text", "decoder"])
+@pytest.mark.parametrize("name", ["unet", "text", "decoder", "judge"])
 @pytest.mark.parametrize("fault", ["missing", "cut short", "not safetensors", "of another version"])
 def test_faulty_weights_get_a_sentence(tmp_path, name, fault):
     from safetensors.torch import save_file
@@ -156,7 +157,7 @@ def test_faulty_weights_get_a_sentence(tmp_path, name, fault):
     elif fault == "of another version":
         save_file({"something.weight": torch.zeros(2)}, path)
     with pytest.raises(RuntimeError, match=rf"{name}\.safetensors .*git checkout -- demo/weights"):
-        load_demo_model(folder)
+        Judge.load(path) if name == "judge" else load_demo_model(folder)
 
 
 @pytest.mark.parametrize("rows", [torch.zeros(2, 64), torch.zeros(3, 128)])
