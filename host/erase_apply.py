@@ -14,7 +14,7 @@ import torch
 from ..methods.erase.edit import Edit
 from ..methods.erase.lowrank import LowRank
 from ..methods.erase.targets import reaches
-from .erase_solve import Encoder, check_same_clip
+from .erase_solve import Encoder, check_same_clip, clip_fingerprint
 from .erase_weights import POOLED_KEY, base_fingerprint, check_width, differs, factors, low_precision, text_keys
 from .gradients import normal
 
@@ -55,6 +55,17 @@ def apply_edit(model: Any, edit: Edit, strength: float = 1.0, delivery: str = AU
     return edited
 
 
+def _check_skip(edit: Edit, clip: Any) -> None:
+    """Refuses another CLIP skip. Another LoRA or edit in the same text encoder is only told: the edit still reaches most of it."""
+    made, encode = edit.specs()[0], Encoder(clip)
+    if "clip_skip" not in made or made["clip_skip"] != clip.layer_idx:
+        check_same_clip(edit, encode)
+    elif edit.clip and differs(edit.clip, clip_fingerprint(encode)):
+        log.warning(
+            "The text encoder is not quite the one the edit was made with (a LoRA, or another edit); it erases less."
+        )
+
+
 def apply_to_clip(clip: Any, edit: Edit, strength: float = 1.0) -> Any:
     """A clone of the text encoder with the part of the edit that goes there (trained edits); else the same encoder.
 
@@ -63,7 +74,7 @@ def apply_to_clip(clip: Any, edit: Edit, strength: float = 1.0) -> Any:
     """
     if edit.empty or strength == 0:
         return clip
-    check_same_clip(edit, Encoder(clip))
+    _check_skip(edit, clip)
     patches: dict[Any, Any] = {k: _patch(m, False) for k, m in edit.on_clip().items()}
     patches |= {k: ("diff", (d,)) for k, d in edit.diffs.items() if not k.startswith("diffusion_model.")}
     if not patches:

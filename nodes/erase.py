@@ -155,7 +155,7 @@ class ConceptsEraseOptions(io.ComfyNode):
                 io.Float.Input(
                     "keep", default=0.0, min=0.0, max=10000.0, step=0.1, round=0.0001,
                     tooltip="Multiplies the weight of all that is preserved, the empty prompt too. Start with 0, the solver's own "
-                    "(rece-sequential 0.1, else 1). null-space goes by 'threshold' instead.",
+                    "(rece 6, rece-sequential 0.1, else 1). null-space goes by 'threshold' instead.",
                 ),
                 io.Int.Input(
                     "epochs", default=3, min=0, max=10,

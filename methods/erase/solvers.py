@@ -24,8 +24,9 @@ def _uce(problem: Problem, settings: Settings) -> Solution:
 
 SOLVERS: dict[str, Solver] = {
     "uce": Solver(_uce, 0.5, 1.0, "one solve (UCE)"),
+    # rece's weight of what is kept: at 10 learned words bring the concept back far oftener, below 6 kept concepts suffer
     "rece": Solver(
-        rece.cumulative, 0.1, 1.0, "also erases what would bring the concept back (RECE, all epochs together)"
+        rece.cumulative, 0.1, 6.0, "also erases what would bring the concept back (RECE, all epochs together)"
     ),
     "rece-sequential": Solver(rece.sequential, 0.1, 0.1, "RECE epoch on epoch, as published"),
     "realera": Solver(realera, 0.5, 1.0, "also erases the concept's neighbourhood (RealEra-style)"),
