@@ -22,7 +22,7 @@ from ..host.erase_solve import Request, solve_erasure
 from ..host.erase_weights import text_keys
 from ..methods.erase.rows import Prompt
 from ..methods.erase.solvers import SOLVERS
-from ..methods.erase.spec import SPAN_TO_END, TEMPLATES, Erased, Preserved
+from ..methods.erase.spec import SPAN_TO_END, TEMPLATES, Erased, Preserved, filled
 
 PRESERVES = 200
 
@@ -41,25 +41,25 @@ SIZES: dict[str, tuple[int, list[tuple[str, int, int]]]] = {
 }  # fmt: skip
 
 
-def cross_attention_only(size: str) -> Any:
-    """A MODEL that has the key and value projections of that size and nothing else."""
+def cross_attention_only(size: str, device: str = "cpu") -> Any:
+    """A MODEL that has the key and value projections of that size and nothing else; on ``meta`` without their memory."""
     width, blocks = SIZES[size]
     root = torch.nn.Module()
     for place, depth, channels in blocks:
         for block in range(depth):
             for to in ("to_k", "to_v"):
-                _put(root, f"diffusion_model.{place}.transformer_blocks.{block}.attn2.{to}", width, channels)
+                _put(root, f"diffusion_model.{place}.transformer_blocks.{block}.attn2.{to}", width, channels, device)
     root.model_config = SimpleNamespace(unet_config={"context_dim": width})  # type: ignore[assignment]
     return comfy.model_patcher.ModelPatcher(root, torch.device("cpu"), torch.device("cpu"))
 
 
-def _put(root: torch.nn.Module, path: str, width: int, channels: int) -> None:
+def _put(root: torch.nn.Module, path: str, width: int, channels: int, device: str) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         if not hasattr(root, parent):
             root.add_module(parent, torch.nn.Module())
         root = getattr(root, parent)
-    layer = torch.nn.Linear(width, channels, bias=False, dtype=torch.float16, device="meta").to_empty(device="cpu")
+    layer = torch.nn.Linear(width, channels, bias=False, dtype=torch.float16, device="meta").to_empty(device=device)
     torch.nn.init.normal_(layer.weight, std=0.03)
     root.add_module(name, layer.requires_grad_(False))
 
@@ -84,10 +84,25 @@ class RandomEncoder:
         return rows * 27 / rows.norm(dim=1, keepdim=True)
 
 
-def _memory(field: str) -> float:
-    """A figure of this process in MB: VmRSS now, or VmHWM at its highest."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+_STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _memory(field: str) -> float | None:
+    """A figure of this process in MB: VmRSS now, or VmHWM at its highest; None where the system does not tell (not Linux)."""
+    if not _STATUS.is_file():
+        return None
+    lines = _STATUS.read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def _forget_peak() -> None:
+    """The highest memory so far is forgotten, where the system can."""
+    if _FORGET.exists():
+        _FORGET.write_text("5")
+
+
+def _mb(figure: float | None, before: float | None = 0.0) -> str:
+    return "unknown" if figure is None or before is None else f"{figure - before:.0f} MB"
 
 
 def main(arguments: list[str]) -> int:
@@ -102,7 +117,7 @@ def main(arguments: list[str]) -> int:
     for size in options.size or SIZES:
         model, encode = cross_attention_only(size), RandomEncoder(SIZES[size][0])
         print(
-            f"{size}: {len(text_keys(model, ('k', 'v')))} weights, {_memory('VmRSS'):.0f} MB with the model", flush=True
+            f"{size}: {len(text_keys(model, ('k', 'v')))} weights, {_mb(_memory('VmRSS'))} with the model", flush=True
         )
         for solver in options.solver or SOLVERS:
             _line(model, encode, solver, kept)
@@ -112,9 +127,9 @@ def main(arguments: list[str]) -> int:
 @torch.inference_mode()
 def _line(model: Any, encode: Any, solver: str, kept: Preserved) -> None:
     erased = Erased("concept", "anchor", TEMPLATES["object"], SPAN_TO_END, 1.0)
-    for text in ("", *kept.prompts, *(t.format(w) for t in erased.templates for w in ("concept", "anchor"))):
+    for text in ("", *kept.prompts, *(filled(t, w) for t in erased.templates for w in ("concept", "anchor"))):
         encode(text)  # making up rows is no part of what is measured
-    Path("/proc/self/clear_refs").write_text("5")  # the highest memory so far is forgotten
+    _forget_peak()
     before, started, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
     edit = solve_erasure(model, SimpleNamespace(layer_idx=None), erased, kept, Request(solver), encode)
     solved, cpu = time.perf_counter(), time.process_time() - cpu
@@ -122,5 +137,5 @@ def _line(model: Any, encode: Any, solver: str, kept: Preserved) -> None:
     applied = time.perf_counter()
     print(
         f"  {solver:<16} solve {solved - started:6.1f} s ({cpu:5.1f} s of processor)  apply {applied - solved:5.1f} s  rank {edit.report['rank']:3d}  "
-        f"peak beyond the model {_memory('VmHWM') - before:5.0f} MB", flush=True,
+        f"peak beyond the model {_mb(_memory('VmHWM'), before)}", flush=True,
     )  # fmt: skip

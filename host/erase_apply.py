@@ -13,7 +13,9 @@ import torch
 
 from ..methods.erase.edit import Edit
 from ..methods.erase.lowrank import LowRank
-from .erase_weights import base_fingerprint, check_width, differs, factors, low_precision, text_keys
+from ..methods.erase.targets import reaches
+from .erase_solve import Encoder, check_same_clip, clip_fingerprint
+from .erase_weights import POOLED_KEY, base_fingerprint, check_width, differs, factors, low_precision, text_keys
 from .gradients import normal
 
 log = logging.getLogger(__name__)
@@ -31,10 +33,10 @@ def apply_edit(model: Any, edit: Edit, strength: float = 1.0, delivery: str = AU
         delivery: ``weights`` patches every key and value projection with the exact low-rank difference; ``full weights``
             with the difference itself, for programs that read patches; ``text`` changes the embedding before the
             projections, which no storage format rounds and which LoRAs loaded later cannot undo. ``automatic`` takes
-            ``text`` for fp8 and quantised weights, else ``weights``.
+            ``text`` for fp8 and quantised weights, else ``weights``; and ``weights`` too where trained layers read the text.
 
     Raises:
-        ValueError: the edit does not fit the model.
+        ValueError: the edit does not fit the model, or cannot be delivered so.
     """
     if delivery not in DELIVERIES:
         raise ValueError(f"There is no delivery '{delivery}'; take one of: {', '.join(DELIVERIES)}.")
@@ -42,10 +44,8 @@ def apply_edit(model: Any, edit: Edit, strength: float = 1.0, delivery: str = AU
     if edit.empty or strength == 0:
         return edited
     check_width(model, edit)
-    has_text = edit.text is not None or edit.pooled is not None
-    if edit.text is not None:
-        _warn_about(model, edit, delivery)
-    by_text = delivery == TEXT or (delivery == AUTOMATIC and has_text and _coarse(model, edit))
+    by_text = _by_text(model, edit, delivery)
+    _warn_about(model, edit, by_text)
     if by_text:
         _change_text(edited, edit, strength)
     patches = {} if by_text else {k: _patch(m, delivery == FULL) for k, m in factors(model, edit).items()}
@@ -55,11 +55,29 @@ def apply_edit(model: Any, edit: Edit, strength: float = 1.0, delivery: str = AU
     return edited
 
 
+def _check_skip(edit: Edit, clip: Any) -> None:
+    """Refuses another CLIP skip. Another LoRA or edit in the same text encoder is only told: the edit still reaches most of it."""
+    made, encode = edit.specs()[0], Encoder(clip)
+    if "clip_skip" not in made or made["clip_skip"] != clip.layer_idx:
+        check_same_clip(edit, encode)
+    elif edit.clip and differs(edit.clip, clip_fingerprint(encode)):
+        log.warning(
+            "The text encoder is not quite the one the edit was made with (a LoRA, or another edit); it erases less."
+        )
+
+
 def apply_to_clip(clip: Any, edit: Edit, strength: float = 1.0) -> Any:
-    """A clone of the text encoder with the part of the edit that goes there (trained edits); else the same encoder."""
+    """A clone of the text encoder with the part of the edit that goes there (trained edits); else the same encoder.
+
+    Raises:
+        ValueError: the edit was made for another text encoder or another CLIP skip, or has no such part there.
+    """
+    if edit.empty or strength == 0:
+        return clip
+    _check_skip(edit, clip)
     patches: dict[Any, Any] = {k: _patch(m, False) for k, m in edit.on_clip().items()}
     patches |= {k: ("diff", (d,)) for k, d in edit.diffs.items() if not k.startswith("diffusion_model.")}
-    if not patches or strength == 0:
+    if not patches:
         return clip
     edited = clip.clone()
     _add(edited, patches, strength)
@@ -70,11 +88,37 @@ def _coarse(model: Any, edit: Edit) -> bool:
     return low_precision(model, text_keys(model, edit.targets, edit.blocks))
 
 
-def _warn_about(model: Any, edit: Edit, delivery: str) -> None:
-    if delivery in (WEIGHTS, FULL) and _coarse(model, edit):
+def _by_text(model: Any, edit: Edit, delivery: str) -> bool:
+    """Whether the edit goes into the text embedding rather than into the weights that read it.
+
+    Raises:
+        ValueError: into the text is asked for, and a trained layer reads that text.
+    """
+    mixed = _mixed(edit)
+    if delivery == TEXT and mixed:
+        raise ValueError(
+            "This edit changes the text and also trains weights that read it, and these were trained for the unedited text; take "
+            "the delivery 'weights' or 'automatic'."
+        )
+    has_text = edit.text is not None or edit.pooled is not None
+    return delivery == TEXT or (delivery == AUTOMATIC and has_text and not mixed and _coarse(model, edit))
+
+
+def _mixed(edit: Edit) -> bool:
+    """Whether single weights are changed that the edited text runs into: W·T + Δ is meant, and through the text it would be
+    (W + Δ)·T."""
+    single = {*edit.layers, *edit.diffs}
+    text = edit.text is not None and any(reaches(key, edit.targets, edit.blocks) for key in single)
+    return text or (edit.pooled is not None and POOLED_KEY in single)
+
+
+def _warn_about(model: Any, edit: Edit, by_text: bool) -> None:
+    if edit.text is None:
+        return
+    if not by_text and _coarse(model, edit):
         log.warning(
             "The weights are stored in fp8 or quantised, and rounding them anew blurs the edit and everything else a little; "
-            "delivery 'text' or 'automatic' avoids it."
+            "delivery 'text' avoids it, where no trained layer reads the text."
         )
     if edit.base and differs(edit.base, base_fingerprint(model)):
         log.warning(

@@ -11,8 +11,8 @@ from ..methods.erase.edit import Edit
 from ..methods.erase.probe import Finding, attack
 from ..methods.erase.regenerate import map_of
 from ..methods.erase.spec import Erased, check, sentences
-from .erase_solve import SAMPLE, Encoder, clip_fingerprint
-from .erase_weights import check_width, differs, energy, text_keys
+from .erase_solve import Encoder, check_same_clip
+from .erase_weights import check_width, energy, sampled, text_keys
 
 OTHER_SENTENCES = (
     "a drawing of a {}", "{} in the rain", "two people looking at a {}", "a very beautiful {}, highly detailed", "the {}",
@@ -37,13 +37,8 @@ def probe(model: Any, clip: Any, edit: Edit, others: Sequence[str] = OTHER_SENTE
         )
     check_width(model, edit)
     encode = Encoder(clip)
-    if differs(edit.clip, clip_fingerprint(encode)):
-        raise ValueError(
-            "The edit was solved with another text encoder or another CLIP skip than this one, and holds for that alone; set the "
-            f"same CLIP skip ({edit.specs()[0].get('clip_skip') or 'none'}), or solve it anew."
-        )
-    keys = text_keys(model, edit.targets, edit.blocks)
-    Q = energy(model, keys[:: max(1, len(keys) // SAMPLE)])
+    check_same_clip(edit, encode)
+    Q = energy(model, sampled(text_keys(model, edit.targets, edit.blocks)))
     T = map_of(edit.text, len(Q))
     findings = []
     for entry in entries:

@@ -22,10 +22,10 @@ def encode_prompt(clip: Any, text: str, subject: str = "") -> Prompt:
     """
     sections = _sections(clip, text)
     if len(sections) > 1:
-        raise ValueError(
-            f"'{text}' has more tokens than one call of the text encoder takes ({SECTION - 2}); shorten the concept or its "
-            "template."
+        remedy = (
+            "shorten the concept or its template" if subject.strip() else "shorten it, or list its parts one by one"
         )
+        raise ValueError(f"'{text}' has more tokens than one call of the text encoder takes ({SECTION - 2}); {remedy}.")
     stop = _stop(clip, sections[0])
     start, end = _place(clip, sections[0], subject, text, stop)
     tokens, pooled = clip.encode_from_tokens(clip.tokenize(text, disable_weights=True), return_pooled=True)

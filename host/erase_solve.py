@@ -18,11 +18,10 @@ from ..methods.erase.solvers import solve
 from ..methods.erase.spec import Erased, Preserved, check, check_kept, sentences
 from ..methods.erase.truncate import AUTOMATIC, shortened
 from .erase_prompts import encode_prompt
-from .erase_weights import base_fingerprint, energy, text_keys, text_width
+from .erase_weights import base_fingerprint, differs, energy, sampled, text_keys, text_width
 
 log = logging.getLogger(__name__)
 
-SAMPLE = 12  # layers that stand for all when only a report is made of them
 _NARROW = 1280  # up to this width the margin is a matter of a second; beyond, Probe Erasure measures it
 _FINGERPRINT = "a quick brown fox jumps over the lazy dog"
 _SAME = 0.999  # cosine above which a kept row is an erased one
@@ -64,33 +63,46 @@ def solve_erasure(
         encode: an encoder that already knows some of the prompts.
 
     Raises:
-        ValueError: a concept, anchor or preserved prompt cannot be used, or the CLIP is not this MODEL's.
+        ValueError: a concept, anchor or preserved prompt cannot be used, the MODEL has no cross-attention to the prompt, or the
+            CLIP is not its own.
     """
-    concepts = erased.in_order() if erased else []
-    kept = preserved.in_order() if preserved else []
-    for concept in concepts:
-        check(concept)
-    check_kept(concepts, kept)
+    concepts, kept = _asked(erased, preserved)
+    # before any prompt, since the encoders of models without cross-attention cut prompts in other ways
+    keys = text_keys(model, request.targets, request.blocks)
     encode = encode or Encoder(clip)
     _check_clip(model, encode("").tokens)
     if not concepts:
         return Edit(spec=_spec_of(concepts, kept, request, clip))
-    keys = text_keys(model, request.targets, request.blocks)
     problem = _problem(encode, concepts, kept)
     _check_apart(problem, kept, encode)
     whole = request.solver.startswith("rece")
-    needed = keys if whole else keys[:: max(1, len(keys) // SAMPLE)]
+    needed = keys if whole else sampled(keys)
     progress = comfy.utils.ProgressBar(len(needed) + 1)
     problem = problem._replace(energy=energy(model, needed, progress))
     solution = solve(request.solver, problem, request.settings)
     short = shortened(solution, problem.Q(), request.rank)
     report = measure(problem, [c.concept for c in concepts], solution, short, margins=whole or problem.width <= _NARROW)
+    pooled = _pooled(encode, concepts, kept, request)
+    if pooled is not None:
+        report["notes"].append(
+            f"the pooled embedding is edited too, which sets the style of the picture (rank {pooled.rank})"
+        )
     progress.update(1)
     return Edit(
-        short.M.to(torch.float32), _pooled(encode, concepts, kept, request), targets=request.targets, blocks=request.blocks,
+        short.M.to(torch.float32), pooled, targets=request.targets, blocks=request.blocks,
         spec=_spec_of(concepts, kept, request, clip), clip=clip_fingerprint(encode), base=base_fingerprint(model),
         report=report,
     )  # fmt: skip
+
+
+def _asked(erased: Erased | None, preserved: Preserved | None) -> tuple[list[Erased], list[Preserved]]:
+    """Both lists in order, checked."""
+    concepts = erased.in_order() if erased else []
+    kept = preserved.in_order() if preserved else []
+    for concept in concepts:
+        check(concept)
+    check_kept(concepts, kept)
+    return concepts, kept
 
 
 def clip_fingerprint(encode: Encoder) -> tuple[float, ...]:
@@ -98,6 +110,22 @@ def clip_fingerprint(encode: Encoder) -> tuple[float, ...]:
     tokens = encode(_FINGERPRINT).tokens[1:16].flatten()
     directions = torch.randn(3, len(tokens), generator=torch.Generator().manual_seed(12))
     return tuple(round(float(value), 4) for value in directions @ tokens)
+
+
+def check_same_clip(edit: Edit, encode: Encoder) -> None:
+    """Refuses a text encoder whose embeddings are others than those the edit was made for.
+
+    Raises:
+        ValueError: what is another, and which CLIP skip the edit was made with.
+    """
+    if not edit.clip or not differs(edit.clip, clip_fingerprint(encode)):
+        return
+    made = edit.specs()[0]
+    skip = f" ({made['clip_skip'] or 'none'})" if "clip_skip" in made else ""
+    raise ValueError(
+        "The edit was made with another text encoder or another CLIP skip than this one, and holds for that alone; set the same "
+        f"CLIP skip{skip}, or make the edit anew with this CLIP."
+    )
 
 
 def _check_clip(model: Any, tokens: torch.Tensor) -> None:
@@ -131,13 +159,22 @@ def _problem(encode: Encoder, concepts: list[Erased], kept: list[Preserved]) -> 
 
 
 def _rows_of(encode: Encoder, erased: Erased) -> tuple[Rows, tuple[torch.Tensor, torch.Tensor]]:
-    """All pairs of one concept, and what else stands for its subject: the same token in its other sentences and names."""
+    """All pairs of one concept, and what else stands for its subject: the same token in its other sentences and names.
+
+    Raises:
+        ValueError: concept and anchor have the same tokens, so that there is no pair.
+    """
     parts, subjects = [], []
     for sentence, other, name in sentences(erased):
         concept = encode(sentence, name)
         parts.append(paired(concept, encode(other, erased.anchor), erased.scope, erased.weight))
         subjects.append(concept.tokens[concept.end - 1].double())
     rows = joined(parts)
+    if not len(rows):
+        raise ValueError(
+            f"'{erased.concept}' and its anchor '{erased.anchor}' are the same to this text encoder, so that nothing would change; "
+            "name another anchor, or leave it empty."
+        )
     first = (rows.C - subjects[0]).norm(dim=1).argmin()
     alike = torch.stack(subjects)[1:] if len(subjects) > 1 else rows.C[:0]
     return rows, (alike, first.expand(len(alike)))
@@ -178,9 +215,7 @@ def _pooled(encode: Encoder, concepts: list[Erased], kept: list[Preserved], requ
     weights = torch.tensor([weight for _, weight in prompts], dtype=torch.float64)
     solver = "null-space" if request.solver == "null-space" else "uce"
     problem = Problem((joined(sets),), rows, weights, rows[:1].expand(2, -1))
-    return solve(solver, problem, Settings(ridge=request.settings.ridge, keep=request.settings.keep)).M.to(
-        torch.float32
-    )
+    return solve(solver, problem, request.settings).M.to(torch.float32)
 
 
 def _spec_of(concepts: list[Erased], kept: list[Preserved], request: Request, clip: Any) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def _edit(
         "solver": request.method, "budget": request.budget, "seed": request.seed, "size": list(request.size),
         "iterations": len(outcome.erase), "eta": plan.settings.eta, "rate": plan.schedule.rate, "layers": plan.place,
         "concepts": [{"concept": c.concept, "anchor": c.anchor} for c in concepts.in_order()],
-        "kept": list(_prompts(kept)),
+        "kept": list(_prompts(kept)), "clip_skip": clip.layer_idx,
     }  # fmt: skip
     report = {
         "training": {

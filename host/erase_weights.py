@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 POOLED_KEY = "diffusion_model.label_emb.0.0.weight"
 """Where SDXL reads the pooled embedding: the first columns of this weight, before the picture's sizes."""
+SAMPLE = 12  # weights that stand for all of them when only a report is made
 _HALF = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -39,6 +40,12 @@ def text_keys(model: Any, targets: Sequence[str], blocks: str = "") -> list[str]
             "a model of the SD 1, SD 2 or SDXL families."
         )
     return keys
+
+
+def sampled(keys: Sequence[str]) -> list[str]:
+    """About ``SAMPLE`` of these keys, spread over the model. Keys and values alternate in a model's list, so that every
+    second, fourth … would be keys alone; an odd step takes both."""
+    return list(keys[:: max(1, len(keys) // SAMPLE) | 1])
 
 
 def text_width(model: Any) -> int | None:
@@ -95,7 +102,7 @@ def energy(model: Any, keys: Sequence[str], progress: Any = None) -> torch.Tenso
     """Q = Σ WᵀW over these weights, (d, d), in float64 on the CPU: all that RECE and the reports need to know of them."""
     total: torch.Tensor | None = None
     for _, weight in effective_weights(model, keys):
-        part = (weight.T @ weight).double().cpu()
+        part = (weight.T @ weight).cpu().double()  # in this order: not every device has float64
         total = part if total is None else total + part
         if progress is not None:
             progress.update(1)

@@ -15,8 +15,8 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 def text_layers(clip: Any) -> Layers:
     """The layers that few-shot unlearning trains: both linear layers of every feed-forward part up to the layer whose output
-    the model reads, and that layer's attention ("Unlearning Concepts in Diffusion Model via Concept Domain Correction …",
-    2405.07288). The clip skip of the CLIP counts, and so does what a model's own encoder leaves unread (SDXL reads the last
+    the model reads, and that layer's attention ("Erasing Concepts from Text-to-Image Diffusion Models with Few-shot
+    Unlearning", 2405.07288). The clip skip of the CLIP counts, and so does what a model's own encoder leaves unread (SDXL reads the last
     but one).
 
     Raises:

@@ -44,7 +44,7 @@ class ConceptsAnagramOptions(io.ComfyNode):
                 io.Combo.Input(
                     "balance", options=list(BALANCES), default="manual",
                     tooltip="'manual' takes each view's own weight; 'prioritise first' gives the last fifth of the steps to "
-                    "the first view; 'alternate' asks one view a step; 'guidance norm' raises the view whose prompt is "
+                    "the first view; 'alternate' lets one view a step count; 'guidance norm' raises the view whose prompt is "
                     "less satisfied (experimental). Start with manual.",
                 ),
                 io.Combo.Input(
@@ -115,7 +115,7 @@ class ConceptsAnagramContrast(io.ComfyNode):
             display_name="Anagram Contrast",
             category=CATEGORY,
             description="Cures anagrams in which one reading wins, or both melt into a third thing: in each view, what the other "
-            "views show counts as something not to show. Costs a model pass more for every pair of views and step, in the same "
+            "views show counts as something not to show. Costs two rows more for every pair of views and step, in the same "
             "batch.",
             search_aliases=["visual anagram", "domination", "negative prompt"],
             inputs=[
@@ -154,7 +154,7 @@ class ConceptsAnagramAntiSegregation(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "iterations", default=1, min=1, max=10,
-                    tooltip="How many steps at each noise level; each costs about two model passes a view. Start with 1.",
+                    tooltip="How many steps at each noise level; each costs part of a model pass of a view, and its gradient. Start with 1.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01,

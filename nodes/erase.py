@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io, ui
 
 from ..host.erase_solve import Request, solve_erasure
@@ -30,6 +31,11 @@ def chosen(table: dict, name: str, what: str):
     if name not in table:
         raise ValueError(f"There is no {what} '{name}'; take one of: {', '.join(table)}.")
     return table[name]
+
+
+def shown(report: str, pictures: torch.Tensor, cls: type[io.ComfyNode]) -> dict:
+    """Text and pictures for the node itself to show."""
+    return ui.PreviewText(report).as_dict() | ui.PreviewImage(pictures, cls=cls).as_dict()
 
 
 class ConceptsEraseConcept(io.ComfyNode):
@@ -149,7 +155,7 @@ class ConceptsEraseOptions(io.ComfyNode):
                 io.Float.Input(
                     "keep", default=0.0, min=0.0, max=10000.0, step=0.1, round=0.0001,
                     tooltip="Multiplies the weight of all that is preserved, the empty prompt too. Start with 0, the solver's own "
-                    "(rece-sequential 0.1, else 1).",
+                    "(rece 6, rece-sequential 0.1, else 1). null-space goes by 'threshold' instead.",
                 ),
                 io.Int.Input(
                     "epochs", default=3, min=0, max=10,
@@ -240,7 +246,7 @@ class ConceptsSolveErasure(io.ComfyNode):
         request = Request(solver, options or Settings(), targets, pooled=pooled, rank=rank)
         edit = solve_erasure(model, clip, concepts, kept, request)
         report, picture = text_of(edit.report, edit.spec), picture_of(edit.report)
-        return io.NodeOutput(edit, report, picture, ui=ui.PreviewText(report))
+        return io.NodeOutput(edit, report, picture, ui=shown(report, picture, cls))
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (

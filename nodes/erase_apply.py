@@ -34,7 +34,10 @@ class ConceptsApplyErasure(io.ComfyNode):
                     "embedding on its way in, which fp8 weights and later LoRAs cannot spoil. Start with automatic (text "
                     "for fp8 and quantised models, else weights).",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="Only trained edits change the text encoder; others pass it on."),
+                io.Clip.Input(
+                    "clip", optional=True,
+                    tooltip="Only trained edits change the text encoder; others pass it on. One with another CLIP skip than the edit's is refused.",
+                ),
             ],
             outputs=[
                 io.Model.Output("edited_model", display_name="MODEL", tooltip="A clone with the edit."),

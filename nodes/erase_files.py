@@ -12,7 +12,7 @@ from ..host.schema import schema
 from ..methods.erase.edit import Edit, chain
 from ..methods.erase.edit_file import load_edit, save_edit
 from ..methods.erase.probe import text_of
-from ..methods.erase.report import PROMISE
+from ..methods.erase.report import LATER, PROMISE
 from ..methods.erase.report import text_of as report_of
 from .erase import CATEGORY, Edits, _lines, chosen
 
@@ -72,14 +72,14 @@ class ConceptsLoadEdit(io.ComfyNode):
             ],
             outputs=[
                 Edits.Output("loaded", display_name="edit", tooltip="For Apply Erasure."),
-                io.String.Output("report", display_name="report", tooltip="What was measured when it was solved."),
+                io.String.Output("report", display_name="report", tooltip="What was measured when it was solved or trained."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, file, edit=None) -> io.NodeOutput:
         loaded = Edit() if file == _NONE else load_edit(edit_file(file))
-        report = report_of(loaded.report, loaded.spec) if "concepts" in loaded.report else "no report in this file"
+        report = report_of(loaded.report, loaded.spec) if loaded.report else "no report in this file"
         return io.NodeOutput(loaded if edit is None else chain(edit, loaded), report)
 
 
@@ -152,7 +152,7 @@ class ConceptsProbeErasure(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, edit, sentences) -> io.NodeOutput:
-        report = f"{text_of(probe(model, clip, edit, _lines(sentences) or OTHER_SENTENCES))}\n{PROMISE}"
+        report = f"{text_of(probe(model, clip, edit, _lines(sentences) or OTHER_SENTENCES))}\n{LATER} {PROMISE}"
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
 

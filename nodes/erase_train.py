@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..host.erase_apply import apply_to_clip
 from ..host.erase_train import Choices, Request, latents_of, train_erasure, unlearn_in_text
@@ -13,7 +13,7 @@ from ..methods.erase.curve import curve_of
 from ..methods.erase.edit import Edit
 from ..methods.erase.report import text_of
 from ..methods.erase.trained import BUDGETS, METHODS
-from .erase import CATEGORY, Edits, EraseList, KeepList, chosen
+from .erase import CATEGORY, Edits, EraseList, KeepList, chosen, shown
 from .erase_train_options import Options
 
 CELL = 8  # px a latent cell covers where no VAE says otherwise: SD 1, SD 2, SDXL
@@ -137,7 +137,8 @@ class ConceptsTrainErasure(io.ComfyNode):
         latents = _latents(vae, images, height, width)
         edit, trained = train_erasure(model, clip, concepts, kept, request, latents)
         report = text_of(edit.report, edit.spec)
-        return io.NodeOutput(edit, report, *_pictures(trained, height, width), ui=ui.PreviewText(report))
+        pictures = _pictures(trained, height, width)
+        return io.NodeOutput(edit, report, *pictures, ui=shown(report, pictures[0], cls))
 
 
 class ConceptsUnlearnInTextEncoder(io.ComfyNode):
@@ -185,7 +186,7 @@ class ConceptsUnlearnInTextEncoder(io.ComfyNode):
         edit, trained = unlearn_in_text(model, clip, concepts, kept, request, latents)
         report = text_of(edit.report, edit.spec)
         pictures = _pictures(trained, height, width)
-        return io.NodeOutput(apply_to_clip(clip, edit), edit, report, *pictures, ui=ui.PreviewText(report))
+        return io.NodeOutput(apply_to_clip(clip, edit), edit, report, *pictures, ui=shown(report, pictures[0], cls))
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (ConceptsTrainErasure, ConceptsUnlearnInTextEncoder)

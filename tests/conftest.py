@@ -44,6 +44,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group("server"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_passing_files(tmp_path_factory):
+    """Where nodes that are called without a server put what they show: not into the host's own folder."""
+    import folder_paths
+
+    folder_paths.set_temp_directory(str(tmp_path_factory.mktemp("temp")))
+
+
 @pytest.fixture(scope="session")
 def host_path() -> Path:
     return Path(os.environ["COMFYUI_PATH"])

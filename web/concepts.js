@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { FlipPicture } from "./flip.js";
 import { translate } from "./languages.js";
 import { RegionEditor } from "./regions/editor.js";
-import { backgroundAddress, canvasSize, conceptNames } from "./regions/surroundings.js";
+import { backgroundAddress, canvasSize, conceptNames, forgetBackground } from "./regions/surroundings.js";
 
 const WIDGET = "CONCEPTS_REGIONS"; // the name host/schema.py gives the input's widget
 const editors = new WeakMap(); // by node
@@ -65,8 +65,8 @@ function watchGraph(node, editor) {
     const widget = node.widgets?.find((one) => one.name === name);
     if (widget) after(widget, "callback", look);
   }
-  after(node, "onConnectionsChange", () => {
-    told.background = "";
+  after(node, "onConnectionsChange", (...change) => {
+    forgetBackground(node, told, change);
     look();
   });
   after(node, "onConfigure", look);

@@ -51,6 +51,10 @@ class Edit:
         """What was asked for: one entry an edit, of a chain all of them."""
         return [dict(s) for s in self.spec["chain"]] if "chain" in self.spec else [self.spec]
 
+    def reports(self) -> list[Mapping[str, Any]]:
+        """What was measured: one entry an edit, in the order of ``specs``."""
+        return [dict(r) for r in self.report["chain"]] if "chain" in self.report else [self.report]
+
     @property
     def empty(self) -> bool:
         """Whether the edit changes nothing at all."""
@@ -95,7 +99,7 @@ def chain(first: Edit, second: Edit) -> Edit:
         clip=first.clip or second.clip,
         base=first.base or second.base,
         spec={"chain": [*first.specs(), *second.specs()]},
-        report={"chain": [dict(first.report), dict(second.report)]},
+        report={"chain": [*first.reports(), *second.reports()]},
     )
 
 

@@ -18,12 +18,13 @@ def null_space(problem: Problem, settings: Settings) -> Solution:
 
     P projects on the directions that the kept rows do not use; K holds the empty prompt exactly (its first row and the
     centres of the others), since every picture with guidance is drawn against it. The same for every layer: the original
-    also sorts the kept rows anew for each layer.
+    also sorts the kept rows anew for each layer. ``settings.keep`` counts for nothing here: a row is held or it is not, and
+    ``threshold`` says which.
     """
     rows = joined(problem.erased)
     C, G, s = (t.double() for t in rows)
     s = s / s.sum()
-    kept, weights = problem.kept.double(), problem.kept_weights.double() * (settings.keep or 0)
+    kept, weights = problem.kept.double(), problem.kept_weights.double()
     P, dimensions = projector(gram(kept, weights / weights.sum()), _level(problem.empty, settings.threshold))
     K = anchors(problem.empty.double())
     rho = (settings.ridge or 0) * float(C.square().sum(1).mean()) / problem.width

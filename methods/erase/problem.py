@@ -42,9 +42,9 @@ class Problem(NamedTuple):
 class Settings:
     """What a person may turn. None is the solver's own value (``Solver``).
 
-    ``ridge`` is λ of the erasure; ``keep`` multiplies the weight of everything kept; ``epochs`` and ``regeneration`` (λ of the
-    embedding that brings the concept back) are RECE's; ``neighbours``, ``reach`` and ``seed`` RealEra's; ``threshold`` is the
-    null space's.
+    ``ridge`` is λ of the erasure; ``keep`` multiplies the weight of everything kept, except in the null space; ``epochs`` and
+    ``regeneration`` (λ of the embedding that brings the concept back) are RECE's; ``neighbours``, ``reach`` and ``seed``
+    RealEra's; ``threshold`` is the null space's.
     """
 
     ridge: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,18 +15,38 @@ PROMISE = (
     "This reduces the model's ability to respond to these text concepts; it does not guarantee removal. Paths that start from "
     "images (img2img, ControlNet, image prompts) are unaffected."
 )
+LATER = "A later LoRA can bring a concept back, unless the edit is delivered as text."
+TRAINED_LATER = "A later LoRA can bring a concept back."
 _MOST = 14  # bars of one kind on a picture
 _LINE, _BAR, _LABEL, _MARGIN = 22, 330, 230, 12  # px
 _GONE, _MOVED, _INK, _PAPER = (214, 84, 74), (70, 130, 200), (40, 40, 40), (250, 250, 248)
 
 
 def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
-    """The report as a table."""
+    """The report as a table; of a chain one table an edit, and what holds of all of them once."""
     if not report:
         return "Nothing is erased: the list is empty, and the model stays as it is."
+    reports, specs = links(report), links(spec)
+    none: Mapping[str, Any] = {}
+    tables = [_table(r, s) for r, s in zip_longest(reports, specs, fillvalue=none)]
+    later = TRAINED_LATER if any("training" in r for r in reports) else LATER
+    skip = f" CLIP skip: {specs[0]['clip_skip'] or 'off'}." if "clip_skip" in specs[0] else ""
+    return "\n".join([*tables, f"{later}{skip} {PROMISE}"])
+
+
+def links(chained: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The reports (or specs) of the edits that were chained, first to last; of a single edit its own."""
+    if "chain" not in chained:
+        return [chained]
+    return [link for part in chained["chain"] for link in links(part)]
+
+
+def _table(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     if "training" in report:
-        return f"{training_text(report, spec)}\n{PROMISE}"
-    lines = [f"{spec.get('solver', 'trained')}: {len(report['concepts'])} concepts, rank {report['rank']}"]
+        return training_text(report, spec)
+    if "concepts" not in report:
+        return f"{spec.get('solver', 'an edit')}: nothing was measured"
+    lines = [f"{spec.get('solver', 'solved')}: {len(report['concepts'])} concepts, rank {report['rank']}"]
     lines[0] += f" of {report['rows']} token rows (lost {report['lost']:.1%})" if report["lost"] else ""
     lines.append(f"weights change by {report['change']:.2%}")
     for c in report["concepts"]:
@@ -35,7 +56,6 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     if report["regeneration"]:
         lines.append("  regeneration residual by epoch: " + ", ".join(f"{r:.2f}" for r in report["regeneration"]))
     lines += [f"note: {note}" for note in report["notes"]]
-    lines.append(f"A later LoRA can bring a concept back. CLIP skip: {spec.get('clip_skip') or 'off'}. {PROMISE}")
     return "\n".join(lines)
 
 

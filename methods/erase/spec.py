@@ -88,11 +88,16 @@ class Sentence(NamedTuple):
 def sentences(erased: Erased) -> list[Sentence]:
     """Every name of a concept in every template; an empty anchor leaves the concept out."""
     names = (erased.concept, *erased.names)
-    return [Sentence(t.format(n), _without(t, erased.anchor), n) for n in names for t in erased.templates]
+    return [Sentence(filled(t, n), _without(t, erased.anchor), n) for n in names for t in erased.templates]
+
+
+def filled(template: str, name: str) -> str:
+    """The sentence with the name in its place; other brackets are words like any others."""
+    return template.replace("{}", name)
 
 
 def _without(template: str, anchor: str) -> str:
-    return " ".join(template.format(anchor).split()).strip(" ,")
+    return " ".join(filled(template, anchor).split()).strip(" ,")
 
 
 def check(erased: Erased) -> None:

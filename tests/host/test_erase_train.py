@@ -13,7 +13,7 @@ import torch
 from comfyui_concepts.demo.erase_trained import with_adapter
 from comfyui_concepts.host import gradients
 from comfyui_concepts.host.adapters import attached, layers_named, shapes_of
-from comfyui_concepts.host.erase_apply import apply_edit, apply_to_clip
+from comfyui_concepts.host.erase_apply import AUTOMATIC, FULL, TEXT, WEIGHTS, apply_edit, apply_to_clip
 from comfyui_concepts.host.erase_train import Choices, Request, latents_of, train_erasure, unlearn_in_text
 from comfyui_concepts.host.lora_export import lora_tensors, names_of
 from comfyui_concepts.host.predictions import noise_levels, noised, prompts_of
@@ -112,8 +112,11 @@ def test_a_trained_edit_composes_with_a_solved_one(demo_model, strong):
         text=LowRank(torch.randn(d, 2, generator=generator) * 0.2, torch.randn(2, d, generator=generator) * 0.2)
     )
     one_after_the_other = _drawn(apply_edit(apply_edit(model, strong), solved), clip)
-    together = _drawn(apply_edit(model, chain(strong, solved)), clip)
-    assert (one_after_the_other - together).abs().max() < 1e-3
+    both = chain(strong, solved)
+    for delivery in (AUTOMATIC, WEIGHTS, FULL):
+        assert (one_after_the_other - _drawn(apply_edit(model, both, 1.0, delivery), clip)).abs().max() < 1e-3
+    with pytest.raises(ValueError, match=r"trains weights that read it.*'weights' or 'automatic'"):
+        apply_edit(model, both, 1.0, TEXT)
     with pytest.raises(ValueError, match=r"was solved, not trained.*Apply Erasure"):
         train_erasure(model, clip, CAT, KEPT, _request(start=solved))
 

@@ -37,8 +37,7 @@ def test_every_solver_erases_and_takes_an_empty_list(name):
     T = map_of(solve(name, problem).M, problem.width)
     assert residual(T, problem.Q(), pairs) < (1.0 if name != "rece-sequential" else 5.0)
     same = tuple(Rows(r.C, r.C, r.weights) for r in problem.erased)
-    if name in ("uce", "null-space"):
-        assert not solve(name, problem._replace(erased=same)).M.matrix().any()
+    assert not solve(name, problem._replace(erased=same)).M.matrix().any()
 
 
 def test_what_brings_a_concept_back_is_the_minimum_it_should_be():
@@ -68,7 +67,7 @@ def test_q_replaces_the_sum_over_layers():
 def test_each_cumulative_epoch_makes_the_concept_harder_to_bring_back(ridge):
     first, second, originals = [], [], []
     for seed in SEEDS:
-        problem = cases.problem(seed)
+        problem = cases.problem(seed, 128)
         solution = solve("rece", problem, Settings(regeneration=ridge))
         found = solution.regeneration
         assert all(after >= 0.99 * before for before, after in itertools.pairwise(found)), seed
@@ -79,9 +78,9 @@ def test_each_cumulative_epoch_makes_the_concept_harder_to_bring_back(ridge):
             after = map_of(solve("rece", problem, Settings(epochs=epochs + 1, regeneration=ridge)).M, problem.width)
             back = regenerated(before, Q, pairs.C, ridge)
             into.append(residual(after, Q, Rows(back, pairs.G, pairs.weights)))
-    assert statistics.mean(first) <= 0.05
-    assert statistics.mean(second) <= 0.15
-    assert statistics.mean(originals) <= 0.2
+    assert statistics.mean(first) <= 0.02
+    assert statistics.mean(second) <= 0.08
+    assert statistics.mean(originals) <= 0.06
 
 
 def test_epochs_on_epochs_undo_the_first_edit():
@@ -121,11 +120,17 @@ def test_the_expected_neighbours_are_the_mean_of_many_samples():
     factor = 0.5 * torch.randn(10, 3, generator=g, dtype=F64)
     pair = Rows(*(2 * torch.randn(1, 10, generator=g, dtype=F64) for _ in range(2)), torch.ones(1, dtype=F64))
     kept, w = torch.randn(12, 10, generator=g, dtype=F64), torch.full((12,), 1.0, dtype=F64)
-    samples = pair.C + realera.structured(factor, 200_000, g)
-    many = Rows(samples, pair.G.expand_as(samples), torch.full((len(samples),), 1 / len(samples), dtype=F64))
-    sampled = uce(joined([pair, many]), kept, w, 0.5).matrix()
+    A, B = 0.5 * torch.eye(10, dtype=F64) + gram(kept, w) + gram(pair.C, pair.weights), (pair.G - pair.C).T @ pair.C
+    for _ in range(10):
+        half = realera.structured(factor, 100_000, g)
+        samples = pair.C + torch.cat(
+            [half, -half]
+        )  # each with its mirror image: what is odd in η cancels, as on average
+        A += samples.T @ samples / len(samples) / 10
+        B += (pair.G - samples).T @ samples / len(samples) / 10
+    sampled = B @ torch.linalg.inv(A)
     expected = uce(joined([pair, realera.expectation(pair, factor, 1.0)]), kept, w, 0.5).matrix()
-    assert (sampled - expected).norm() <= 5e-3 * expected.norm()
+    assert (sampled - expected).norm() <= 1e-3 * expected.norm()
 
 
 def test_neighbours_go_with_the_concept_and_uce_leaves_them():
@@ -138,6 +143,20 @@ def test_neighbours_go_with_the_concept_and_uce_leaves_them():
                 near = Rows(alike, pairs.G.expand_as(alike), pairs.weights)
                 values.append(residual(T, problem.Q(), near))
     assert statistics.mean(left["realera"]) < 0.8 * statistics.mean(left["uce"])
+
+
+def test_what_is_kept_within_the_erased_neighbourhood_is_named():
+    problem = cases.problem(1)
+    near = tuple((r.C + 0.1 * (a - r.C), n) for r, (a, n) in zip(problem.erased, problem.alike, strict=True))
+    labels = tuple(f"prompt {n}" for n in range(len(problem.kept)))
+    inside = problem.erased[0].C + 0.5 * (near[0][0][:1] - problem.erased[0].C)
+    problem = problem._replace(alike=near, labels=labels)
+    assert not solve("realera", problem).notes
+    problem = problem._replace(kept=torch.cat([problem.kept[:3], inside, problem.kept[4:]]))
+    (note,) = solve("realera", problem).notes
+    assert "within the neighbourhood that is erased: 'prompt 3';" in note
+    assert "lower the reach" in note
+    assert not solve("realera", problem, Settings(reach=0.2)).notes
 
 
 def test_the_same_seed_gives_the_same_neighbours_and_another_seed_others():
@@ -157,6 +176,13 @@ def test_the_null_space_holds_the_empty_prompt_exactly(d):
     assert residual(map_of(M, d), problem.Q(), pairs) < 0.5
     drift = energy(M(problem.kept), problem.Q()).sqrt() / energy(problem.kept, problem.Q()).sqrt()
     assert drift.mean() < 0.01
+
+
+def test_the_null_space_is_the_same_with_any_weight_of_what_is_kept():
+    problem = cases.problem(5)
+    plain, heavy = (solve("null-space", problem, Settings(keep=keep)) for keep in (None, 50.0))
+    assert torch.equal(plain.M.matrix(), heavy.M.matrix())
+    assert torch.equal(plain.A, heavy.A)
 
 
 def test_a_null_space_without_room_says_so():
@@ -260,6 +286,13 @@ def test_sentences_pair_the_concept_with_its_anchor_in_the_same_words():
         ("cat", "", "cat"),
         ("a photo of a cat", "a photo of a", "cat"),
     ]
+
+
+def test_other_brackets_in_a_sentence_are_words():
+    erased = spec.Erased("cat", "dog", ("{} {a}", "{{}} {", "{0} {}"), spec.LAST, 1.0)
+    spec.check(erased)
+    assert [s.text for s in spec.sentences(erased)] == ["cat {a}", "{cat} {", "{0} cat"]
+    assert [s.anchored for s in spec.sentences(erased)] == ["dog {a}", "{dog} {", "{0} dog"]
 
 
 @pytest.mark.parametrize(

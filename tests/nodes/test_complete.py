@@ -11,6 +11,8 @@ import pytest
 from comfyui_concepts.nodes import NODES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+DOCS, API = ROOT / "web" / "docs", ROOT / "workflows" / "api"
+HEADS = ("When", "Cost", "Limits")
 LANGUAGES = ("zh", "ja")
 NATIVE = {"zh": re.compile("[\u4e00-\u9fff]"), "ja": re.compile("[\u3040-\u30ff\u4e00-\u9fff]")}
 
@@ -70,18 +72,14 @@ def test_a_node_can_be_searched_for(node):
 
 def test_counts():
     """Every node: help page, tooltips, translations, at least one template."""
-    used = {
-        n["class_type"]
-        for p in (ROOT / "workflows" / "api").rglob("*.json")
-        for n in json.loads(p.read_text()).values()
-    }
+    used = {n["class_type"] for p in API.rglob("*.json") for n in json.loads(p.read_text()).values()}
     rows = []
     for node in NODES:
         schema = node.GET_SCHEMA()
         rows.append(
             {
                 "node": schema.node_id,
-                "page": (ROOT / "web" / "docs" / f"{schema.node_id}.md").exists(),
+                "page": (DOCS / f"{schema.node_id}.md").exists(),
                 "tooltips": all(socket.tooltip for socket in (*schema.inputs, *schema.outputs)),
                 "languages": all(schema.node_id in _translations(language) for language in LANGUAGES),
                 "template": schema.node_id in used,
@@ -90,10 +88,28 @@ def test_counts():
     assert [row for row in rows if not all(row.values())] == []
 
 
+@pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
+def test_a_help_page_says_when_what_it_costs_and_where_it_ends(node):
+    page = (DOCS / f"{node.__name__}.md").read_text()
+    missing = [head for head in HEADS if len(re.findall(rf"^\*\*{head}\.\*\* \S", page, re.MULTILINE)) != 1]
+    assert not missing, f"{node.__name__}.md needs one paragraph each that starts with: " + ", ".join(
+        f"**{head}.**" for head in missing
+    )
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
+def test_a_help_page_shows_what_its_own_node_took_part_in(node):
+    page = (DOCS / f"{node.__name__}.md").read_text()
+    graphs = {name: API / f"{name}.json" for name in re.findall(r"\(pictures/(\w+)\.\w+\)", page)}
+    strange = [
+        name for name, path in graphs.items()
+        if path.is_file() and not any(n["class_type"] == node.__name__ for n in json.loads(path.read_text()).values())
+    ]  # fmt: skip
+    assert not strange, f"{node.__name__} is not in the graph behind these pictures: {strange}"
+
+
 def test_pictures_of_the_help_pages_are_there():
-    pages = {
-        page: re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", page.read_text()) for page in (ROOT / "web" / "docs").glob("*.md")
-    }
+    pages = {page: re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", page.read_text()) for page in DOCS.glob("*.md")}
     named = {(page.parent / target) for page, pictures in pages.items() for _, target in pictures}
     assert len(named) >= 8
     assert [path.name for path in named if not path.is_file()] == []

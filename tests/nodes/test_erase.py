@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_concepts.host import folders
-from comfyui_concepts.methods.erase.edit import Edit
+from comfyui_concepts.methods.erase.edit import Edit, chain
 from comfyui_concepts.methods.erase.edit_file import save_edit
+from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.report import PROMISE, picture_of, text_of
 from comfyui_concepts.methods.erase.solvers import SOLVERS
 from comfyui_concepts.methods.erase.spec import LAST, TEMPLATES, UNSAFE_WORDS
 from comfyui_concepts.nodes import erase, erase_apply, erase_files
+
+TRAINED = {"training": {"reason": "the budget is used up", "rank": 4, "erase": [1.0, 0.2], "preserve": []}}
+TRAINED_SPEC = {"solver": "ESD", "budget": "draft", "seed": 0, "concepts": [{"concept": "bus"}], "kept": ["a car"]}
 
 
 def _concepts(concept="cat", anchor="dog", templates="object", scope=LAST, names="", previous=None):
@@ -51,6 +55,7 @@ def test_every_solver_gives_an_edit_a_report_and_a_picture(demo_model, solver):
     assert not edit.empty
     assert "cat" in report
     assert "'a fox'" in report
+    assert "A later LoRA can bring a concept back, unless the edit is delivered as text" in report
     assert "does not guarantee removal" in report
     assert picture.shape[0] == 1
     assert picture.shape[-1] == 3
@@ -67,6 +72,7 @@ def test_the_numbers_reach_the_solver(demo_model):
 
 def test_what_a_report_does_not_hold_back():
     assert "Nothing is erased" in text_of({}, {})
+    assert "A later LoRA can bring a concept back. This reduces" in text_of(TRAINED, TRAINED_SPEC)
     assert "image prompts" in PROMISE
     assert picture_of({}).shape[-1] == 3
 
@@ -135,6 +141,27 @@ def test_an_edit_is_saved_and_loaded_by_its_name(demo_model, places):
     assert erase_files.ConceptsLoadEdit.execute("none", edit).args[0] is edit
 
 
+def test_a_trained_and_a_chained_edit_show_their_reports_when_they_are_loaded(demo_model, places):
+    model, clip, _ = demo_model
+    solved = _solve(model, clip)[0]
+    layer = {"diffusion_model.a.weight": LowRank(torch.ones(2, 1), torch.ones(1, 2))}
+    trained, silent = Edit(layers=layer, spec=TRAINED_SPEC, report=TRAINED), Edit(layers=layer)
+
+    def report(edit):
+        name = erase_files.ConceptsSaveEdit.execute(edit, "concepts_edits/edit").args[0]
+        return erase_files.ConceptsLoadEdit.execute(name).args[1]
+
+    assert report(trained).startswith("ESD, draft: the budget is used up\nconcepts: bus; rank 4")
+    assert report(silent) == "no report in this file"
+    both = report(chain(chain(solved, trained), silent))
+    assert both.startswith("uce: 1 concepts")
+    assert "'a fox'" in both
+    assert "ESD, draft: the budget is used up" in both
+    assert both.count(PROMISE) == 1
+    nested = {"chain": [{"chain": [solved.report, TRAINED]}, {}]}  # as files of an earlier version have it
+    assert text_of(nested, {"chain": [solved.spec, TRAINED_SPEC, {}]}) == both
+
+
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "gone.safetensors"])
 def test_only_listed_files_are_loaded(places, name):
     save_edit(Edit(), places / "secret.safetensors")
@@ -166,6 +193,7 @@ def test_a_probe_reads_its_sentences_and_refuses_what_it_cannot_probe(demo_model
     edit = _solve(model, clip)[0]
     report = erase_files.ConceptsProbeErasure.execute(model, clip, edit, "a sketch of a {}; the {}").args[0]
     assert "cat: as solved" in report
+    assert "A later LoRA can bring a concept back" in report
     assert PROMISE in report
     with pytest.raises(ValueError, match=r"needs one \{\}"):
         erase_files.ConceptsProbeErasure.execute(model, clip, edit, "no place for it")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from comfyui_concepts.nodes.region import ConceptsRegionEditor, ConceptsRegionMask
+from comfyui_concepts.host.concept import Concept
+from comfyui_concepts.methods.regions import Box, Region
+from comfyui_concepts.nodes.concept import ConceptList
+from comfyui_concepts.nodes.region import ConceptsRegionEditor, ConceptsRegionMask, _colours
+
+COLOURS = json.loads((Path(__file__).parent.parent / "web" / "colours.json").read_text())
 
 
 def _text(**boxes):
@@ -83,6 +89,16 @@ def test_a_label_that_is_no_text_to_draw_harms_nothing():
     label = "<script>\ud800猫\n\u202e"
     picture = _edit(json.dumps({"version": 1, "regions": [{"label": label, "boxes": [[0, 0, 1, 1]]}]})).args[2]
     assert torch.isfinite(picture).all()
+
+
+@pytest.mark.parametrize("case", COLOURS, ids=lambda case: case["name"])
+def test_a_region_has_the_colour_it_has_in_the_editor(case):
+    concepts = None
+    for told in case["concepts"]:
+        phrase = told["phrase"].strip() or told.get("prompt", "")  # as make_concept has it
+        concepts = ConceptList(Concept(told["called"], phrase, None, 1.0, [], []), concepts)
+    regions = [Region(label, (Box(0, 0, 1, 1),), None, 0.0) for label in case["labels"]]
+    assert _colours(regions, concepts) == case["colours"]
 
 
 def test_one_region_by_its_label():

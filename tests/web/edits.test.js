@@ -65,6 +65,14 @@ test("wiping the strokes of a region that has nothing else deletes it", () => {
   assert.deepEqual(edits.clearStrokes(drawn, 0).regions, []);
 });
 
+test("a label is cut between characters, not within one", () => {
+  const cat = "\u{1f408}";
+  const document = edits.renameRegion(two, 0, cat.repeat(500));
+  assert.equal(document.regions[0].label, cat.repeat(LIMITS.label));
+  assert.equal(edits.addRegion(two, `x${cat.repeat(500)}`, { box: [0, 0, 1, 1] }).regions[2].label, `x${cat.repeat(LIMITS.label - 1)}`);
+  parseDocument(writeDocument(document));
+});
+
 test("the order stops at its ends", () => {
   assert.deepEqual(labels(edits.reorderRegion(two, 0, -1)), ["cat", "dog"]);
   assert.deepEqual(labels(edits.reorderRegion(two, 0, 1)), ["dog", "cat"]);

@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import { SMALLEST } from "../../web/regions/document.js";
 import {
-  HANDLES, boxAt, boxBetween, clampBox, contains, handleAt, handlePoint, moveBox, resizeBox, simplify, snapBox,
+  HANDLES, boxBetween, clampBox, contains, handleAt, handlePoint, moveBox, painted, resizeBox, shapeAt, simplify, snapBox,
 } from "../../web/regions/geometry.js";
 
 const near = (actual, expected) =>
@@ -65,11 +65,38 @@ test("a handle is found where it lies, and corners win over edges", () => {
 
 test("the topmost box is hit, and the selected one before it", () => {
   const regions = [{ boxes: [[0, 0, 1, 1]] }, { boxes: [[0.2, 0.2, 0.2, 0.2], [0.25, 0.25, 0.5, 0.5]] }];
-  assert.deepEqual(boxAt(regions, [0.3, 0.3]), { region: 1, box: 1 });
-  assert.deepEqual(boxAt(regions, [0.3, 0.3], { region: 0, box: 0 }), { region: 0, box: 0 });
-  assert.deepEqual(boxAt(regions, [0.9, 0.9]), { region: 0, box: 0 });
-  assert.equal(boxAt([{ boxes: [[0.2, 0.2, 0.2, 0.2]] }], [0.9, 0.9]), null);
+  assert.deepEqual(shapeAt(regions, [0.3, 0.3], null, 1), { region: 1, box: 1 });
+  assert.deepEqual(shapeAt(regions, [0.3, 0.3], { region: 0, box: 0 }, 1), { region: 0, box: 0 });
+  assert.deepEqual(shapeAt(regions, [0.9, 0.9], { region: 1, box: 0 }, 1), { region: 0, box: 0 });
+  assert.equal(shapeAt([{ boxes: [[0.2, 0.2, 0.2, 0.2]] }], [0.9, 0.9], null, 1), null);
+  assert.equal(shapeAt([], [0.9, 0.9], { region: 3, box: 0 }, 1), null);
   assert.ok(contains([0, 0, 1, 1], [1, 1]));
+});
+
+test("a region of strokes alone is hit on its paint, where it lies in the order", () => {
+  const line = { radius: 0.1, points: [0.2, 0.5, 0.8, 0.5] };
+  const box = { boxes: [[0, 0, 1, 1]], strokes: [line] };
+  const paint = { boxes: [], strokes: [line, { radius: 0.05, points: [0.5, 0.5], erase: true }] };
+  assert.deepEqual(shapeAt([box, paint], [0.3, 0.55], null, 1), { region: 1, box: null });
+  assert.deepEqual(shapeAt([paint, box], [0.3, 0.55], null, 1), { region: 1, box: 0 });
+  assert.deepEqual(shapeAt([paint, box], [0.3, 0.55], { region: 0, box: null }, 1), { region: 0, box: null });
+  assert.deepEqual(shapeAt([box, paint], [0.5, 0.5], { region: 1, box: null }, 1), { region: 0, box: 0 }); // where it was erased
+  assert.equal(shapeAt([paint], [0.3, 0.7], null, 1), null);
+  assert.equal(shapeAt([{ boxes: [[0, 0, 0.1, 0.1]], strokes: [line] }], [0.5, 0.5], null, 1), null); // a box is picked by itself
+});
+
+test("paint reaches as far as its radius of the shorter side, whatever the proportions", () => {
+  const dot = [{ radius: 0.2, points: [0.5, 0.5] }];
+  for (const [aspect, x, y] of [[1, 0.2, 0.2], [2, 0.1, 0.2], [0.5, 0.2, 0.1]]) {
+    for (const sign of [-1, 1]) {
+      assert.ok(painted(dot, [0.5 + sign * 0.98 * x, 0.5], aspect) && painted(dot, [0.5, 0.5 + sign * 0.98 * y], aspect));
+      assert.ok(!painted(dot, [0.5 + sign * 1.02 * x, 0.5], aspect) && !painted(dot, [0.5, 0.5 + sign * 1.02 * y], aspect));
+    }
+  }
+  const wiped = [...dot, { radius: 0.1, points: [0.5, 0.5], erase: true }];
+  assert.ok(!painted(wiped, [0.5, 0.5], 1) && painted(wiped, [0.65, 0.5], 1));
+  assert.ok(painted([...wiped, { radius: 0.02, points: [0.5, 0.5] }], [0.5, 0.5], 1));
+  assert.ok(!painted([], [0.5, 0.5], 1));
 });
 
 test("a moved box snaps with the side that is nearest a line", () => {

@@ -138,12 +138,13 @@ def test_a_workflow_with_another_type_where_the_regions_should_be_is_refused_and
 
 
 @pytest.mark.parametrize(("language", "name"), [("zh", "区域编辑器"), ("ja", "領域エディター")])
-def test_the_page_speaks_other_languages(loaded, until, language, name):
+def test_the_page_speaks_other_languages(loaded, bare_errors, language, name):
     loaded.load(loaded.renderer == "modern", Comfy__Locale=language)
     try:
         node = loaded.js("const n = LiteGraph.createNode('ConceptsRegionEditor'); app.graph.add(n); return n.title")
         assert node == name
         loaded.shot(f"language-{language}-{loaded.renderer}")
+        assert loaded.errors() <= bare_errors
     finally:
         loaded.load(loaded.renderer == "modern")
         loaded.errors()

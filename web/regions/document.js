@@ -22,6 +22,16 @@ function refuse(sentence) {
   throw new DocumentError(sentence);
 }
 
+/** A text's characters as Python counts them: an emoji is one, though it takes two units of a JavaScript text. */
+function characters(text) {
+  return Array.from(text);
+}
+
+/** A label cut to its longest. */
+export function cutLabel(text) {
+  return characters(String(text)).slice(0, LIMITS.label).join("");
+}
+
 /** Any value as a short text for a sentence; never as markup. */
 function shown(value) {
   let text;
@@ -30,7 +40,8 @@ function shown(value) {
   } catch {
     text = "something that is no JSON";
   }
-  return text.length > 40 ? `${text.slice(0, 40)}…` : text;
+  const first = characters(text.slice(0, 100));
+  return first.length > 40 ? `${first.slice(0, 40).join("")}…` : text;
 }
 
 function isRecord(value) {
@@ -81,7 +92,7 @@ function checkedStroke(stroke, where) {
 function checkedRegion(region, where) {
   if (!isRecord(region)) refuse(`${where} is ${shown(region)}; a region is {"label": …, "boxes": …, "strokes": …}.`);
   const { label = "", boxes = [], strokes = [] } = region;
-  if (typeof label !== "string" || label.length > LIMITS.label) {
+  if (typeof label !== "string" || characters(label).length > LIMITS.label) {
     refuse(`${where} has the label ${shown(label)}; a label is a text of at most ${LIMITS.label} characters.`);
   }
   if (!isList(boxes, LIMITS.boxes)) refuse(`${where}: "boxes" must be a list of at most ${LIMITS.boxes} boxes.`);

@@ -45,13 +45,12 @@ export class RegionEditor {
     if (byHand) this.textChanged(model.text);
   }
 
-  /** What the connected nodes say: names of concepts, the canvas's size, a picture under it. */
+  /** What the connected nodes say: the concepts' names, the canvas's size, a picture under it. */
   setSurroundings({ concepts, width, height, background }) {
     const turned = this.stage.setCanvas(width, height);
     this.stage.setBackground(background);
-    const same = concepts.length === this.model.concepts.length && concepts.every((name, at) => name === this.model.concepts[at]);
-    if (!same) {
-      this.names.replaceChildren(...concepts.map((value) => html("option", { value })));
+    if (JSON.stringify(concepts) !== JSON.stringify(this.model.concepts)) {
+      this.names.replaceChildren(...concepts.map(({ label }) => html("option", { value: label })));
       this.model.set({ concepts });
     } else if (turned) this.stage.draw(this.model);
   }

@@ -2,7 +2,7 @@
 //
 // A selection is {region, box}: indices into the document; box is null when the region has strokes only.
 
-import { LIMITS, pointCount } from "./document.js";
+import { LIMITS, cutLabel, pointCount } from "./document.js";
 import { clampBox, moveBox } from "./geometry.js";
 
 const STEP_ASIDE = 0.03; // where a copy lies beside its original
@@ -25,7 +25,7 @@ const fitsPoints = (document, strokes) => pointCount(document) + pointCount({ re
 export function addRegion(document, label, { box = null, stroke = null } = {}) {
   if (!fits(document.regions, LIMITS.regions) || (!box && !stroke)) return document;
   if (stroke && !fitsPoints(document, [stroke])) return document;
-  const region = { label: label.slice(0, LIMITS.label), boxes: box ? [clampBox(box)] : [], strokes: stroke ? [stroke] : [] };
+  const region = { label: cutLabel(label), boxes: box ? [clampBox(box)] : [], strokes: stroke ? [stroke] : [] };
   return withRegions(document, [...document.regions, region]);
 }
 
@@ -98,9 +98,9 @@ export function reorderRegion(document, index, by) {
   return withRegions(document, regions);
 }
 
-/** Another label for a region; cut to its longest. */
+/** Another label for a region. */
 export function renameRegion(document, index, label) {
-  return withRegion(document, index, () => ({ label: String(label).slice(0, LIMITS.label) }));
+  return withRegion(document, index, () => ({ label: cutLabel(label) }));
 }
 
 /** A selection that a document has, as near as possible to the one asked for; null when it has no regions. */

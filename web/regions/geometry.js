@@ -59,20 +59,40 @@ export function contains([x, y, w, h], [px, py]) {
   return px >= x && px <= x + w && py >= y && py <= y + h;
 }
 
+/** Whether strokes have painted a point: the last one over it counts, which may be the eraser's. */
+export function painted(strokes, [px, py], aspect) {
+  const covers = ({ radius, points }) => {
+    // measured in heights of the canvas, as a radius is as long in both directions
+    const line = points.map((value, at) => (at % 2 ? value : value * aspect));
+    const reach = radius * Math.min(1, aspect);
+    return line.some((_, at) => at % 2 === 0 && distanceToSegment([px * aspect, py], line, Math.max(at - 2, 0), at) <= reach);
+  };
+  const last = strokes.findLast(covers);
+  return last !== undefined && !last.erase;
+}
+
+/** Which box of a region holds a point, topmost first; null for the paint of one that has no boxes, undefined for nothing. */
+function partAt({ boxes, strokes }, point, aspect) {
+  if (!boxes.length) return painted(strokes, point, aspect) ? null : undefined;
+  const box = boxes.findLastIndex((one) => contains(one, point));
+  return box < 0 ? undefined : box;
+}
+
 /**
- * The box under a point: of those that hold it the topmost; the selected one goes first, so that what is under another
- * box can still be dragged once it is selected.
- * @param {{boxes: number[][]}[]} regions bottom to top
- * @param {{region: number, box: number} | null} selected
- * @returns {{region: number, box: number} | null}
+ * The box under a point, or the region of strokes alone: of those that hold it the topmost; the selected one goes first,
+ * so that what is under another can still be dragged once it is selected.
+ * @param {{boxes: number[][], strokes: object[]}[]} regions bottom to top
+ * @param {{region: number, box: number | null} | null} selected
+ * @param {number} aspect the canvas's width by its height
+ * @returns {{region: number, box: number | null} | null}
  */
-export function boxAt(regions, point, selected = null) {
-  const held = selected && regions[selected.region]?.boxes[selected.box];
-  if (held && contains(held, point)) return { region: selected.region, box: selected.box };
+export function shapeAt(regions, point, selected, aspect) {
+  const chosen = selected && regions[selected.region];
+  const held = chosen?.boxes[selected.box];
+  if (held ? contains(held, point) : chosen && partAt(chosen, point, aspect) === null) return selected;
   for (let region = regions.length - 1; region >= 0; region--) {
-    for (let box = regions[region].boxes.length - 1; box >= 0; box--) {
-      if (contains(regions[region].boxes[box], point)) return { region, box };
-    }
+    const box = partAt(regions[region], point, aspect);
+    if (box !== undefined) return { region, box };
   }
   return null;
 }
@@ -138,7 +158,7 @@ export function simplify(points, tolerance) {
     const [from, to] = spans.pop();
     let [far, distance] = [-1, tolerance];
     for (let index = from + 1; index < to; index++) {
-      const away = distanceToSegment(points, index, from, to);
+      const away = distanceToSegment([points[2 * index], points[2 * index + 1]], points, 2 * from, 2 * to);
       if (away > distance) [far, distance] = [index, away];
     }
     if (far < 0) continue;
@@ -148,10 +168,10 @@ export function simplify(points, tolerance) {
   return [...keep].sort((a, b) => a - b).flatMap((index) => [points[2 * index], points[2 * index + 1]]);
 }
 
-function distanceToSegment(points, index, from, to) {
-  const [x, y] = [points[2 * index], points[2 * index + 1]];
-  const [x0, y0] = [points[2 * from], points[2 * from + 1]];
-  const [dx, dy] = [points[2 * to] - x0, points[2 * to + 1] - y0];
+/** From a point to the line between two points of a list, given by where their x stand. */
+function distanceToSegment([x, y], points, from, to) {
+  const [x0, y0] = [points[from], points[from + 1]];
+  const [dx, dy] = [points[to] - x0, points[to + 1] - y0];
   const length = dx * dx + dy * dy;
   const along = length ? clamp(((x - x0) * dx + (y - y0) * dy) / length, 0, 1) : 0;
   return Math.hypot(x - x0 - along * dx, y - y0 - along * dy);

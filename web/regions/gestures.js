@@ -1,7 +1,7 @@
 // What a drag on the canvas does. Points are fractions of the canvas; `reach` is how near is near, in both directions.
 
-import { addBox, addStroke, setBox } from "./edits.js";
-import { boxAt, boxBetween, clampBox, handleAt, moveBox, resizeBox, simplify, snapBox } from "./geometry.js";
+import { addBox, addStroke, moveRegion, setBox } from "./edits.js";
+import { boxBetween, clampBox, handleAt, moveBox, resizeBox, shapeAt, simplify, snapBox } from "./geometry.js";
 
 const LEAST_DRAG = 0.5; // of the reach: less is a click
 const OUTSIDE = [-1, 2]; // how far a stroke may leave the canvas
@@ -13,21 +13,49 @@ function others(document, selection) {
   );
 }
 
+/** Whether a drag snaps: Ctrl does the opposite, and so does Cmd, as Ctrl and a press open a menu on a Mac. */
+function snaps(model, { ctrlKey, metaKey }) {
+  return model.snap !== Boolean(ctrlKey || metaKey);
+}
+
+/** Asks of every place of a drag whether it still is a click; once it has gone far enough it is none any more. */
+function clickAt(start) {
+  let moved = false;
+  return (point, reach) => {
+    moved ||= [0, 1].some((axis) => Math.abs(point[axis] - start[axis]) > LEAST_DRAG * reach[axis]);
+    return !moved;
+  };
+}
+
 /** Dragging the selected box (handle null) or one of its handles. */
 function changing(model, handle, start) {
   const { selection, box: original } = model;
   const document = model.history.value;
-  let moved = false; // a click is no drag: it must not even snap
+  const isClick = clickAt(start); // which must not even snap
   return {
-    move(point, reach, { ctrlKey }) {
+    move(point, reach, event) {
+      if (isClick(point, reach)) return;
       const [dx, dy] = [point[0] - start[0], point[1] - start[1]];
-      moved ||= Math.abs(dx) > LEAST_DRAG * reach[0] || Math.abs(dy) > LEAST_DRAG * reach[1];
-      if (!moved) return;
       let box = handle === null ? moveBox(original, dx, dy) : resizeBox(original, handle, dx, dy);
       let guides = [];
-      if (model.snap !== Boolean(ctrlKey)) ({ box, guides } = snapBox(box, handle, others(document, selection), reach));
+      if (snaps(model, event)) ({ box, guides } = snapBox(box, handle, others(document, selection), reach));
       model.guides = guides;
       model.show(setBox(document, selection, box));
+    },
+    end: () => model.keep(),
+  };
+}
+
+/** Dragging the selected region, which has strokes alone: there is nothing on it that could snap. */
+function sliding(model, start) {
+  const { region } = model.selection;
+  const document = model.history.value;
+  const isClick = clickAt(start);
+  return {
+    move(point, reach) {
+      if (isClick(point, reach)) return;
+      const [dx, dy] = point.map((value, axis) => Math.min(Math.max(value, 0), 1) - start[axis]); // some of it stays in sight
+      model.show(moveRegion(document, region, dx, dy));
     },
     end: () => model.keep(),
   };
@@ -38,10 +66,10 @@ function drawing(model, start, { shiftKey }) {
   const region = shiftKey && model.selection ? model.selection.region : null;
   let drawn = null;
   return {
-    move(point, reach, { ctrlKey }) {
+    move(point, reach, event) {
       let box = boxBetween(start, point);
       model.guides = [];
-      if (model.snap !== Boolean(ctrlKey)) {
+      if (snaps(model, event)) {
         const handle = (point[1] < start[1] ? "n" : "s") + (point[0] < start[0] ? "w" : "e");
         const all = model.history.value.regions.flatMap(({ boxes }) => boxes);
         ({ box, guides: model.guides } = snapBox(box, handle, all, reach));
@@ -101,10 +129,10 @@ export function beginGesture(model, point, reach, event, aspect) {
   if (model.armed || event.shiftKey) return drawing(model, point, event);
   const handle = model.box && handleAt(model.box, point, reach);
   if (handle) return changing(model, handle, point);
-  const hit = boxAt(model.document.regions, point, model.selection);
+  const hit = shapeAt(model.document.regions, point, model.selection, aspect);
   if (!hit) return drawing(model, point, event);
   model.select(hit);
-  return changing(model, null, point);
+  return hit.box === null ? sliding(model, point) : changing(model, null, point);
 }
 
 /** Ends a gesture without keeping anything. */

@@ -10,9 +10,9 @@ const PLAIN = {
   Delete: (model) => model.remove(),
   Backspace: (model) => model.remove(),
   Escape: (model) => (model.draft || model.armed ? model.cancel() : model.select(null)),
-  b: (model) => model.set({ tool: "box" }),
-  m: (model) => model.set({ tool: "brush" }),
-  e: (model) => model.set({ tool: "eraser" }),
+  b: (model) => model.take("box"),
+  m: (model) => model.take("brush"),
+  e: (model) => model.take("eraser"),
   n: (model) => model.set({ tool: "box", armed: true }),
   s: (model) => model.set({ snap: !model.snap }),
   "[": (model) => model.reorder(-1),
@@ -39,7 +39,7 @@ function arrow(model, [across, down], { shiftKey, altKey }) {
 
 /** Does what a key stands for; true if it stood for something, and then nobody else should hear of it. */
 export function pressKey(model, event) {
-  if (ARROWS[event.key] && !event.ctrlKey && !event.metaKey) return arrow(model, ARROWS[event.key], event);
+  if (Object.hasOwn(ARROWS, event.key) && !event.ctrlKey && !event.metaKey) return arrow(model, ARROWS[event.key], event);
   if (event.altKey) return false;
   const table = event.ctrlKey || event.metaKey ? WITH_CONTROL : PLAIN;
   const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;

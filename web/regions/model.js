@@ -19,9 +19,8 @@ export class EditorModel {
     this.armed = false; // the next drag draws a new region, even on top of a box
     this.snap = true;
     this.radius = 0.06; // of the brush, in fractions of the shorter side
-    this.concepts = []; // names of the connected concepts
-    this.unread = null; // a text that is no sound document, kept as it came
-    this.fault = ""; // why
+    this.concepts = []; // the connected ones: {label, names}
+    this.sources = new WeakMap(); // by document, the text it came from: {text, fault}
     this.notice = "";
   }
 
@@ -30,31 +29,54 @@ export class EditorModel {
     return this.draft ?? this.history.value;
   }
 
-  /** The text for the widget. A text that could not be read comes out as it went in. */
+  /**
+   * The text for the widget. As long as nothing is edited it comes out as it went in: what a later pack has written into
+   * it is not lost by loading and saving.
+   */
   get text() {
-    return this.unread ?? writeDocument(this.history.value);
+    return this.source?.text ?? writeDocument(this.history.value);
+  }
+
+  /** The text the document as it stands was read from, and what is wrong with it; nothing after an edit. */
+  get source() {
+    return this.sources.get(this.history.value);
+  }
+
+  /** A text that is no sound document, kept as it came; else null. */
+  get unread() {
+    return this.source?.fault ? this.source.text : null;
+  }
+
+  /** Why it could not be read. */
+  get fault() {
+    return this.source?.fault ?? "";
   }
 
   /** Takes the widget's text. One that is no sound document is kept and shown, never mended in silence. */
   setText(text) {
     if (text === this.text) return;
     this.draft = null;
-    try {
-      this.history = startHistory(parseDocument(text));
-      [this.unread, this.fault] = [null, ""];
-    } catch (error) {
-      if (!(error instanceof DocumentError)) throw error;
-      this.history = startHistory(emptyDocument());
-      [this.unread, this.fault] = [typeof text === "string" ? text : (JSON.stringify(text) ?? ""), error.message];
-    }
+    this.history = startHistory(this.read(text));
     this.selection = edits.soundSelection(this.history.value, this.selection);
     this.changed(this, false);
   }
 
-  /** Gives up a text that could not be read and begins with an empty canvas. */
+  /** The document in a text; an empty one that stands for the text if that is no sound document. */
+  read(text) {
+    let [document, fault] = [emptyDocument(), ""];
+    try {
+      document = parseDocument(text);
+    } catch (error) {
+      if (!(error instanceof DocumentError)) throw error;
+      fault = error.message;
+    }
+    this.sources.set(document, { text: typeof text === "string" ? text : (JSON.stringify(text) ?? ""), fault });
+    return document;
+  }
+
+  /** Puts an empty canvas in the place of a text that could not be read; undo brings that back. */
   startAnew() {
-    [this.unread, this.fault] = [null, ""];
-    this.history = startHistory(emptyDocument());
+    this.history = record(this.history, emptyDocument());
     this.changed(this, true);
   }
 
@@ -62,9 +84,10 @@ export class EditorModel {
   apply(document, selection = this.selection) {
     if (this.unread !== null) return;
     this.draft = null;
-    this.notice = document === this.history.value ? FULL : "";
+    const full = document === this.history.value;
+    this.notice = full ? FULL : "";
     this.history = record(this.history, document);
-    this.selection = edits.soundSelection(document, selection);
+    this.selection = edits.soundSelection(document, full ? this.selection : selection);
     this.changed(this, true);
   }
 
@@ -98,9 +121,10 @@ export class EditorModel {
   }
 
   travel(history) {
-    if (history === this.history || this.unread !== null) return;
+    if (history === this.history) return;
     this.history = history;
     this.draft = null;
+    this.notice = "";
     this.selection = edits.soundSelection(history.value, this.selection);
     this.changed(this, true);
   }
@@ -114,6 +138,11 @@ export class EditorModel {
   set(fields) {
     Object.assign(this, fields);
     this.changed(this, false);
+  }
+
+  /** Takes a tool in hand. A new region that was asked for before is asked for no more. */
+  take(tool) {
+    this.set({ tool, armed: false });
   }
 
   /** The selected box, or null. */
@@ -131,6 +160,16 @@ export class EditorModel {
 
   remove() {
     if (this.selection) this.apply(edits.removeSelected(this.history.value, this.selection));
+  }
+
+  /** Deletes a region with all that is in it. */
+  removeRegion(region) {
+    this.apply(edits.removeSelected(this.history.value, { region, box: null }), { region, box: 0 });
+  }
+
+  /** Removes all strokes of the selected region. */
+  wipe() {
+    if (this.selection) this.apply(edits.clearStrokes(this.history.value, this.selection.region));
   }
 
   duplicate(region = this.selection?.region) {

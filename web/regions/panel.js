@@ -1,8 +1,9 @@
 // What stands beside the picture: the tools above it, and below it the numbers and the list of regions.
 
 import { colourOf } from "./colours.js";
+import { LIMITS } from "./document.js";
 import { html } from "./dom.js";
-import { clearStrokes, setBox } from "./edits.js";
+import { setBox } from "./edits.js";
 import { icon } from "./icons.js";
 
 const NUMBERS = [["X", "left edge"], ["Y", "top edge"], ["W", "width"], ["H", "height"]];
@@ -16,12 +17,12 @@ export class Tools {
   constructor(model) {
     this.model = model;
     this.toggles = {
-      box: button(icon("box"), "Box: drag to draw, move and resize (B)", () => model.set({ tool: "box", armed: false })),
-      brush: button(icon("brush"), "Brush: paint the selected region (M)", () => model.set({ tool: "brush" })),
-      eraser: button(icon("eraser"), "Eraser: wipe parts of the selected region (E)", () => model.set({ tool: "eraser" })),
+      box: button(icon("box"), "Box: drag to draw, move and resize (B)", () => model.take("box")),
+      brush: button(icon("brush"), "Brush: paint the selected region (M)", () => model.take("brush")),
+      eraser: button(icon("eraser"), "Eraser: wipe parts of the selected region (E)", () => model.take("eraser")),
     };
     this.fresh = button(icon("fresh"), "New region: the next drag draws one, also on top of another (N)", () => model.set({ tool: "box", armed: !model.armed }));
-    this.snap = button(icon("snap"), "Snap to edges, middles and thirds (S); hold Ctrl to do the opposite", () => model.set({ snap: !model.snap }));
+    this.snap = button(icon("snap"), "Snap to edges, middles and thirds (S); hold Ctrl (Cmd on a Mac) to do the opposite", () => model.set({ snap: !model.snap }));
     this.undo = button(icon("undo"), "Undo (Ctrl+Z)", () => model.undo());
     this.redo = button(icon("redo"), "Redo (Ctrl+Shift+Z)", () => model.redo());
     this.radius = html("input", {
@@ -54,8 +55,7 @@ export class Numbers {
       }),
     );
     this.which = html("span", { class: "concepts-which" });
-    this.wipe = button("wipe strokes", "Remove all brush strokes of this region", () =>
-      model.apply(clearStrokes(model.history.value, model.selection.region)));
+    this.wipe = button("wipe strokes", "Remove all brush strokes of this region", () => model.wipe());
     const labelled = this.fields.map((field, at) => html("label", {}, NUMBERS[at][0], field));
     this.element = html("div", { class: "concepts-numbers" }, ...labelled, this.which, this.wipe);
   }
@@ -95,8 +95,9 @@ export class Rows {
     const press = (act) => () => act(row.place);
     row.swatch = button("", "Select this region", press((at) => model.select({ region: at, box: 0 })));
     row.swatch.className = "concepts-swatch";
+    // a field counts an emoji as two; what is too long all the same, the model cuts
     row.label = html("input", {
-      type: "text", maxlength: 120, list: this.names, "aria-label": "Label: the concept's name", title: "Label: the name of the concept that goes here",
+      type: "text", maxlength: 2 * LIMITS.label, list: this.names, "aria-label": "Label: the concept's name", title: "Label: the name of the concept that goes here",
       spellcheck: "false", onfocus: press((at) => model.selection?.region !== at && model.select({ region: at, box: 0 })),
       onchange: press((at) => model.rename(at, row.label.value)),
     });
@@ -104,14 +105,8 @@ export class Rows {
       button(icon("up"), "Towards the front (])", press((at) => model.reorder(1, at))),
       button(icon("down"), "Towards the back ([)", press((at) => model.reorder(-1, at))),
       button(icon("copy"), "Duplicate (Ctrl+D)", press((at) => model.duplicate(at))),
-      button(icon("remove"), "Delete this region", press((at) => this.remove(at))));
+      button(icon("remove"), "Delete this region", press((at) => model.removeRegion(at))));
     return row;
-  }
-
-  remove(place) {
-    this.model.select({ region: place, box: 0 });
-    this.model.selection = { region: place, box: null };
-    this.model.remove();
   }
 
   draw(model) {

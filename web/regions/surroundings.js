@@ -1,8 +1,9 @@
 // What the editor learns from the graph around its node. Reads only; a graph it does not understand tells it nothing.
 
-import { LIMITS } from "./document.js";
+import { cutLabel } from "./document.js";
 
 const FARTHEST = 64; // links followed in a chain of concepts
+const INPUT = 1; // how the host says that a connection changed at an input, not at an output
 
 const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
 
@@ -13,21 +14,31 @@ export function sourceOf(node, input) {
   return node.getInputNode?.(slot) ?? null;
 }
 
-/** What a concept is called: its phrase, else its file without folder and ending, else its node's title. */
-function conceptName(node) {
-  const file = String(widgetOf(node, "lora")?.value ?? "").replace(/^.*[\\/]|\.[^.]*$/g, "");
-  return String(widgetOf(node, "phrase")?.value || file || node.title || "").slice(0, LIMITS.label);
+const written = (node, name) => String(widgetOf(node, name)?.value ?? "").trim();
+
+/** A LoRA's name, as host/lora.py has it: its file without folder and ending; a PEFT adapter is called after its folder. */
+function fileName(path) {
+  const parts = path.split(/[\\/]/);
+  const file = parts.pop().replace(/\.[^.]*$/, "");
+  return file === "adapter_model" && parts.length ? parts.at(-1) : file;
 }
 
-/** The names in a chain of concept nodes, first to last. Each node's chain goes on through its own `concepts` input. */
+/** What a concept is called: the label a new region gets, and all names a region can have it by when the graph runs. */
+function concept(node) {
+  const [phrase, file] = [written(node, "phrase"), fileName(written(node, "lora"))];
+  const names = [phrase || written(node, "prompt"), file].filter(Boolean);
+  return { label: cutLabel(phrase || file || node.title || ""), names };
+}
+
+/** The concepts in a chain of their nodes, first to last. Each node's chain goes on through its own `concepts` input. */
 export function conceptNames(node) {
-  const names = [];
+  const concepts = [];
   let link = sourceOf(node, "concepts");
-  while (link && names.length < FARTHEST) {
-    names.unshift(conceptName(link));
+  while (link && concepts.length < FARTHEST) {
+    concepts.unshift(concept(link));
     link = sourceOf(link, "concepts");
   }
-  return names;
+  return concepts;
 }
 
 /** The canvas's size from the widgets, where those count; else what the last run said. */
@@ -47,4 +58,9 @@ export function backgroundAddress(node, told) {
   if (!source) return "";
   const shown = source.imgs?.[0]?.src;
   return told || (typeof shown === "string" ? shown : "");
+}
+
+/** Drops the last run's background when its own connection changes; that of any other socket says nothing of it. */
+export function forgetBackground(node, told, [side, slot]) {
+  if (side === INPUT && node.inputs?.[slot]?.name === "background") told.background = "";
 }
