@@ -214,8 +214,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def whole_suite() -> list[str]:
-    """The whole suite on all cores. The tests that share a host stay together (``xdist_group``), or each process would start one."""
-    return ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadgroup", "tests"]
+    """The whole suite, a process a core; ``tests/conftest.py`` says which tests stay together."""
+    return ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadscope", "tests"]
 
 
 def command(verb: str, rest: list[str]) -> list[str]:

@@ -36,12 +36,22 @@ import comfy.model_management  # noqa: E402, F401  reads the command line now, n
 sys.argv = _arguments
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With several processes, one of them has the running host and all tests that ask it something."""
-    for item in items:
-        if "server" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("server"))
+WITH_HOST = ("web/", "workflows/", "nodes/test_complete.py", "nodes/test_regions.py")
+"""Where the tests are that ask a running host."""
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """With several processes, one of them has the running host and all tests that ask it something.
+
+    By file and not by ``xdist_group``: pytest 9.2 no longer shows the mark that pytest-xdist 3.8 puts on a test's name.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class HostTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "host" if nodeid.startswith(WITH_HOST) else nodeid
+
+    return HostTogether(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
