@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from random import Random
 from typing import Any, NamedTuple
 
@@ -16,8 +15,9 @@ import torch
 from ..host.phrases import correct_objects, encode_with_objects
 from ..host.suppression import with_suppression
 from . import vocabulary
-from .judge import LEFT, RIGHT, THIRDS, WHOLE, Judge
-from .sampling import CFG, SAMPLER, SCHEDULER, STEPS, Painter, encode, noise_for
+from .judge import LEFT, RIGHT, THIRDS, WHOLE
+from .sampling import CFG, SAMPLER, SCHEDULER, STEPS, encode, noise_for
+from .score_model import painter_with, the_judge
 from .workers import spread
 
 BOXES = {1: (WHOLE,), 2: (LEFT, RIGHT), 3: THIRDS}
@@ -63,19 +63,9 @@ def prompts(count: int) -> Iterator[Asked]:
                 yield Asked("listed", vocabulary.scene_of(concepts, ground, places=(None,) * size))
 
 
-@cache
-def _painter() -> Painter:
-    return Painter()
-
-
-@cache
-def _judge() -> Judge:
-    return Judge.load()
-
-
 def draw(asked: Asked, zero: Zero | None) -> torch.Tensor:
     """The pictures, (seeds, h, w, 3)."""
-    painter, concepts = _painter(), asked.scene.concepts
+    painter, concepts = painter_with(None), asked.scene.concepts
     model: Any = painter.model
     positive = encode_with_objects(painter.clip, asked.scene.caption(), list(concepts))
     if zero:
@@ -97,7 +87,7 @@ def carry_out(order: tuple[Asked, Zero | None]) -> tuple[list[bool], float]:
     pictures = draw(asked, zero)
     seconds = time.monotonic() - started
     seen = zip(
-        *([v.name for v in _judge().look(pictures, box)] for box in BOXES[len(asked.scene.concepts)]), strict=True
+        *([v.name for v in the_judge().look(pictures, box)] for box in BOXES[len(asked.scene.concepts)]), strict=True
     )
     return [sorted(names) == sorted(asked.scene.concepts) for names in seen], seconds
 

@@ -130,20 +130,22 @@ class Finding(NamedTuple):
 
 
 @cache
-def _judge() -> Judge:
+def the_judge() -> Judge:
+    """The judge of this process."""
     return Judge.load()
 
 
 @lru_cache(maxsize=2)
-def _painter(lora: str | None) -> Painter:
+def painter_with(lora: str | None) -> Painter:
+    """The painter of this process, with the LoRA of a concept."""
     return Painter(None if lora is None else LORAS / f"concepts-demo-{lora}.safetensors")
 
 
 def carry_out(order: Order) -> Finding:
     """Paints the pictures of an order and looks at them."""
-    pictures = _painter(order.lora).paint(order.scene.caption(), list(order.seeds))
+    pictures = painter_with(order.lora).paint(order.scene.caption(), list(order.seeds))
     boxes = {1: (WHOLE,), 2: (LEFT, RIGHT)}.get(len(order.scene.concepts), THIRDS)
-    seen = list(zip(*(_judge().look(pictures, box) for box in boxes), strict=True))
+    seen = list(zip(*(the_judge().look(pictures, box) for box in boxes), strict=True))
     return Finding(seen, [background_of(p) for p in pictures], (pictures * 255).round().byte().numpy())
 
 
@@ -236,11 +238,11 @@ def main(arguments: list[str]) -> int:
     with board.row("lora concept") as metrics:
         metrics |= score_loras(seeds[:4], sheet("lora-concept"))
     with board.row("judge") as metrics:
-        score_judge(_judge(), metrics)
-    _painter(None).paint("a cat", [1])
+        score_judge(the_judge(), metrics)
+    painter_with(None).paint("a cat", [1])
     with board.row("20 steps") as metrics:
         started = time.monotonic()
-        _painter(None).paint("a cat, blue background", [1])
+        painter_with(None).paint("a cat, blue background", [1])
         metrics["picture_seconds"] = time.monotonic() - started
     board.write(options.json)
     return 0

@@ -13,7 +13,7 @@ from ..methods.compose.automatic import found_regions
 from ..methods.compose.masks import Grids
 from ..methods.compose.settings import Compose
 from ..methods.panels import Panel, concept_panels
-from .attention import CROSS, find_sites, unet_of
+from .attention import unet_of
 from .concept import LAYERS, Concept, check_layers
 from .enhancement import Enhancer, reinitialised
 from .injection import Injection, Voice, Words
@@ -124,10 +124,9 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         device = model.current_patcher.load_device
         sides = {e["uuid"]: side for side, name in enumerate(("positive", "negative")) for e in self.conds[name]}
         made: dict[int, Voice] = {}
-        layers = len(find_sites(unet_of(model), CROSS))
+        check_layers(self.concepts, unet_of(model))
         for concept in self.concepts:
             if id(concept) not in made:
-                check_layers(concept, layers)
                 factors = prepared(unet_factors(concept.lora, model), device, dtype)
                 made[id(concept)] = Voice(words_of(concept, device, dtype), factors, concept.strength)
         voices = [made[id(concept)] for concept in self.concepts]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import node_helpers
 import torch
 
+from .attention import CROSS, find_sites
 from .lora import LoraFile, with_text_part
 from .phrases import encode_with_phrase, occurrences_of
 
@@ -30,6 +32,11 @@ class Concept:
     strength: float
     positive: list
     negative: list
+
+    @property
+    def labels(self) -> set[str]:
+        """What a region may be called to be this concept's, in small letters and without blanks around."""
+        return {self.phrase.strip().lower(), self.name.strip().lower()} - {""}
 
 
 def make_concept(lora: LoraFile, strength: float, clip: Any, prompt: str, phrase: str, negative: str) -> Concept:
@@ -82,19 +89,21 @@ def _encode(clip: Any, lora: LoraFile, text: str, phrase: str) -> list:
     )
 
 
-def check_layers(concept: Concept, layers: int) -> None:
-    """Refuses prompts with another number of layers than the model has cross-attentions.
+def check_layers(concepts: Iterable[Concept], unet: Any) -> None:
+    """Refuses prompts with another number of layers than the UNet has cross-attentions.
 
     Raises:
         ValueError: a layer-wise prompt of another kind of model.
     """
-    for _, values in (*concept.positive, *concept.negative):
-        own = values.get(LAYERS)
-        if own is not None and len(own) != layers:
-            raise ValueError(
-                f"The ED-LoRA '{concept.name}' has learned its words for {len(own)} layers, and this model has {layers} "
-                "cross-attentions; load the checkpoint it was trained on (16 are SD 1.5, 70 are SDXL)."
-            )
+    layers = len(find_sites(unet, CROSS))
+    for concept in concepts:
+        for _, values in (*concept.positive, *concept.negative):
+            own = values.get(LAYERS)
+            if own is not None and len(own) != layers:
+                raise ValueError(
+                    f"The ED-LoRA '{concept.name}' has learned its words for {len(own)} layers, and this model has {layers} "
+                    "cross-attentions; load the checkpoint it was trained on (16 are SD 1.5, 70 are SDXL)."
+                )
 
 
 def plain(clip: Any, text: str) -> list:

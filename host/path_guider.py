@@ -14,7 +14,7 @@ import node_helpers
 import torch
 
 from ..methods.panels import Panel, concept_panels
-from .attention import CROSS, find_sites, unet_of
+from .attention import unet_of
 from .concept import Concept, check_layers
 from .lora import unet_factors
 from .lowrank import prepared
@@ -68,9 +68,8 @@ class PathGuider(comfy.samplers.CFGGuider):
     ) -> None:
         super().__init__(model)
         check_base(positive, negative)
-        layers = len(find_sites(unet_of(model.model), CROSS)) if concepts else 0
-        for concept in concepts:
-            check_layers(concept, layers)
+        if concepts:
+            check_layers(concepts, unet_of(model.model))
         self.concepts, self.masks_for = tuple(concepts), masks_for
         self.set_cfg(cfg)
         self.set_conds(positive, negative)

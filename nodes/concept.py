@@ -89,10 +89,7 @@ def assigned(concepts: Sequence[Concept], regions: Sequence[Region]) -> list[Con
     Raises:
         ValueError: the labels do not say, and there are not as many of one as of the other.
     """
-    words = [{c.name.strip().lower(), c.phrase.strip().lower()} for c in concepts]
-    named = [
-        next((c for c, w in zip(concepts, words, strict=True) if r.label.strip().lower() in w), None) for r in regions
-    ]
+    named = [next((c for c in concepts if r.label.strip().lower() in c.labels), None) for r in regions]
     found = [c for c in named if c is not None]
     if regions and len(found) == len(regions):
         return found

@@ -69,9 +69,8 @@ def regions_of(boxes: Any, mask: torch.Tensor | None, height: int, width: int, f
 def _colours(regions: list[Region], concepts: ConceptList | None) -> list[int]:
     """The colour of each region: of the concept it is named after, else of its place behind them (as in colours.js)."""
     listed = [] if concepts is None else concepts.in_order()
-    called = [{c.phrase.strip().lower(), c.name.strip().lower()} - {""} for c in listed]
     return [
-        next((at for at, names in enumerate(called) if region.label.strip().lower() in names), len(called) + place)
+        next((at for at, c in enumerate(listed) if region.label.strip().lower() in c.labels), len(listed) + place)
         for place, region in enumerate(regions)
     ]
 

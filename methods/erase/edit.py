@@ -15,6 +15,13 @@ KEYS_AND_VALUES = ("k", "v")
 """Which projections of a cross-attention an edit of the text embedding goes to: both."""
 
 
+def links(chained: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The specs (or reports) of the edits that were chained, first to last; of a single edit its own."""
+    if "chain" not in chained:
+        return [chained]
+    return [link for part in chained["chain"] for link in links(part)]
+
+
 @dataclass(frozen=True)
 class Edit:
     """One erasure on a wire (``CONCEPTS_EDIT``). Nothing in it is ever changed; all tensors are float32 on the CPU.
@@ -49,11 +56,11 @@ class Edit:
 
     def specs(self) -> list[Mapping[str, Any]]:
         """What was asked for: one entry an edit, of a chain all of them."""
-        return [dict(s) for s in self.spec["chain"]] if "chain" in self.spec else [self.spec]
+        return links(self.spec)
 
     def reports(self) -> list[Mapping[str, Any]]:
         """What was measured: one entry an edit, in the order of ``specs``."""
-        return [dict(r) for r in self.report["chain"]] if "chain" in self.report else [self.report]
+        return links(self.report)
 
     @property
     def empty(self) -> bool:

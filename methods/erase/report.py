@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .curve import training_text
+from .edit import links
 
 PROMISE = (
     "This reduces the model's ability to respond to these text concepts; it does not guarantee removal. Paths that start from "
@@ -32,13 +33,6 @@ def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     later = TRAINED_LATER if any("training" in r for r in reports) else LATER
     skip = f" CLIP skip: {specs[0]['clip_skip'] or 'off'}." if "clip_skip" in specs[0] else ""
     return "\n".join([*tables, f"{later}{skip} {PROMISE}"])
-
-
-def links(chained: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The reports (or specs) of the edits that were chained, first to last; of a single edit its own."""
-    if "chain" not in chained:
-        return [chained]
-    return [link for part in chained["chain"] for link in links(part)]
 
 
 def _table(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
