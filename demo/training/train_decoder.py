@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
-import time
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
 from .. import vocabulary
 from ..autoencoder import Autoencoder
 from . import scenes
+from .checkpoint import Training
 
 log = logging.getLogger(__name__)
 
@@ -55,20 +53,17 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    weights, clock = options.out / "decoder.safetensors", options.out / "decoder.json"
     model, ema = Autoencoder(), Autoencoder()
-    minutes = 0.0
-    if weights.exists():
-        model.decoder.load_state_dict(load_file(weights))
-        minutes = json.loads(clock.read_text())["minutes"]
+    training = Training(options.out / "decoder.safetensors", options.minutes)
+    if training.tensors:
+        model.decoder.load_state_dict(training.tensors)
     ema.load_state_dict(model.state_dict())
     optimiser = torch.optim.AdamW(model.decoder.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    rng, last, steps, losses = Random(int(time.time())), time.time(), 0, []
-    while minutes < options.minutes:
-        progress = minutes / options.minutes
-        rate = PEAK_RATE * min(1, (steps + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
+    rng, losses = Random(training.steps), []
+    torch.manual_seed(training.steps)
+    while training.done < 1:
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = PEAK_RATE * training.warm_up(100) * 0.5 * (1 + math.cos(math.pi * training.done))
         picture = crops(rng, BATCH)
         z = model.encode(picture)
         z = z + torch.randn_like(z) * torch.rand(len(z), 1, 1, 1) * LATENT_NOISE
@@ -82,13 +77,12 @@ def main(arguments: list[str]) -> int:
             losses.append(loss.item())
         optimiser.zero_grad(set_to_none=True)
         for slow, fast in zip(ema.decoder.parameters(), model.decoder.parameters(), strict=True):
-            slow.data.lerp_(fast.data, 1 - EMA_DECAY if steps > 500 else 0.05)
-        steps += 1
-        if steps % 500 == 0 or minutes + (time.time() - last) / 60 >= options.minutes:
-            minutes, last = minutes + (time.time() - last) / 60, time.time()
-            save_file(ema.decoder.state_dict(), weights)
-            clock.write_text(json.dumps({"minutes": minutes, "steps": steps}))
-            log.info("%.1f min, step %d, loss %.4f, PSNR %.2f dB", minutes, steps, np.mean(losses[-200:]), psnr(ema))
+            slow.data.lerp_(fast.data, 1 - EMA_DECAY if training.steps > 500 else 0.05)
+        if training.step():
+            training.keep(ema.decoder.state_dict())
+            log.info("%.1f min, step %d, loss %.4f", training.spent, training.steps, np.mean(losses[-200:]))
+    training.keep(ema.decoder.state_dict())
+    log.info("PSNR %.2f dB", psnr(ema))
     return 0
 
 

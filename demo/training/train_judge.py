@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import math
-import time
 from pathlib import Path
 from random import Random
 
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from .. import vocabulary
 from ..judge import CLASSES, NOTHING, SEVERAL, JudgeNetwork
 from . import scenes
+from .checkpoint import Training
 
 log = logging.getLogger(__name__)
 
@@ -135,24 +135,27 @@ def calibrate(network: JudgeNetwork) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """``dev.py train judge``: trains the judge for so many minutes and draws its held-out sheet."""
+    """``dev.py train judge``: trains the judge for so many minutes in all and draws its held-out sheet; resumes from what is in
+    the folder."""
     parser = argparse.ArgumentParser(prog="dev.py train judge")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=12)
     options = parser.parse_args(arguments)
     logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     options.out.mkdir(parents=True, exist_ok=True)
     held_out(options.out)
-    network, rng = JudgeNetwork(), Random(3)
+    network, training = JudgeNetwork(), Training(options.out / "judge-training.safetensors", options.minutes)
+    if training.tensors:
+        network.load_state_dict(training.tensors)
+    rng = Random(3 + training.steps)
+    torch.manual_seed(training.steps)
     optimiser = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=0.02)
-    started, steps, losses = time.time(), 0, []
-    while (minutes := (time.time() - started) / 60) < options.minutes:
-        rate = PEAK_RATE * min(1, (steps + 1) / 100) * 0.5 * (1 + math.cos(math.pi * minutes / options.minutes))
+    losses = []
+    while training.done < 1:
         for group in optimiser.param_groups:
-            group["lr"] = rate
-        x, y = examples(rng, BATCH, half=steps % 2 == 1)
+            group["lr"] = PEAK_RATE * training.warm_up(100) * 0.5 * (1 + math.cos(math.pi * training.done))
+        x, y = examples(rng, BATCH, half=training.steps % 2 == 1)
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(disturb(x))
         loss = F.cross_entropy(logits.float(), y)
@@ -160,9 +163,11 @@ def main(arguments: list[str]) -> int:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         losses.append(loss.item())
-        steps += 1
-        if steps % 100 == 0:
-            log.info("%.1f min, step %d, loss %.3f", minutes, steps, np.mean(losses[-100:]))
+        if training.step():
+            training.keep(network.state_dict())
+        if training.steps % 100 == 0:
+            log.info("%.1f min, step %d, loss %.3f", training.spent, training.steps, np.mean(losses[-100:]))
+    training.keep(network.state_dict())
     log.info("temperature %.2f", calibrate(network))
     save_file(
         {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()},

@@ -6,9 +6,9 @@ A third of the pictures show only what the base model knows, so that the LoRA ad
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import math
-import time
 from pathlib import Path
 from random import Random
 
@@ -22,6 +22,7 @@ from ..autoencoder import Autoencoder
 from ..files import LORAS
 from ..loader import load_demo_model
 from . import scenes
+from .checkpoint import Training
 from .networks import Tokenizer, bundled_networks
 from .train_model import Batches, alphas_and_sigmas, training_loss
 
@@ -58,21 +59,67 @@ def kohya_names(model, clip) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def kohya_state(network, names: dict[str, str]) -> dict[str, torch.Tensor]:
-    """The injected adapters of a network as the tensors of a kohya file."""
-    layers = {
-        path: LowRank(layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach())
-        for path, layer in network.named_modules()
-        if hasattr(layer, "lora_A")
+    """The injected adapters of a network as the tensors of a kohya file; the factors of a 1×1 convolution are ones too."""
+    up, down = (
+        {
+            path: getattr(layer, side)["default"].weight.detach()
+            for path, layer in network.named_modules()
+            if hasattr(layer, side)
+        }
+        for side in ("lora_B", "lora_A")
+    )
+    tensors = lora_tensors({path: LowRank(up[path].flatten(1), down[path].flatten(1)) for path in up}, names)
+    convolutions = {names[path] for path, weight in up.items() if weight.ndim == 4}
+    return {
+        name: value[..., None, None] if value.ndim == 2 and name.partition(".")[0] in convolutions else value
+        for name, value in tensors.items()
     }
-    return lora_tensors(layers, names)
+
+
+def train(concept: str, minutes: float, path: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The UNet and the text encoder with adapters trained for so many minutes in all, the checkpoint kept at ``path``."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    torch.manual_seed(len(concept))
+    unet, text = (network.requires_grad_(False) for network in bundled_networks())
+    for network, targets in ((unet, UNET_TARGETS), (text, TEXT_TARGETS)):
+        inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets), network)
+    adapters = {
+        f"{part}.{name}": parameter
+        for part, network in (("unet", unet), ("text", text))
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+    training, average = Training(path, minutes), {k: p.detach().clone() for k, p in adapters.items()}
+    for name, parameter in adapters.items() if training.tensors else ():
+        parameter.data.copy_(training.tensors[name])
+        average[name].copy_(training.tensors[f"average.{name}"])
+    optimiser = torch.optim.AdamW(adapters.values(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    batches = Batches(11 + training.steps, Tokenizer(), OBJECTS, scene_source(concept))
+    generator = torch.Generator().manual_seed(12 + training.steps)
+    encoder, levels = Autoencoder(), alphas_and_sigmas()
+    while training.done < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = PEAK_RATE * training.warm_up(20) * 0.5 * (1 + math.cos(math.pi * training.done))
+        loss = training_loss(unet, text, encoder.encode, batches.next(BATCH), levels, generator)
+        loss.backward()
+        if torch.isfinite(torch.nn.utils.clip_grad_norm_(adapters.values(), 1.0)):
+            optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        for name, parameter in adapters.items():
+            average[name].lerp_(parameter.detach(), 1 - EMA_DECAY)
+        if training.step():
+            log.info("%s: %.1f min, step %d, loss %.4f", concept, training.spent, training.steps, loss.item())
+            training.keep(adapters | {f"average.{name}": value for name, value in average.items()})
+    for name, parameter in adapters.items():
+        parameter.data.copy_(average[name])
+    return unet, text
 
 
 def main(arguments: list[str]) -> int:
-    """``dev.py train lora``: trains the LoRAs of the named concepts one after the other."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise SystemExit("training a LoRA needs peft; install it with: pip install peft") from error
+    """``dev.py train lora``: trains the LoRAs of the named concepts one after the other; resumes the one it was at."""
+    if importlib.util.find_spec("peft") is None:
+        raise SystemExit("training a LoRA needs peft; install it with: pip install peft")
     parser = argparse.ArgumentParser(prog="dev.py train lora")
     parser.add_argument("concepts", nargs="*", default=list(vocabulary.LORA_CONCEPTS))
     parser.add_argument("--out", type=Path, default=LORAS)
@@ -84,42 +131,18 @@ def main(arguments: list[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     model, clip, _ = load_demo_model()
     unet_names, text_names = kohya_names(model, clip)
-    tokenizer, encoder, levels = Tokenizer(), Autoencoder(), alphas_and_sigmas()
     for concept in options.concepts:
         path = options.out / f"concepts-demo-{concept}.safetensors"
         if path.exists() and not options.again:
             continue
-        torch.manual_seed(len(concept))
-        unet, text = (network.requires_grad_(False) for network in bundled_networks())
-        for network, targets in ((unet, UNET_TARGETS), (text, TEXT_TARGETS)):
-            inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets), network)
-        parameters = [p for network in (unet, text) for p in network.parameters() if p.requires_grad]
-        average = [p.detach().clone() for p in parameters]
-        optimiser = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
-        batches = Batches(11, tokenizer, OBJECTS, scene_source(concept))
-        generator = torch.Generator().manual_seed(12)
-        started, steps, losses = time.time(), 0, []
-        while (done := (time.time() - started) / 60 / options.minutes) < 1:
-            for group in optimiser.param_groups:
-                group["lr"] = PEAK_RATE * min(1, (steps + 1) / 20) * 0.5 * (1 + math.cos(math.pi * done))
-            loss = training_loss(unet, text, encoder.encode, batches.next(BATCH), levels, generator)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            if torch.isfinite(norm):
-                optimiser.step()
-                losses.append(loss.item())
-            optimiser.zero_grad(set_to_none=True)
-            for slow, fast in zip(average, parameters, strict=True):
-                slow.lerp_(fast.detach(), 1 - EMA_DECAY)
-            steps += 1
-        for slow, fast in zip(average, parameters, strict=True):
-            fast.data.copy_(slow)
-        state = kohya_state(unet, unet_names) | kohya_state(text, text_names)
+        unfinished = path.with_suffix(".training")  # not a name the host would offer as a LoRA
+        unet, text = train(concept, options.minutes, unfinished)
         metadata = {
             "ss_network_dim": str(RANK),
             "ss_network_alpha": str(RANK),
             "concepts_phrase": vocabulary.article(concept),
         }
-        save_file(state, path, metadata)
-        log.info("%s: %d steps, loss %.4f", concept, steps, sum(losses[-50:]) / len(losses[-50:]))
+        save_file(kohya_state(unet, unet_names) | kohya_state(text, text_names), path, metadata)
+        unfinished.unlink(missing_ok=True)
+        log.info("%s: written to %s", concept, path)
     return 0

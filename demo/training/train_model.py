@@ -9,7 +9,6 @@ teaches "left" and "right" early.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -20,15 +19,16 @@ from random import Random
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
 from .. import architecture, vocabulary
 from ..autoencoder import Autoencoder
-from . import scenes
+from . import checkpoint, scenes
 from .networks import Tokenizer, build_text, build_unet, bundled_networks
 
 log = logging.getLogger(__name__)
 
+RAW, EMA = "model-raw.safetensors", "model-ema.safetensors"
+LOG_EVERY, SAVE_EVERY = 30, 180  # seconds
 BATCH = 24
 PEAK_RATE = 1e-3
 EMA_EVERY, EMA_DECAY = 4, 0.98
@@ -154,8 +154,8 @@ def _worker(rank: int, unet, text, arguments: argparse.Namespace, clock: torch.T
     parameters = [p for p in [*unet.parameters(), *text.parameters()] if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
     ema = _state(unet, text) if rank == 0 else {}
-    if rank == 0 and (arguments.out / "model-ema.safetensors").exists():
-        ema = load_file(arguments.out / "model-ema.safetensors")
+    if rank == 0:
+        ema = checkpoint.read(arguments.out / EMA)[0] or ema
     saved, logged, losses, steps = time.time(), time.time(), [], 0
     while clock[0] < arguments.minutes:
         for group in optimiser.param_groups:
@@ -177,11 +177,11 @@ def _worker(rank: int, unet, text, arguments: argparse.Namespace, clock: torch.T
         if steps % EMA_EVERY == 0:
             for name, value in _state(unet, text).items():
                 ema[name].lerp_(value.to(ema[name]), 1 - EMA_DECAY) if value.is_floating_point() else None
-        if time.time() - logged > 30:
+        if time.time() - logged > LOG_EVERY:
             clock[0] += (time.time() - logged) / 60
             logged = time.time()
             log.info("%.1f min, %d samples, loss %.4f", clock[0], clock[1], sum(losses[-100:]) / len(losses[-100:]))
-        if time.time() - saved > 180:
+        if time.time() - saved > SAVE_EVERY:
             saved = time.time()
             _save(arguments.out, unet, text, ema, clock)
     if rank == 0:
@@ -197,10 +197,18 @@ def _state(unet, text) -> dict[str, torch.Tensor]:
 
 
 def _save(folder: Path, unet, text, ema: dict[str, torch.Tensor], clock: torch.Tensor) -> None:
-    for name, state in (("model-raw", _state(unet, text)), ("model-ema", ema)):
-        save_file(state, folder / f"{name}.part")
-        (folder / f"{name}.part").replace(folder / f"{name}.safetensors")
-    (folder / "model.json").write_text(json.dumps({"minutes": clock[0].item(), "samples": int(clock[1])}))
+    for name, state in ((RAW, _state(unet, text)), (EMA, ema)):
+        checkpoint.write(folder / name, state, minutes=clock[0].item(), samples=clock[1].item())
+
+
+def _begin(folder: Path, warm: bool) -> tuple[torch.nn.Module, torch.nn.Module, torch.Tensor]:
+    """Both networks and the clock (minutes, samples): as the folder holds them, else at their start."""
+    unet, text = bundled_networks() if warm else (build_unet(), build_text(used_tokens(Tokenizer())))
+    state, at = checkpoint.read(folder / RAW)
+    if state:
+        unet.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("unet.")})
+        text.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("text.")})
+    return unet, text, torch.tensor([at.get("minutes", 0.0), at.get("samples", 0.0)])
 
 
 def main(arguments: list[str]) -> int:
@@ -213,14 +221,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    unet, text = bundled_networks() if options.warm else (build_unet(), build_text(used_tokens(Tokenizer())))
-    clock = torch.zeros(2)
-    if (options.out / "model-raw.safetensors").exists():
-        state = load_file(options.out / "model-raw.safetensors")
-        unet.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("unet.")})
-        text.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("text.")})
-        done = json.loads((options.out / "model.json").read_text())
-        clock[0], clock[1] = done["minutes"], done["samples"]
+    unet, text, clock = _begin(options.out, options.warm)
     for module in (unet, text, clock):
         module.share_memory() if isinstance(module, torch.nn.Module) else module.share_memory_()
     # forked, not spawned: the children find the host and the pack already imported
