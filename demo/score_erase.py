@@ -25,13 +25,14 @@ from ..methods.erase.problem import Settings
 from ..methods.erase.spec import LAST, Erased, Preserved
 from . import erase_attacks, erase_trained, vocabulary
 from .board import Board
-from .erase_prompts import GROUPS, TEMPLATES, Pairs, kept_prompts, prompts_of
+from .erase_prompts import GROUPS, TEMPLATES, Pairs, Prompt, kept_prompts, prompts_of
 from .judge import Judge, background_of
 from .sampling import Painter, noise_for
 from .score_model import save_sheet
 from .workers import spread
 
 ATTACKED = {1: 6, 3: 2, 5: 2, 10: 1}  # groups of a row at most: an attack learns for half a minute
+LEAST_KEPT = 36  # pictures of kept concepts in a row at least: fewer say little about a share of 90 %
 STEPS, CFG, BATCH = 6, 3.0, 16  # as right as 20 steps on single objects: 36 of 36
 
 
@@ -132,6 +133,7 @@ class Tally:
 
     named: dict[str, list[bool]] = field(default_factory=dict)
     background: list[bool] = field(default_factory=list)
+    layout: list[float] = field(default_factory=list)
     minutes: list[float] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -139,6 +141,7 @@ class Tally:
         for kind, seen in other.named.items():
             self.named.setdefault(kind, []).extend(seen)
         self.background += other.background
+        self.layout += other.layout
         self.minutes += other.minutes
 
     def metrics(self, plain: dict[str, float]) -> dict[str, float]:
@@ -162,6 +165,7 @@ class Tally:
         return (
             shown
             | {name: relative(name, value) for name, value in kept.items()}
+            | ({"layout_kept": statistics.mean(self.layout)} if self.layout else {})
             | {"n": sum(map(len, self.named.values())), "minutes": statistics.mean(self.minutes)}
         )
 
@@ -189,7 +193,9 @@ def carry_out(order: Order) -> tuple[Tally, np.ndarray]:
     tally.minutes.append(edited.minutes)
     prompts = list(prompts_of(order.pairs, order.kept))
     conds = ground.encoded(edited.clip, [p.text for p in prompts])
-    pictures = ground.painter.vae.decode(ground.draw(edited, conds, list(range(100, 100 + len(prompts))))).float()
+    latents = ground.draw(edited, conds, list(range(100, 100 + len(prompts))))
+    tally.layout += _layout(ground, prompts, latents)
+    pictures = ground.painter.vae.decode(latents).float()
     for prompt, picture in zip(prompts, pictures, strict=True):
         (verdict,) = ground.judge.look(picture[None], prompt.box)
         tally.named.setdefault(prompt.role, []).append(verdict.name == prompt.concept)
@@ -198,6 +204,20 @@ def carry_out(order: Order) -> tuple[Tally, np.ndarray]:
     if order.attacked:
         _attack(ground, edited, order.pairs[0][0], tally)
     return tally, (pictures[:12] * 255).round().byte().numpy()
+
+
+def _layout(ground: Ground, prompts: list[Prompt], latents: torch.Tensor) -> list[float]:
+    """How alike, coarsely, the pictures of erased concepts are to the plain model's from the same noise."""
+    asked = [number for number, prompt in enumerate(prompts) if prompt.role == "erased"]
+    conds = ground.encoded(ground.clip, [prompts[number].text for number in asked])
+    plain = ground.draw(Edited(ground.model, ground.clip), conds, [100 + number for number in asked])
+    return low_pass_correlation(latents[asked], plain).tolist()
+
+
+def low_pass_correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Pearson's correlation of two latents (b, c, h, w) at a quarter of their size, each channel about its mean: (b,)."""
+    small = [torch.nn.functional.avg_pool2d(x.double(), 4) for x in (one, other)]
+    return torch.cosine_similarity(*((x - x.mean((-2, -1), keepdim=True)).flatten(1) for x in small))
 
 
 def _attack(ground: Ground, edited: Edited, concept: str, tally: Tally) -> None:
@@ -263,7 +283,7 @@ def main(arguments: list[str]) -> int:
 def _row(method: str, groups: tuple[Pairs, ...], options: argparse.Namespace, plain: dict[str, float]) -> dict:
     """The metrics of one row; its pictures go to a sheet, if a folder is given."""
     count, tally, sheets = len(groups[0]), Tally(), []
-    kept = (4 if count == 1 else 8) if options.quick else (6 if count == 1 else 12)
+    kept = (4 if count == 1 else 8) if options.quick else max(6 if count == 1 else 12, LEAST_KEPT // len(groups))
     attacked = 0 if method == "none" or options.no_attacks else 1 if options.quick else ATTACKED[count]
     orders = [Order(method, pairs, kept, number < attacked) for number, pairs in enumerate(groups)]
     for found, pictures in spread(carry_out, orders):

@@ -40,6 +40,15 @@ def test_kept_figures_are_relative_to_the_plain_model():
     assert "erased_named_attack" not in score_erase.Tally({"kept": [True]}, [True], [0.0]).metrics({})
 
 
+def test_layout_is_compared_coarsely_and_without_the_mean_colour():
+    x = torch.randn(2, 4, 16, 16)
+    checked = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(8, 8)  # finer than what is compared
+    torch.testing.assert_close(
+        score_erase.low_pass_correlation(x, 3 * x + 5 + checked), torch.ones(2, dtype=torch.float64)
+    )
+    assert (score_erase.low_pass_correlation(x, -x) < -0.99).all()
+
+
 def test_learned_tokens_stand_where_they_should():
     section = [(0, 1.0), (5, 1.0), (7, 1.0), (9, 1.0), (9, 1.0)]
     learned = torch.ones(2, 3)
