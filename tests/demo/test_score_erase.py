@@ -31,13 +31,15 @@ def test_prompts_are_fixed_and_kept_ones_name_nothing_that_is_erased(count):
 
 
 def test_kept_figures_are_relative_to_the_plain_model():
-    tally = score_erase.Tally({"kept": [True, False], "erased": [False], "prefix": [True, False]}, [True], [2.0])
+    tally = score_erase.Tally(
+        {"kept": [True, False], "erased": [False], "prefix": [True, False]}, [True], minutes=[2.0]
+    )
     metrics = tally.metrics({"kept_right": 0.5})
     assert metrics["kept_right"] == 1.0
     assert metrics["erased_named"] == 0.0
     assert metrics["erased_named_attack"] == 0.5
     assert metrics["minutes"] == 2.0
-    assert "erased_named_attack" not in score_erase.Tally({"kept": [True]}, [True], [0.0]).metrics({})
+    assert "erased_named_attack" not in score_erase.Tally({"kept": [True]}, [True], minutes=[0.0]).metrics({})
 
 
 def test_layout_is_compared_coarsely_and_without_the_mean_colour():
