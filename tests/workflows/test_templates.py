@@ -14,7 +14,7 @@ import pytest
 from comfyui_concepts.demo.gallery import CHECKPOINTS
 from comfyui_concepts.demo.templates import inputs_of, render, to_api
 from comfyui_concepts.demo.thumbnails import SIDE, thumbnail
-from comfyui_concepts.demo.twins import TWINS, text_of
+from comfyui_concepts.demo.twins import TWINS, text_of, twin_graph
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -127,6 +127,21 @@ def test_a_twin_for_checkpoints_is_made_from_its_source(name):
     assert not any(kind.startswith("ConceptsDemo") for kind in own)
     for (node, value), given in TWINS[name].values.items():
         assert json.loads(made)[node]["inputs"][value] == given
+
+
+def test_every_graph_has_a_twin_for_checkpoints():
+    sources = {twin.source for twin in TWINS.values()}
+    lacking = [path.stem for path in API if path.parent != CHECKPOINTS and path.stem not in sources]
+    assert not lacking, f"give them a twin in demo/twins.py: {', '.join(lacking)}"
+
+
+def test_the_twin_of_a_judged_graph_leaves_the_judge_out_and_says_so():
+    twins = {name: twin for name, twin in TWINS.items() if twin.left_out}
+    assert twins
+    for name, twin in twins.items():
+        links = [v[0] for n in twin_graph(twin).values() for v in n["inputs"].values() if isinstance(v, list)]
+        assert not set(links) & set(twin.left_out)
+        assert "without" in (ROOT / "workflows" / "notes" / f"{name}.md").read_text()
 
 
 @pytest.mark.parametrize("path", API, ids=by_name)
