@@ -9,11 +9,14 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from comfyui_concepts.demo import thumbnails
+from comfyui_concepts.demo.client import Picture
 from comfyui_concepts.demo.gallery import CHECKPOINTS
 from comfyui_concepts.demo.templates import inputs_of, render, to_api
-from comfyui_concepts.demo.thumbnails import SIDE, thumbnail
+from comfyui_concepts.demo.thumbnails import SIDE, outdated, thumbnail
 from comfyui_concepts.demo.twins import TWINS, text_of, twin_graph
 from PIL import Image
 
@@ -155,6 +158,46 @@ def test_a_template_has_a_note_and_a_thumbnail(path):
     with Image.open(ROOT / "workflows" / f"{path.stem}.jpg") as picture:
         assert picture.size == (SIDE, SIDE)
         assert len(picture.getcolors(1 << 20)) > 100
+
+
+def test_pictures_show_what_the_graphs_make_now():
+    changed = outdated()
+    command = f"python3 dev.py workflows --thumbnails {' '.join(changed)}"
+    assert not changed, f"these graphs have changed since their pictures were made; make them anew with: {command}"
+
+
+def test_a_graph_is_outdated_once_it_changes_until_its_pictures_are_made(tmp_path, monkeypatch):
+    async def run_graph(url, graph):
+        picture = io.BytesIO()
+        Image.new("RGB", (40, 40), "red").save(picture, "PNG")
+        return [Picture("3", "one.png", picture.getvalue())]
+
+    monkeypatch.setattr(thumbnails, "run_graph", run_graph)
+    for folder in ("API", "CHECKPOINTS", "UI", "DOCS"):
+        monkeypatch.setattr(thumbnails, folder, tmp_path / folder)
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(thumbnails, "RECORD", tmp_path / "record.json")
+    graph = {"3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "size": 1}, "_meta": {"title": "first"}}}
+
+    def write(name):
+        (tmp_path / "API" / f"{name}.json").write_text(json.dumps(graph))
+
+    nowhere = SimpleNamespace(url="")
+    for name in ("one", "two"):
+        write(name)
+    thumbnails.make(nowhere, [])
+    assert outdated() == []
+    graph["3"]["_meta"]["title"] = "second"
+    write("one")
+    assert outdated() == []  # a title changes no picture
+    graph["3"]["inputs"]["size"] = 2
+    write("one")
+    write("three")
+    (tmp_path / "API" / "two.json").unlink()
+    assert outdated() == ["one", "three"]
+    thumbnails.make(nowhere, ["one"])
+    assert outdated() == ["three"]
+    assert list(json.loads(thumbnails.RECORD.read_text())) == ["one"]
 
 
 def test_every_verb_has_templates_that_run_as_they_are():
