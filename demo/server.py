@@ -11,11 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from .host_folder import claimed, clear_leftovers
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK_FOLDER = "comfyui-concepts"
@@ -62,7 +63,8 @@ def check_port(port: int) -> None:
 class HostServer:
     """A host in a process of its own, on the loopback address, with every folder it writes to in a temporary place.
 
-    Use as a context manager: leaving it, however, ends the host and removes its folders.
+    Use as a context manager: entering it removes what hosts have left that were killed, leaving it, however, ends the host and
+    removes its folders.
     """
 
     def __init__(self, host: Path, port: int | None = None, pack: Path = ROOT, arguments: tuple[str, ...] = ()) -> None:
@@ -71,7 +73,7 @@ class HostServer:
             check_port(port)
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.base = Path(tempfile.mkdtemp(prefix="concepts-host-"))
+        self.base, self._lock = claimed()
         self.log = self.base / "host.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -87,6 +89,7 @@ class HostServer:
         self.stop()
 
     def _start(self) -> None:
+        clear_leftovers()
         for folder in ("custom_nodes", "models", "input", "output", "user", "temp"):
             (self.base / folder).mkdir()
         (self.base / "custom_nodes" / PACK_FOLDER).symlink_to(self.pack, target_is_directory=True)
@@ -107,6 +110,7 @@ class HostServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
+                pass_fds=(self._lock,),  # should it outlive us, its folder stays
             )
 
     def wait(self, seconds: float = 120) -> None:
@@ -157,3 +161,6 @@ class HostServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         shutil.rmtree(self.base, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -21,6 +23,8 @@ _MOST = 4  # pictures on one thumbnail
 _QUALITY = 85
 _STRIP = 560  # px
 DOCS = UI.parent / "web" / "docs" / "pictures"
+RECORD = DOCS / "made_from.json"
+"""By name, the digest of each graph as it was when its pictures were made."""
 
 
 def thumbnail(pictures: list[bytes]) -> bytes:
@@ -79,13 +83,35 @@ def shown_by(name: str) -> str:
     return TWINS[name].source if name in TWINS else _BY_HAND.get(name, name)
 
 
+def digest(graph: dict[str, Any]) -> str:
+    """What of a graph in API format may change its pictures, in 16 digits: the titles of its nodes do not."""
+    nodes = {identity: (node["class_type"], node["inputs"]) for identity, node in graph.items()}
+    return hashlib.sha256(json.dumps(nodes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def outdated() -> list[str]:
+    """The graphs that are new or have changed since their pictures were made."""
+    now = {path.stem: digest(json.loads(path.read_text())) for path in API.glob("*.json")}
+    then = json.loads(RECORD.read_text())
+    return sorted(name for name, of_now in now.items() if then.get(name) != of_now)
+
+
+def _remember(name: str, graph: dict[str, Any]) -> None:
+    """Writes into the record that a graph's pictures are of its present state; graphs that are gone leave it."""
+    then = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    there = {path.stem for path in API.glob("*.json")}
+    kept = {known: value for known, value in then.items() if known in there} | {name: digest(graph)}
+    RECORD.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+
+
 def make(server: HostServer, names: list[str]) -> list[Path]:
-    """Runs the graphs (all, if none is named) and writes their thumbnails, and those of their twins."""
+    """Runs the graphs (all, if none is named) and writes their thumbnails, those of their twins, and what they were made from."""
     made = []
     for path in sorted(API.glob("*.json")):
         if names and path.stem not in names:
             continue
-        pictures = asyncio.run(run_graph(server.url, json.loads(path.read_text())))
+        graph = json.loads(path.read_text())
+        pictures = asyncio.run(run_graph(server.url, graph))
         still = [picture.data for picture in pictures if picture.name.endswith(".png")]
         data = thumbnail(still)
         DOCS.mkdir(exist_ok=True)
@@ -98,4 +124,5 @@ def make(server: HostServer, names: list[str]) -> list[Path]:
         for name in (path.stem, *sorted(twins)):
             made.append(UI / f"{name}.jpg")
             made[-1].write_bytes(data)
+        _remember(path.stem, graph)
     return made

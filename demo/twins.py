@@ -5,7 +5,6 @@ What a twin changes stands in ``TWINS``; the rest is its source's, so the two ca
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,11 +27,13 @@ class Twin:
         source: the graph it is the twin of.
         checkpoint: a file name; the person chooses their own of the same family.
         values: by node and input.
+        left_out: nodes that know the demo model alone; what they are linked to does without.
     """
 
     source: str
     checkpoint: str
     values: dict[tuple[str, str], Any]
+    left_out: tuple[str, ...] = ()
 
 
 def _prompts(*texts: str, first: int = 2) -> dict[tuple[str, str], Any]:
@@ -64,6 +65,20 @@ _TRAINING = {
 }  # fmt: skip
 
 TWINS = {
+    "demo_first_picture_sd15": Twin(
+        "demo_first_picture", SD15,
+        _prompts("a photo of a cat in a garden") | {("4", "batch_size"): 1, ("5", "steps"): 25, ("5", "cfg"): 7.0},
+    ),
+    "demo_two_objects_sdxl": Twin(
+        "demo_two_objects", SDXL,
+        _prompts(_PETS) | {("4", "batch_size"): 1, ("5", "steps"): 25, ("5", "cfg"): 7.0},
+    ),
+    "anagram_choose_best_sd15": Twin(
+        "anagram_choose_best", SD15,
+        _prompts("an oil painting of a vase with flowers", "an oil painting of a portrait of a woman")
+        | {("9", "steps"): 30, ("9", "cfg"): 8.0},
+        left_out=("11",),  # the judge
+    ),
     "anagram_turn_sdxl": Twin(
         "anagram_turn", SDXL,
         _prompts("an oil painting of a snowy mountain village", "an oil painting of a horse") | {("11", "batch_size"): 2},
@@ -178,7 +193,7 @@ def twin_graph(twin: Twin) -> dict[str, Any]:
     Raises:
         KeyError: a node or an input its source does not have.
     """
-    graph = copy.deepcopy(json.loads((API / f"{twin.source}.json").read_text()))
+    graph = _without(twin.left_out, json.loads((API / f"{twin.source}.json").read_text()))
     scale = _SIDES[twin.checkpoint] // _DEMO_SIDE
     for node in graph.values():
         if node["class_type"] == "ConceptsDemoModel":
@@ -190,6 +205,16 @@ def twin_graph(twin: Twin) -> dict[str, Any]:
         inputs = graph[node_id]["inputs"]
         inputs[name] = value if name in inputs else inputs[name]
     return graph
+
+
+def _without(nodes: Sequence[str], graph: dict[str, Any]) -> dict[str, Any]:
+    """The graph without some nodes and without the links from them."""
+    return {
+        identity: node
+        | {"inputs": {k: v for k, v in node["inputs"].items() if not (isinstance(v, list) and v[0] in nodes)}}
+        for identity, node in graph.items()
+        if identity not in nodes
+    }
 
 
 def write_all() -> list[Path]:

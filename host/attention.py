@@ -104,6 +104,14 @@ class Captured:
         logits = q.to(precise) @ k.to(precise).transpose(-1, -2) * q.shape[-1] ** -0.5
         return logits.softmax(-1)
 
+    def first(self) -> Captured:
+        """The first row of the first call, off the graph: views, so that it costs nothing until somebody asks."""
+        out = Captured()
+        out.grids, out.heads = self.grids, self.heads
+        for theirs, ours in ((self.queries, out.queries), (self.keys, out.keys)):
+            ours.update({site: [calls[0][:1].detach()] for site, calls in theirs.items()})
+        return out
+
     def grid(self, site: Site) -> tuple[int, int]:
         """Height and width of the site's grid of image tokens."""
         return self.grids[site]

@@ -12,7 +12,7 @@ import torch
 from ..methods.compose.automatic import found_regions
 from ..methods.compose.masks import Grids
 from ..methods.compose.settings import Compose
-from ..methods.panels import Panel, concept_panels
+from ..methods.panels import Attention, Panel, attention_panels, concept_panels
 from .attention import unet_of
 from .concept import LAYERS, Concept, check_layers
 from .enhancement import Enhancer, reinitialised
@@ -46,6 +46,7 @@ class ComposeGuider(comfy.samplers.CFGGuider):
     running: Injection | None = None
     enhancer: Enhancer | None = None
     watcher: Watcher | None = None
+    found: Attention | None = None
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         try:
             return super().inner_sample(*args, **kwargs)
         finally:
-            self.running = self.enhancer = self.watcher = None
+            self.running = self.enhancer = self.watcher = self.found = None
 
     def _sampling(self, executor, guider, sigmas, extra_args, callback, noise, latent, mask, *args, **kwargs):
         """Around the sampler: by now the host has loaded the model and processed the prompts."""
@@ -113,10 +114,21 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         return once_for(sampler, sigmas, mask, self.inner_model.model_sampling, _WHO)
 
     def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
-        """What a person sees of a step: the picture under the regions of its concepts, once they are known."""
-        if self.regions is None:
-            return [Panel(paint(x0))]
-        return concept_panels(paint(x0), self.regions, [concept.phrase for concept in self.concepts])
+        """What a person sees of a step: the picture under the regions of its concepts, once they are known, and below where
+        the concepts' phrases were seen, if that was asked."""
+        picture, names, attention = paint(x0), [concept.phrase for concept in self.concepts], self.attention()
+        panels = [Panel(picture)] if self.regions is None else concept_panels(picture, self.regions, names)
+        return panels if attention is None else [*panels, *attention_panels(picture, attention, names)]
+
+    def attention(self) -> Attention | None:
+        """What the cross-attention of the phrases was last, of those who look at it anyway: the gradient steps (of the first
+        picture), and the search for regions (of the whole batch, over the steps so far)."""
+        if self.enhancer is not None and self.enhancer.seen is not None:
+            cross, progress = self.enhancer.seen
+            return Attention(torch.stack([maps[0].mean(0) for maps in cross]), progress)
+        if self.watcher is not None and self.watcher.sums:
+            return Attention(self.watcher.maps(), self.watcher.progress)
+        return self.found
 
     def _start(self, covered: torch.Tensor, like: torch.Tensor, once: Once | None) -> None:
         model = self.inner_model
@@ -157,7 +169,8 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         if self.watcher is not None:
             progress = progress_of(self.inner_model.model_sampling, float(timestep.max()))
             if progress < self.settings.automatic or not self.watcher.seen:
-                return super().predict_noise(x, timestep, self.watcher.options(options), seed)
+                return super().predict_noise(x, timestep, self.watcher.options(options, progress), seed)
+            self.found = self.attention()
             self.regions = found_regions(self.watcher.maps())
             running.grids, self.watcher = Grids(self.regions.to(x.device), self.soft), None
         if self.enhancer is not None:

@@ -8,15 +8,16 @@ from typing import Any
 import comfy.samplers
 import torch
 
-from ..methods.conduct.refine import at_points, clusters, followed, refined
+from ..methods.conduct.refine import at_points, clusters, followed, looked_at, refined
 from ..methods.conduct.settings import Conduct
+from ..methods.panels import Attention
 from ..methods.regions import Pyramid
 from .attention import capture
 from .concept import Concept
 from .gradients import plain_patcher
 from .layout import Aligner, LayoutReference, mask_site, trajectory
 from .once import once_for
-from .path_guider import PathGuider
+from .path_guider import PathGuider, first_masks
 from .paths import Path, Paths
 from .sampling import progress_of
 
@@ -37,6 +38,7 @@ class ConductGuider(PathGuider):
     """
 
     aligner: Aligner | None = None
+    looks: Attention | None = None
     masks: torch.Tensor | None = None
 
     def __init__(
@@ -99,6 +101,8 @@ class ConductGuider(PathGuider):
             self.refined_at = progress_of(paths.model.model_sampling, float(sigma.max()))
             grid = _grid(paths.maps[0].shape[-1], *x.shape[-2:])
             paths.masks = Pyramid(self._refined(paths, grid, len(x)))
+            own = torch.stack([paths.maps[number][0] for number in range(1, len(paths.paths))])
+            self.looks = Attention(looked_at(own, first_masks(paths.masks, *grid)), self.refined_at)
             paths.maps.clear()
         shown = paths.masks.at(*x.shape[-2:])
         self.masks = (shown if shown.ndim == 4 else shown.expand(len(x), *shown.shape)).detach().cpu().float()
@@ -110,7 +114,15 @@ class ConductGuider(PathGuider):
                 self.masks[:, 0] = 1
             return super().inner_sample(noise, *args, **kwargs)
         finally:
-            self.aligner = None
+            self.aligner = self.looks = None
+
+    def attention(self) -> Attention | None:
+        """Where the cells of each mask looked on their concept's path: in the last refinement, before any in the last step of
+        the alignment. Of the first picture."""
+        if self.looks is None and self.aligner is not None and self.running is not None and self.aligner.seen:
+            own, grid = self.aligner.attention()
+            return Attention(looked_at(own, first_masks(self.running.masks, *grid)), self.aligner.progress)
+        return self.looks
 
     def _refined(self, paths: Paths, grid: tuple[int, int], batch: int) -> torch.Tensor:
         """The masks of every picture after one refinement, (batch, concepts, *grid)."""

@@ -68,7 +68,10 @@ class Maps:
 
 
 class Enhancer:
-    """Takes gradient steps on the latent of one sampling; made anew for each."""
+    """Takes gradient steps on the latent of one sampling; made anew for each.
+
+    ``seen`` holds the maps of the last step, for each region (batch, words, h, w), and the percent (0 to 1) they are of.
+    """
 
     def __init__(self, injection: Injection, positive: list, settings: Compose, once: Once) -> None:
         check_differentiable(injection.model)
@@ -77,6 +80,7 @@ class Enhancer:
         self.going: torch.Tensor | None = None
         self.losses: list[torch.Tensor] = []
         self.updates = 0
+        self.seen: tuple[list[torch.Tensor], float] | None = None
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         """The latent to predict at."""
@@ -95,6 +99,7 @@ class Enhancer:
             (positive,) = prompts([self.positive])
             maps = Maps(self.injection, positive, *x.shape[-2:], regions=self.settings.weights.region > 0)
             cross, attention = maps.of(z, normal(sigma), differentiable_options(options))
+            self.seen = [maps.detach() for maps in cross], progress
             grid = (int(cross[0].shape[-2]), int(cross[0].shape[-1]))
             inside = self.injection.grids.inside(grid).unflatten(-1, grid).to(z.device)
             each = composer_loss(cross, attention, inside, self.settings.weights)

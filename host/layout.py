@@ -12,7 +12,7 @@ import torch
 
 from ..methods.conduct.alignment import alignment_loss, inverted_step, moved
 from ..methods.conduct.settings import Conduct
-from .attention import SELF, Site, capture, find_sites
+from .attention import SELF, Captured, Site, capture, find_sites
 from .gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
 from .once import Once
 from .paths import Conds, Path, Paths
@@ -116,7 +116,10 @@ def _noised(
 
 
 class Aligner:
-    """Moves the latent of one sampling towards the reference's layout; made anew for each."""
+    """Moves the latent of one sampling towards the reference's layout; made anew for each.
+
+    ``seen`` holds what each path's last step has captured of the first picture, ``progress`` the percent (0 to 1) it is of.
+    """
 
     def __init__(
         self,
@@ -134,12 +137,16 @@ class Aligner:
         guided = sum(settings.guides_at(progress_of(sampling, float(s))) for s in sigmas[:-1])
         self.steps = settings.steps_each(guided)
         self.losses: list[float] = []
+        self.seen: dict[Path, Captured] = {}
+        self.progress = 0.0
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         """The latent to predict at."""
         due, level = self.once.due(sigma), float(sigma.max())
-        if not due or not self.settings.guides_at(progress_of(self.paths.model.model_sampling, level)):
+        progress = progress_of(self.paths.model.model_sampling, level)
+        if not due or not self.settings.guides_at(progress):
             return x
+        self.progress = progress
         with torch.no_grad():
             # the same attention as in the gradient, or a latent that is the reference would not stand still
             asked = differentiable_options(options)
@@ -177,4 +184,10 @@ class Aligner:
             comfy.samplers.calc_cond_batch(
                 self.paths.model, prompts([path.positive[:1]]), z, sigma.expand(len(z)), self.paths.routed(options)
             )
+        self.seen[path] = seen.first()
         return seen.key(self.site)
+
+    def attention(self) -> tuple[torch.Tensor, tuple[int, int]]:
+        """The concepts' self-attention in the last step, (concepts, tokens, tokens), mean over heads, and its grid."""
+        seen = [self.seen[path] for path in self.paths.paths[1:]]
+        return torch.cat([one.probabilities(self.site).mean(1) for one in seen]), seen[0].grid(self.site)

@@ -13,7 +13,7 @@ import comfy.samplers
 import node_helpers
 import torch
 
-from ..methods.panels import Panel, concept_panels
+from ..methods.panels import Attention, Panel, attention_panels, concept_panels
 from .attention import unet_of
 from .concept import Concept, check_layers
 from .lora import unet_factors
@@ -109,11 +109,16 @@ class PathGuider(comfy.samplers.CFGGuider):
             del self.about
 
     def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
-        """What a person sees of a step: the picture under the masks of its concepts, and each concept by itself."""
+        """What a person sees of a step: the picture under the masks of its concepts, each concept by itself, and below the
+        same of their attention, if anybody has looked at it."""
         assert self.running is not None
-        masks = self.running.masks.at(*x0.shape[-2:])
-        first = masks if masks.ndim == 3 else masks[0]
-        return concept_panels(paint(x0), first[1:], [concept.phrase for concept in self.concepts])
+        picture, names, attention = paint(x0), [concept.phrase for concept in self.concepts], self.attention()
+        panels = concept_panels(picture, first_masks(self.running.masks, *x0.shape[-2:]), names)
+        return panels if attention is None else [*panels, *attention_panels(picture, attention, names)]
+
+    def attention(self) -> Attention | None:
+        """The concepts' attention as it was looked at last; here, it is not."""
+        return None
 
     def predict_noise(
         self,
@@ -162,6 +167,12 @@ class PathGuider(comfy.samplers.CFGGuider):
 
     def after(self, paths: Paths, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """What follows a prediction; here, nothing."""
+
+
+def first_masks(masks: Masks, height: int, width: int) -> torch.Tensor:
+    """The masks of the first picture's concepts, without the background, (concepts, height, width)."""
+    at = masks.at(height, width)
+    return (at if at.ndim == 3 else at[0])[1:]
 
 
 def _beside(base: list, own: list, side: str) -> list:

@@ -19,14 +19,23 @@ _PAPER, _INK = (23, 24, 28), (220, 220, 220)
 
 
 class Panel(NamedTuple):
-    """A picture (h, w, 3) in 0..1 and the words above it."""
+    """A picture (h, w, 3) in 0..1, the words above it, and whether a row begins with it."""
 
     picture: torch.Tensor
     title: str = ""
+    begins: bool = False
+
+
+class Attention(NamedTuple):
+    """Where concepts were looked for or looked themselves: maps (concepts, h, w) of any positive scale, and the sampling
+    percent (0 to 1) they are of."""
+
+    maps: torch.Tensor
+    progress: float
 
 
 def side_by_side(panels: Sequence[Panel], side: int = SIDE) -> torch.Tensor:
-    """All panels on one picture (height, width, 3) in 0..1, up to four a row, every one ``side`` pixels large.
+    """All panels on one picture (height, width, 3) in 0..1, up to four a row, every one ``side`` pixels along its longer side.
 
     Raises:
         ValueError: no panels.
@@ -35,16 +44,26 @@ def side_by_side(panels: Sequence[Panel], side: int = SIDE) -> torch.Tensor:
         raise ValueError("There is no picture to show; give at least one panel.")
     tiles = [_tile(panel.picture, side) for panel in panels]
     across, down = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
-    columns = min(_COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    places = _places(panels)
+    columns, rows = (max(place[axis] for place in places) + 1 for axis in (0, 1))
     head = _LINE if any(panel.title for panel in panels) else 0
     sheet = Image.new("RGB", (columns * (across + GAP) - GAP, rows * (head + down + GAP) - GAP), _PAPER)
-    for at, (panel, tile) in enumerate(zip(panels, tiles, strict=True)):
-        left, top = at % columns * (across + GAP), at // columns * (head + down + GAP)
+    for (column, row), panel, tile in zip(places, panels, tiles, strict=True):
+        left, top = column * (across + GAP), row * (head + down + GAP)
         if head:
             sheet.paste(_words(panel.title, across), (left, top))
         sheet.paste(tile, (left, top + head))
     return torch.from_numpy(numpy.array(sheet, numpy.float32) / 255)
+
+
+def _places(panels: Sequence[Panel]) -> list[tuple[int, int]]:
+    """Column and row of each panel: a row ends when it is full, or where the next panel begins one."""
+    places: list[tuple[int, int]] = []
+    for panel in panels:
+        column, row = places[-1] if places else (-1, 0)
+        ends = bool(places) and (panel.begins or column == _COLUMNS - 1)
+        places.append((0, row + 1) if ends else (column + 1, row))
+    return places
 
 
 def tinted(picture: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -72,6 +91,13 @@ def concept_panels(picture: torch.Tensor, maps: torch.Tensor, names: Sequence[st
     peaks = maps.flatten(1).amax(1).clamp_min(1e-8)[:, None, None]
     alone = [Panel(heat(picture, one), name) for one, name in zip(maps, names, strict=True)]
     return [Panel(tinted(picture, maps / peaks), "all"), *alone]
+
+
+def attention_panels(picture: torch.Tensor, attention: Attention, names: Sequence[str]) -> list[Panel]:
+    """A row of its own with the attention of the concepts, titled with the percent it is of: it may be older than the picture."""
+    panels = concept_panels(picture, attention.maps, names)
+    titled = f"attention at {100 * attention.progress:.0f} %: "
+    return [panel._replace(title=titled + panel.title, begins=at == 0) for at, panel in enumerate(panels)]
 
 
 def _on(picture: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:

@@ -106,6 +106,18 @@ def refined(fused: torch.Tensor, own: torch.Tensor, base: torch.Tensor) -> torch
     return torch.where(conflict, fused, union)
 
 
+def looked_at(attention: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Where the cells of each mask look, on average, (concepts, height, width); an empty mask looks nowhere.
+
+    Args:
+        attention: each concept's self-attention, (concepts, tokens, tokens), rows as probabilities.
+        masks: (concepts, height, width) in 0..1, height · width tokens.
+    """
+    weights = masks.flatten(1).to(attention)  # (concepts, tokens)
+    mean = (weights[:, None] @ attention)[:, 0] / weights.sum(-1, keepdim=True).clamp_min(1e-8)
+    return mean.view(masks.shape)
+
+
 def at_points(
     attention: torch.Tensor, grid: tuple[int, int], points: list[tuple[float, float]], seed: int = 0
 ) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import comfy.model_management
+import comfy.patcher_extension
 import comfy.samplers
 import comfy.utils
 import pytest
@@ -12,6 +13,7 @@ from comfyui_concepts.host.composer import ComposeGuider
 from comfyui_concepts.host.concept import make_concept
 from comfyui_concepts.host.conductor import ConductGuider
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.layout import LayoutReference
 from comfyui_concepts.host.lora import read_lora
 from comfyui_concepts.host.preview import show, watched
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
@@ -104,11 +106,8 @@ def test_panels_of_any_sizes_are_shown(seen):
     assert seen[0][2][1].size == (2 * SIDE + 4, SIDE + 16)
 
 
-@pytest.mark.parametrize(
-    ("guider_type", "settings"), [(ConductGuider, Conduct()), (ComposeGuider, Compose(enhancement=0))]
-)
-def test_several_concepts_are_shown_under_their_regions(demo_model, seen, guider_type, settings):
-    """One panel with all of them, and one for each."""
+def _several(demo_model, guider_type, settings, *layout, regions=True):
+    """A guider of a lion on the left and a robot on the right, and ``run(callback)``, which samples with it."""
     model, clip, _ = demo_model
     prompt = "on the left a cat and on the right a dog, yellow background"
     encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")]
@@ -116,14 +115,98 @@ def test_several_concepts_are_shown_under_their_regions(demo_model, seen, guider
         make_concept(read_lora(LORAS / f"concepts-demo-{name}.safetensors"), 1.0, clip, f"a {name}", f"a {name}", "")
         for name in ("lion", "robot")
     ]
-    regions = [Region(boxes=(Box(x, 0.0, 0.5, 1.0),)) for x in (0.0, 0.5)]
-    guider = guider_type(model, *encoded, 3.0, concepts, lambda h, w: coverage(regions, h, w), settings)
+    halves = [Region(boxes=(Box(x, 0.0, 0.5, 1.0),)) for x in (0.0, 0.5)]
+    covered = (lambda h, w: coverage(halves, h, w)) if regions else None
+    layout = [LayoutReference(encoded[0], reference) for reference in layout]
+    guider = guider_type(model, *encoded, 3.0, concepts, covered, settings, *layout)
     latent = torch.zeros(1, 4, 16, 16)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 2)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
     sampler = comfy.samplers.sampler_object("euler")
-    watched_by = guider.sample(noise, latent, sampler, sigmas, callback=lambda *_: None, disable_pbar=True, seed=3)
-    assert [message[:2] for message in seen] == [(1, 2), (2, 2)]
-    assert seen[-1][2][1].size == (3 * (SIDE + 4) - 4, SIDE + 16)
-    alone = guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=3)
-    assert torch.equal(watched_by, alone)
+
+    def run(callback=None):
+        return guider.sample(noise, latent, sampler, sigmas, callback=callback, disable_pbar=True, seed=3)
+
+    return guider, run
+
+
+def _sheet(rows):
+    return 3 * (SIDE + 4) - 4, rows * (SIDE + 16 + 4) - 4
+
+
+@pytest.mark.parametrize(
+    ("guider_type", "settings"), [(ConductGuider, Conduct(refine_end=0)), (ComposeGuider, Compose(enhancement=0))]
+)
+def test_several_concepts_are_shown_under_their_regions(demo_model, seen, guider_type, settings):
+    """One panel with all of them, and one for each; where nobody looks at attention, none is shown."""
+    _, run = _several(demo_model, guider_type, settings)
+    watched_by = run(lambda *_: None)
+    assert [message[:2] for message in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert {message[2][1].size for message in seen} == {(_sheet(1)[0], SIDE + 16)}
+    assert torch.equal(watched_by, run())
+
+
+LAYOUT = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+ALIGNED = Conduct(iterations=1, guidance_end=0.7, refine_end=0)
+LOOKING = {
+    "refinement": (
+        ConductGuider,
+        Conduct(refine_start=0.1, refine_end=0.9),
+        (),
+        [1, 2, 2, 2],
+        [None, 0.33, 0.67, 0.67],
+    ),
+    "alignment": (ConductGuider, ALIGNED, (LAYOUT,), [2, 2, 2, 2], [0, 0.33, 0.67, 0.67]),
+    "gradient steps": (ComposeGuider, Compose(end=0.4), (), [2, 2, 2, 2], [0, 0.33, 0.33, 0.33]),
+}
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_attention_that_somebody_looks_at_is_shown_below_the_regions(demo_model, seen, name):
+    """With the percent it is of, at no call of the model more, and with no trace in the picture or on the guider."""
+    guider_type, settings, layout, rows, percents = LOOKING[name]
+    guider, run = _several(demo_model, guider_type, settings, *layout)
+    calls = [0]
+
+    def counted(executor, *args, **kwargs):
+        calls[-1] += 1
+        return executor(*args, **kwargs)
+
+    kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+    comfy.patcher_extension.add_wrapper_with_key(kind, "counting", counted, guider.model_options, is_model_options=True)
+    run()  # an inverted layout is kept from here on
+    looks = []
+    calls.append(0)
+    seen.clear()
+    watched_by = run(lambda *_: looks.append(guider.attention()))
+    assert [message[2][1].size[1] for message in seen] == [_sheet(count)[1] for count in rows]
+    assert [look and look.progress for look in looks] == pytest.approx(percents, abs=0.03)
+    assert all(look.maps.shape[0] == 2 and look.maps.isfinite().all() for look in looks if look)
+    calls.append(0)
+    assert torch.equal(watched_by, run())
+    assert calls[1] == calls[2]
+    assert guider.attention() is None
+
+
+def test_attention_lies_where_the_concepts_are(demo_model, seen):
+    """The lion's more on the left than the robot's: for the phrases, and for the cells of the masks."""
+    for guider_type, settings in (
+        (ComposeGuider, Compose(end=1.0, stop="never")),
+        (ConductGuider, Conduct(refine_start=0.5, refine_end=0.9)),
+    ):
+        guider, run = _several(demo_model, guider_type, settings)
+        looks = []
+        run(lambda *_, guider=guider, looks=looks: looks.append(guider.attention()))
+        left, right = (half.mean((-2, -1)) for half in looks[-1].maps.chunk(2, -1))
+        lion, robot = left / (left + right)
+        assert lion > robot
+
+
+def test_regions_that_are_looked_for_are_seen_coming(demo_model, seen):
+    """First the picture and below it the attention so far, then the regions that were found in it as well."""
+    guider, run = _several(demo_model, ComposeGuider, Compose(enhancement=0, automatic=0.4), regions=False)
+    looks = []
+    run(lambda *_: looks.append((guider.attention(), guider.regions)))
+    assert [regions is None for _, regions in looks] == [True, True, False, False]
+    assert [attention.progress for attention, _ in looks] == pytest.approx([0, 0.33, 0.33, 0.33], abs=0.03)
+    assert [message[2][1].size for message in seen] == [_sheet(2)] * 4

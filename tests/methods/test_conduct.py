@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_concepts.methods.conduct.alignment import alignment_loss, moved
-from comfyui_concepts.methods.conduct.refine import at_points, clusters, followed, k_means, rectangle, refined
+from comfyui_concepts.methods.conduct.refine import (
+    at_points,
+    clusters,
+    followed,
+    k_means,
+    looked_at,
+    rectangle,
+    refined,
+)
 from comfyui_concepts.methods.conduct.settings import Conduct
 
 
@@ -109,3 +117,11 @@ def test_clicks_take_the_shapes_they_lie_in(owner):
 def test_fewer_rows_than_clusters_is_no_error():
     assert len(clusters(torch.eye(2), range(3, 6))) >= 2
     assert torch.equal(k_means(torch.ones(5, 3), 3), torch.zeros(5, dtype=torch.long))
+
+
+def test_a_mask_looks_where_its_owner_is_and_an_empty_one_nowhere(owner):
+    part, nobody = owner == 1, torch.zeros_like(owner, dtype=torch.bool)
+    part[4:] = False  # it need not be the whole shape
+    seen = looked_at(_planted(owner).expand(2, -1, -1), torch.stack([part, nobody]))
+    assert torch.allclose(seen[0], (owner == 1).double() / (owner == 1).sum())
+    assert not seen[1].any()

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfyui_concepts.methods.panels import SIDE, Panel, concept_panels, heat, side_by_side, tinted
+from comfyui_concepts.methods.panels import (
+    SIDE,
+    Attention,
+    Panel,
+    attention_panels,
+    concept_panels,
+    heat,
+    side_by_side,
+    tinted,
+)
 
 GREY = torch.full((8, 12, 3), 0.5)
 
@@ -16,6 +25,18 @@ def test_panels_stand_in_rows_of_up_to_four(count, columns, rows):
     for at in range(count):
         centre = sheet[at // columns * (SIDE + 4) + SIDE // 2, at % columns * (SIDE + 4) + SIDE // 2]
         assert torch.allclose(centre, torch.tensor(0.1 * at), atol=0.01)
+
+
+def test_a_panel_can_begin_a_row():
+    shades = torch.linspace(0.1, 0.9, 6)
+    panels = [Panel(torch.full((8, 8, 3), float(shade)), begins=at in (0, 2)) for at, shade in enumerate(shades)]
+    sheet = side_by_side([*panels, Panel(torch.ones(8, 8, 3))])
+    assert sheet.shape == (3 * (SIDE + 4) - 4, 4 * (SIDE + 4) - 4, 3)
+    centres = sheet[SIDE // 2 :: SIDE + 4, SIDE // 2 :: SIDE + 4, 0]  # (rows, columns)
+    assert torch.allclose(centres[0, :2], shades[:2], atol=0.01)
+    assert torch.allclose(centres[1], shades[2:], atol=0.01)
+    assert centres[0, 2:].amax() < 0.12
+    assert centres[2, 0] > 0.99
 
 
 def test_a_title_takes_room_above_and_ends_at_its_panel():
@@ -64,3 +85,9 @@ def test_concepts_show_together_and_each_alone():
     assert all(
         panel.picture.shape == GREY.shape and 0 <= panel.picture.min() <= panel.picture.max() <= 1 for panel in panels
     )
+
+
+def test_attention_has_a_row_of_its_own_and_says_of_when_it_is():
+    panels = attention_panels(GREY, Attention(torch.rand(2, 4, 6), 0.254), ["cat", "dog"])
+    assert [panel.title for panel in panels] == [f"attention at 25 %: {name}" for name in ("all", "cat", "dog")]
+    assert [panel.begins for panel in panels] == [True, False, False]

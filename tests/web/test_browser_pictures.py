@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from comfyui_concepts.demo.templates import to_ui
 from comfyui_concepts.methods.panels import GAP, SIDE
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEFT = "\ue012"
@@ -148,3 +150,81 @@ def test_the_page_speaks_other_languages(loaded, bare_errors, language, name):
     finally:
         loaded.load(loaded.renderer == "modern")
         loaded.errors()
+
+
+ONE = json.dumps({"version": 1, "regions": [{"label": "", "boxes": [[0.4, 0.4, 0.3, 0.3]]}]})
+BEHIND = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 96, "height": 64, "batch_size": 1, "color": 0xFF0000}},
+    "2": {
+        "class_type": "ConceptsRegionEditor",
+        "inputs": {"regions": ONE, "width": 96, "height": 64, "feather": 0.0, "background": ["1", 0]},
+    },
+    "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 2]}},
+}  # fmt: skip
+ADDRESS = "return document.querySelector('.concepts-drawing image')?.getAttribute('href') ?? ''"
+
+
+def _colours(page, *places):
+    """The pixels (r, g, b) a person sees at places of the editor's canvas, given as fractions of its size."""
+    left, top, width, height = page.js(
+        "const r = arguments[0].getBoundingClientRect(); return [r.x, r.y, r.width, r.height]",
+        page.find(".concepts-paper"),
+    )
+    seen = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB")
+    return [seen.getpixel((round(left + x * width), round(top + y * height))) for x, y in places]
+
+
+def _is(colour, wanted):
+    return all(abs(a - b) < 60 for a, b in zip(colour, wanted, strict=True))
+
+
+def test_the_editor_shows_the_picture_a_connected_node_shows(page, until, server):
+    """Before any run: Load Image's picture, scaled and cut in the middle to fill the canvas, until it is disconnected."""
+    picture = Image.new("RGB", (128, 64), "blue")
+    picture.paste("red", (0, 0, 64, 64))
+    picture.save(server.base / "input" / "behind.png")
+    page.js(
+        """const editor = LiteGraph.createNode('ConceptsRegionEditor'), source = LiteGraph.createNode('LoadImage');
+        [editor.pos, source.pos] = [[420, 140], [60, 140]];
+        for (const node of [editor, source]) app.graph.add(node);
+        const file = source.widgets.find(widget => widget.name === 'image');
+        file.options.values = ['behind.png']; file.value = 'behind.png'; file.callback?.('behind.png');
+        window.joined = [source, editor, editor.inputs.findIndex(input => input.name === 'background')];"""
+    )
+    canvas = page.find(".concepts-paper")
+    plain = _colours(page, (0.25, 0.25))
+    until(lambda: page.js("return joined[0].imgs?.[0]?.naturalWidth"), what="the picture on Load Image")
+    page.js("joined[0].connect(0, joined[1], joined[2])")
+    assert "behind.png" in page.js(ADDRESS)
+    until(lambda: _is(_colours(page, (0.25, 0.25))[0], (255, 0, 0)), what="the background")
+    # a canvas as high as wide has the middle half of it
+    for at, wanted in ((0.03, (255, 0, 0)), (0.47, (255, 0, 0)), (0.53, (0, 0, 255)), (0.97, (0, 0, 255))):
+        assert _is(_colours(page, (at, 0.9))[0], wanted)
+    page.shot(f"editor-background-{page.renderer}")
+    page.drag(canvas, (0.3, 0.3), (0.7, 0.7))  # regions are drawn over it
+    assert page.js("return JSON.parse(joined[1].widgets[0].value).regions.length") == 1
+    assert page.js("return document.querySelectorAll('.concepts-drawing image ~ g .concepts-box').length") == 1
+    page.js("joined[1].disconnectInput(joined[2])")
+    assert page.js(ADDRESS) == ""
+    until(lambda: _is(_colours(page, (0.1, 0.1))[0], plain[0]), what="the plain canvas")
+
+
+def test_the_editor_shows_the_background_of_the_last_run(page, until, object_info):
+    """Of a node that shows nothing itself, the picture is known once it has run."""
+    # not the colour of the other renderer's run: the host says nothing anew of an inner node it has kept
+    shade = {"classic": 0xFF0000, "modern": 0xFE0000}[page.renderer]
+    page.open(
+        to_ui(
+            "behind", BEHIND | {"1": {**BEHIND["1"], "inputs": {**BEHIND["1"]["inputs"], "color": shade}}}, object_info
+        )
+    )
+    page.js("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.find(".concepts-paper")
+    assert page.js(ADDRESS) == ""
+    page.find("[data-testid='queue-button'] button").click()
+    until(lambda: "type=temp" in page.js(ADDRESS), 40, "the run's background")
+    until(lambda: _is(_colours(page, (0.1, 0.1))[0], (255, 0, 0)), what="the background")
+    page.js(
+        "app.graph.getNodeById(2).disconnectInput(app.graph.getNodeById(2).inputs.findIndex(i => i.name === 'background'))"
+    )
+    assert page.js(ADDRESS) == ""

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from comfyui_concepts.demo import thumbnails
+from comfyui_concepts.demo.client import Picture
 from comfyui_concepts.demo.gallery import CHECKPOINTS
 from comfyui_concepts.demo.templates import inputs_of, render, to_api
-from comfyui_concepts.demo.thumbnails import SIDE, thumbnail
-from comfyui_concepts.demo.twins import TWINS, text_of
+from comfyui_concepts.demo.thumbnails import SIDE, outdated, thumbnail
+from comfyui_concepts.demo.twins import TWINS, text_of, twin_graph
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -129,6 +132,21 @@ def test_a_twin_for_checkpoints_is_made_from_its_source(name):
         assert json.loads(made)[node]["inputs"][value] == given
 
 
+def test_every_graph_has_a_twin_for_checkpoints():
+    sources = {twin.source for twin in TWINS.values()}
+    lacking = [path.stem for path in API if path.parent != CHECKPOINTS and path.stem not in sources]
+    assert not lacking, f"give them a twin in demo/twins.py: {', '.join(lacking)}"
+
+
+def test_the_twin_of_a_judged_graph_leaves_the_judge_out_and_says_so():
+    twins = {name: twin for name, twin in TWINS.items() if twin.left_out}
+    assert twins
+    for name, twin in twins.items():
+        links = [v[0] for n in twin_graph(twin).values() for v in n["inputs"].values() if isinstance(v, list)]
+        assert not set(links) & set(twin.left_out)
+        assert "without" in (ROOT / "workflows" / "notes" / f"{name}.md").read_text()
+
+
 @pytest.mark.parametrize("path", API, ids=by_name)
 def test_a_template_has_a_note_and_a_thumbnail(path):
     note = (ROOT / "workflows" / "notes" / f"{path.stem}.md").read_text().strip()
@@ -140,6 +158,46 @@ def test_a_template_has_a_note_and_a_thumbnail(path):
     with Image.open(ROOT / "workflows" / f"{path.stem}.jpg") as picture:
         assert picture.size == (SIDE, SIDE)
         assert len(picture.getcolors(1 << 20)) > 100
+
+
+def test_pictures_show_what_the_graphs_make_now():
+    changed = outdated()
+    command = f"python3 dev.py workflows --thumbnails {' '.join(changed)}"
+    assert not changed, f"these graphs have changed since their pictures were made; make them anew with: {command}"
+
+
+def test_a_graph_is_outdated_once_it_changes_until_its_pictures_are_made(tmp_path, monkeypatch):
+    async def run_graph(url, graph):
+        picture = io.BytesIO()
+        Image.new("RGB", (40, 40), "red").save(picture, "PNG")
+        return [Picture("3", "one.png", picture.getvalue())]
+
+    monkeypatch.setattr(thumbnails, "run_graph", run_graph)
+    for folder in ("API", "CHECKPOINTS", "UI", "DOCS"):
+        monkeypatch.setattr(thumbnails, folder, tmp_path / folder)
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(thumbnails, "RECORD", tmp_path / "record.json")
+    graph = {"3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "size": 1}, "_meta": {"title": "first"}}}
+
+    def write(name):
+        (tmp_path / "API" / f"{name}.json").write_text(json.dumps(graph))
+
+    nowhere = SimpleNamespace(url="")
+    for name in ("one", "two"):
+        write(name)
+    thumbnails.make(nowhere, [])
+    assert outdated() == []
+    graph["3"]["_meta"]["title"] = "second"
+    write("one")
+    assert outdated() == []  # a title changes no picture
+    graph["3"]["inputs"]["size"] = 2
+    write("one")
+    write("three")
+    (tmp_path / "API" / "two.json").unlink()
+    assert outdated() == ["one", "three"]
+    thumbnails.make(nowhere, ["one"])
+    assert outdated() == ["three"]
+    assert list(json.loads(thumbnails.RECORD.read_text())) == ["one"]
 
 
 def test_every_verb_has_templates_that_run_as_they_are():

@@ -1,0 +1,58 @@
+"""The temporary folder of a host, and clearing those of hosts that were killed. Standard library only.
+
+A file in it is locked from before it has its name until nobody holds it open any more: the process that made the folder, and
+the host that got the file from it. The system lets go of a lock however they end, so a folder whose lock can be had is nobody's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+PREFIX = "concepts-host-"
+LOCK = "in-use"
+
+
+def claimed() -> tuple[Path, int]:
+    """A new folder, and the descriptor of its lock: give it to the host too, and close it when the folder is gone."""
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    starting = folder / "starting"
+    lock = os.open(starting, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    starting.rename(folder / LOCK)  # nobody sees the lock while it is still open
+    return folder, lock
+
+
+def clear_leftovers() -> list[Path]:
+    """Removes the folders of hosts of this user that no process uses any more; returns them. What has no lock is left alone."""
+    there = Path(tempfile.gettempdir()).glob(f"{PREFIX}*")
+    return [folder for folder in there if _is_ours(folder) and _cleared(folder)]
+
+
+def _is_ours(folder: Path) -> bool:
+    """Anybody may put anything into the system's temporary folder, links to elsewhere too."""
+    try:
+        about = folder.lstat()
+    except OSError:
+        return False  # it has just gone
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+
+
+def _cleared(folder: Path) -> bool:
+    """Removes a folder unless somebody has its lock."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
