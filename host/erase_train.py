@@ -24,6 +24,7 @@ from .trajectories import noise_for, paint
 OWN_PICTURES = 4  # of the concept, drawn by the model itself where none are given
 STATES = {"draft": (8, 10), "standard": (12, 12), "thorough": (24, 20)}
 """Trajectories of a budget, and their steps."""
+KEPT_SHARE = 4  # trajectories of preserved prompts for each of the concept's: there is more to keep than to erase
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: R
         method=recipe.method,
         schedule=schedule,
         settings=replace(recipe.settings, batch=choices.batch, kept_batch=choices.batch, eta=eta, seed=request.seed),
-        kept=kept_texts if recipe.text_encoder else _some(kept_texts, 2 * trajectories, request.seed),
+        kept=kept_texts if recipe.text_encoder else _some(kept_texts, KEPT_SHARE * trajectories, request.seed),
         place=choices.layers,
         rank=choices.rank,
         seed=request.seed,

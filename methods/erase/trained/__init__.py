@@ -31,10 +31,10 @@ class Recipe:
 
 
 METHODS: dict[str, Recipe] = {
-    "ESD": Recipe(esd, Schedule(150, 3e-3)),
+    "ESD": Recipe(esd, Schedule(150, 3e-3, preserve_weight=3.0)),
     "All but One": Recipe(all_but_one, Schedule(150, 3e-3), Settings(eta=0.0)),
-    "Co-Erasing": Recipe(co_erasing, Schedule(150, 3e-3), images=True),
-    "RealEra": Recipe(realera, Schedule(150, 3e-3)),
+    "Co-Erasing": Recipe(co_erasing, Schedule(150, 3e-3, preserve_weight=3.0), images=True),
+    "RealEra": Recipe(realera, Schedule(150, 3e-3, preserve_weight=3.0)),
     "DoCo (heavy)": Recipe(doco, Schedule(250, 2e-3, surgery=True), anchor_states=True),
 }
 """Methods that train the model; tuned on the demo model (see the score board), in the papers' ranges where those are known."""
