@@ -220,6 +220,23 @@ def test_weights_only_their_layer_can_read_are_read_by_asking_it(new_model):
     assert erase_weights.low_precision(model, [key])
 
 
+def test_packed_weights_are_patched_from_what_their_layer_says(new_model):
+    """A28: the patch is made from the weight read by asking, and whoever unpacks it applies it as any LoRA."""
+    model, edit = new_model(), an_edit()
+    plain = erase_weights.factors(model, edit)
+    key = erase_weights.text_keys(model, ("v",))[2]
+    place, name = key.rsplit(".", 1)[0].rsplit(".", 1)
+    parent = comfy.utils.get_attr(model.model, place)
+    real = getattr(parent, name).weight.detach().clone()
+    setattr(parent, name, _Packed(getattr(parent, name)))
+    patches = apply_edit(model, edit, 1.0, WEIGHTS).patches[key]
+    patched = comfy.lora.calculate_weight(patches, real.clone(), key)
+    torch.testing.assert_close(patched, real + plain[key].matrix(), rtol=1e-6, atol=1e-6)
+    assert (patched - real).abs().max() > 1e-3
+    # where nothing is said the edit goes with the text, and the packed layer is left alone
+    assert key not in apply_edit(model, edit, 1.0, AUTOMATIC).patches
+
+
 @pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("naming", STYLES)
 def test_an_exported_lora_is_the_edit(new_model, tmp_path, naming, half, caplog):
