@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import torch
 from comfyui_concepts.demo import erase_attacks, erase_prompts, score_erase, vocabulary
@@ -81,3 +83,42 @@ def test_an_attack_comes_nearer_to_the_concept_and_leaves_the_model_alone(demo_m
     tokens = [t for t, _ in learned.tokens["l"][0] if isinstance(t, torch.Tensor)]
     assert len(tokens) == (PREFIX if kind == "prefix" else 1)
     assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
+
+
+def _options(**given):
+    return argparse.Namespace(**{"method": None, "concepts": None, "quick": False, "trained": False, **given})
+
+
+def test_the_plan_of_the_board():
+    whole = list(score_erase.plan(_options()))
+    assert [(count, len(groups)) for count, groups, _ in whole] == [(1, 12), (3, 4), (5, 3), (10, 2)]
+    assert all(rows == list(score_erase.METHODS) for _, _, rows in whole)
+    quick = list(score_erase.plan(_options(quick=True)))
+    assert [(count, len(groups)) for count, groups, _ in quick] == [(1, 2), (5, 1)]
+    (one,) = score_erase.plan(_options(method=["uce"], concepts=[3]))
+    assert (one[0], one[2]) == (3, ["uce"])
+    trained = list(score_erase.plan(_options(trained=True)))
+    assert [rows for count, groups, rows in trained if rows == list(score_erase.TRAINED)] != []
+    (alone,) = score_erase.plan(_options(method=["esd"], concepts=[1, 5]))  # a training takes one concept at a time
+    assert (alone[0], len(alone[1]), alone[2]) == (1, score_erase.erase_trained.GROUPS, ["esd"])
+
+
+def test_a_group_is_drawn_counted_and_attacked(monkeypatch):
+    monkeypatch.setattr(erase_attacks, "ITERATIONS", 1)
+    pairs = erase_prompts.TARGETS[:1]
+    orders = [score_erase.Order(name, pairs, 3, attacked) for name, attacked in (("none", False), ("uce", True))]
+    (plain, _), (edited, pictures) = map(score_erase.carry_out, orders)
+    assert {role: len(seen) for role, seen in plain.named.items()} == {
+        "erased": 2, "paraphrase": 2, "kept": 3, "pair": 1, "unlisted": 2
+    }  # fmt: skip
+    assert all(plain.named["erased"])
+    assert plain.layout == pytest.approx([1.0, 1.0])
+    assert not any(edited.named["erased"])
+    assert edited.layout[0] < 0.999
+    assert {kind: len(edited.named[kind]) for kind in (*erase_attacks.KINDS, "img2img")} == {
+        "prefix": 2, "inversion": 2, "img2img": 2
+    }  # fmt: skip
+    assert pictures.shape == (10, 128, 128, 3)
+    metrics = edited.metrics({"kept_right": 1.0})
+    assert metrics["n"] == 16
+    assert {"erased_named_attack", "attack_img2img", "layout_kept", "background_kept", "minutes"} <= metrics.keys()
