@@ -33,7 +33,7 @@ class Zero:
     window: int = 3
     threshold: float = 0.6
     suppression: float = 1.0
-    end: float = 0.25
+    end: float = 0.5
 
 
 ROWS: dict[str, Zero | None] = {
@@ -45,10 +45,12 @@ ROWS: dict[str, Zero | None] = {
 
 
 class Asked(NamedTuple):
-    """A prompt. ``kind``: ``placed``, ``listed`` (objects without a word about where they stand) or ``single``."""
+    """A prompt of these concepts. ``kind`` says how it places them: ``placed`` as in the model's own captions, ``place last``
+    and ``one place`` in words it has never read, ``listed`` not at all; ``single`` is one object."""
 
     kind: str
-    scene: vocabulary.Scene
+    concepts: tuple[str, ...]
+    text: str
 
 
 def prompts(count: int) -> Iterator[Asked]:
@@ -58,16 +60,28 @@ def prompts(count: int) -> Iterator[Asked]:
         ground = backgrounds[number % len(backgrounds)]
         for size in (1, 2, 3):
             concepts = tuple(rng.sample(vocabulary.CONCEPTS, size))
-            yield Asked("single" if size == 1 else "placed", vocabulary.scene_of(concepts, ground))
-            if size > 1:
-                yield Asked("listed", vocabulary.scene_of(concepts, ground, places=(None,) * size))
+            for kind, text in _texts(concepts, ground).items():
+                yield Asked(kind, concepts, text)
+
+
+def _texts(concepts: tuple[str, ...], ground: str) -> dict[str, str]:
+    """The prompts of some concepts, by kind."""
+    usual = vocabulary.scene_of(concepts, ground).caption()
+    if len(concepts) == 1:
+        return {"single": usual}
+    found = {"placed": usual, "listed": vocabulary.scene_of(concepts, ground, places=(None,) * len(concepts)).caption()}
+    if len(concepts) == 2:
+        left, right = map(vocabulary.article, concepts)
+        found["place last"] = f"{left} on the left and {right} on the right, {ground} background"
+        found["one place"] = f"{left} and on the right {right}, {ground} background"
+    return found
 
 
 def draw(asked: Asked, zero: Zero | None) -> torch.Tensor:
     """The pictures, (seeds, h, w, 3)."""
-    painter, concepts = painter_with(None), asked.scene.concepts
+    painter, concepts = painter_with(None), asked.concepts
     model: Any = painter.model
-    positive = encode_with_objects(painter.clip, asked.scene.caption(), list(concepts))
+    positive = encode_with_objects(painter.clip, asked.text, list(concepts))
     if zero:
         model = with_suppression(model, zero.suppression, 0.0, zero.end)
         positive = correct_objects(positive, zero.correction, zero.window, zero.threshold)
@@ -86,10 +100,8 @@ def carry_out(order: tuple[Asked, Zero | None]) -> tuple[list[bool], float]:
     started = time.monotonic()
     pictures = draw(asked, zero)
     seconds = time.monotonic() - started
-    seen = zip(
-        *([v.name for v in the_judge().look(pictures, box)] for box in BOXES[len(asked.scene.concepts)]), strict=True
-    )
-    return [sorted(names) == sorted(asked.scene.concepts) for names in seen], seconds
+    seen = zip(*([v.name for v in the_judge().look(pictures, box)] for box in BOXES[len(asked.concepts)]), strict=True)
+    return [sorted(names) == sorted(asked.concepts) for names in seen], seconds
 
 
 def score_row(name: str, count: int) -> dict[str, float]:
@@ -98,8 +110,8 @@ def score_row(name: str, count: int) -> dict[str, float]:
     found = list(spread(carry_out, [(asked, ROWS[name]) for asked in todo]))
     kinds: dict[str, list[bool]] = {}
     for asked, (right, _) in zip(todo, found, strict=True):
-        size = len(asked.scene.concepts)
-        for kind in ("single_right",) if size == 1 else ("all_present", f"{asked.kind}_{size}"):
+        size = len(asked.concepts)
+        for kind in ("single_right",) if size == 1 else ("all_present", f"{asked.kind}_{size}".replace(" ", "_")):
             kinds.setdefault(kind, []).extend(right)
     return {kind: statistics.mean(right) for kind, right in kinds.items()} | {
         "n": len(kinds["all_present"]),

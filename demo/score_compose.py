@@ -97,6 +97,6 @@ def main(arguments: list[str]) -> int:
     for name in objects_present.ROWS:
         if not options.method or name in options.method:
             with board.row(name) as metrics:
-                metrics |= objects_present.score_row(name, 4 if options.quick else 24)
+                metrics |= objects_present.score_row(name, 4 if options.quick else 20)
             board.write(options.json)
     return 0

@@ -102,8 +102,8 @@ class ConceptsKeepObjectsApart(io.ComfyNode):
                     tooltip="From where in the sampling it works. Start with 0.",
                 ),
                 io.Float.Input(
-                    "end_percent", default=0.25, min=0.0, max=1.0, step=0.01,
-                    tooltip="Up to where in the sampling it works; the layout is decided early. Start with 0.25.",
+                    "end_percent", default=0.5, min=0.0, max=1.0, step=0.01,
+                    tooltip="Up to where in the sampling it works; later costs a little more time. Start with 0.5.",
                 ),
                 io.Boolean.Input(
                     "renormalise", default=False,

@@ -64,10 +64,15 @@ def test_counts_of_two_tasks_add_up(judge):
 def test_prompts_of_several_objects_are_fixed_and_those_that_only_list_say_no_place():
     asked = list(objects_present.prompts(5))
     assert asked == list(objects_present.prompts(5))
-    listed = [a.scene.caption() for a in asked if a.kind == "listed"]
+    listed = [a.text for a in asked if a.kind == "listed"]
     assert len(listed) == 10
-    assert not any(word in caption for caption in listed for word in ("left", "right", "middle"))
-    assert all("on the left" in a.scene.caption() for a in asked if a.kind == "placed")
+    assert not any(word in text for text in listed for word in ("left", "right", "middle"))
+    assert all("on the left" in a.text for a in asked if a.kind == "placed")
+    for kind in ("place last", "one place"):
+        texts = [a.text for a in asked if a.kind == kind]
+        assert len(texts) == 5
+        assert all("on the right" in text and not text.startswith("on the left") for text in texts)
+    assert all(a.text.count(concept) == 1 for a in asked for concept in a.concepts if concept != "car")
 
 
 def test_the_bench_of_the_conductor_runs(monkeypatch, capsys):
