@@ -26,7 +26,7 @@ from ..host.phrases import ENTRY, OBJECTS
 from ..host.suppression import with_suppression
 from ..methods.compose.settings import Compose
 from ..methods.compose.similarity import Words
-from . import vocabulary
+from . import objects_present, vocabulary
 from .bench_anagram import ratios
 from .concept_scenes import lora_of
 from .sampling import CFG, Painter, encode
@@ -129,7 +129,7 @@ def bench(
         )
 
     marked = [[prompt[0][0], {**prompt[0][1], OBJECTS: Words(((2,), (5,), (8,)), ((1, 9),))}]]
-    say("t2i-zero", partial(plain, with_suppression(model, 1.0, 0.0, 0.25), marked))
+    say("t2i-zero", partial(plain, with_suppression(model, 1.0, 0.0, objects_present.Zero().end), marked))
     for count in counts:
         for case, settings in CASES.items():
             say(f"{count} concepts {case}", partial(composer, count, settings))
