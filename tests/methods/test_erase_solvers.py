@@ -1,4 +1,4 @@
-"""What the solvers promise, over random embeddings: RECE, RealEra-style, null space, truncation, and the rows themselves."""
+"""What the solvers promise, over random embeddings: RECE, RealEra-style, null space, and the rows themselves."""
 
 import importlib.util
 import itertools
@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_concepts.methods.erase import realera, rows, spec
-from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.null_space import anchors
 from comfyui_concepts.methods.erase.problem import Settings
 from comfyui_concepts.methods.erase.regenerate import energy, map_of, margin, regenerated, shortfall
 from comfyui_concepts.methods.erase.rows import Prompt, Rows, joined
 from comfyui_concepts.methods.erase.solve import gram, uce
 from comfyui_concepts.methods.erase.solvers import SOLVERS, solve
-from comfyui_concepts.methods.erase.truncate import truncate
 
 _spec = importlib.util.spec_from_file_location("erase_cases", Path(__file__).with_name("erase_cases.py"))
 cases = importlib.util.module_from_spec(_spec)
@@ -188,57 +186,6 @@ def test_the_null_space_is_the_same_with_any_weight_of_what_is_kept():
 def test_a_null_space_without_room_says_so():
     problem = cases.problem(5, 64, kept=400)
     assert "of 64 directions are free" in solve("null-space", problem, Settings(threshold=1e-6)).notes[0]
-
-
-def _span(seed: int = 0, d: int = 96, count: int = 40):
-    """A concept with a tail of padding that changes slowly from token to token, and its anchor with another."""
-    g = torch.Generator().manual_seed(seed)
-    shared = torch.randn(1, d, generator=g, dtype=F64)
-
-    def tail():
-        steps = torch.randn(count, d, generator=g, dtype=F64).cumsum(0) * 0.05
-        x = 0.9 * shared + 0.44 * torch.randn(1, d, generator=g, dtype=F64) + steps
-        return x * cases.NORM / x.norm(dim=1, keepdim=True)
-
-    layers = [torch.randn(64, d, generator=g, dtype=F64) for _ in range(6)]
-    kept = cases.rows(50, d, g, shared)
-    pairs = Rows(tail(), tail(), torch.full((count,), 1 / count, dtype=F64))
-    return pairs, kept, torch.ones(50, dtype=F64), sum(W.T @ W for W in layers), g
-
-
-def test_four_ranks_say_nearly_what_a_whole_span_says():
-    pairs, kept, w, Q, g = _span()
-    M = uce(pairs, kept, w, 0.5)
-    A = gram(pairs.C, pairs.weights) + gram(kept, w) + 0.5 * torch.eye(len(Q), dtype=F64)
-    short = truncate(M, A, Q, rank=4)
-    assert short.M.rank == 4
-
-    def left(m):
-        return residual(map_of(m, len(Q)), Q, pairs)
-
-    assert left(short.M) <= left(M) + 0.05
-    anywhere = torch.randn(200, len(Q), generator=g, dtype=F64)
-    assert energy(short.M(anywhere), Q).sum() <= energy(M(anywhere), Q).sum()
-    U, S, V = torch.linalg.svd(M.matrix())
-    lost = [_size(M.matrix() - m, A, Q) for m in (short.M.matrix(), (U[:, :4] * S[:4]) @ V[:4])]
-    assert lost[0] < 0.99 * lost[1]  # an SVD that does not look at the data loses more of it
-
-
-def _size(m, A, Q):
-    x = m @ torch.linalg.cholesky(A)
-    return float(((Q @ x) * x).sum().sqrt())
-
-
-def test_truncation_reports_what_it_gave_up_and_leaves_short_edits_alone():
-    pairs, kept, w, Q, _ = _span()
-    M = uce(pairs, kept, w, 0.5)
-    A = gram(pairs.C, pairs.weights) + gram(kept, w) + 0.5 * torch.eye(len(Q), dtype=F64)
-    short = truncate(M, A, Q)
-    lost = _size(M.matrix() - short.M.matrix(), A, Q) / _size(M.matrix(), A, Q)
-    assert lost == pytest.approx(short.lost, rel=1e-3, abs=1e-6)
-    assert 0 < short.lost <= 0.03
-    one = LowRank(M.up[:, :3], M.down[:3])
-    assert truncate(one, A, Q).M is one
 
 
 def _prompt(start: int, end: int, stop: int, count: int = 12, seed: int = 0) -> Prompt:
