@@ -78,6 +78,9 @@ class RandomEncoder:
         end = 1 + len(text.split())
         return Prompt(self.known[text], end - len(subject.split()), end, end)
 
+    def parts(self, text: str) -> list[Prompt]:
+        return [self(text)]
+
     def _rows(self, text: str) -> torch.Tensor:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
         rows = 0.9 * self.shared + 0.44 * torch.randn(77, self.width, generator=torch.Generator().manual_seed(seed))

@@ -22,14 +22,42 @@ def encode_prompt(clip: Any, text: str, subject: str = "") -> Prompt:
     """
     sections = _sections(clip, text)
     if len(sections) > 1:
-        remedy = (
-            "shorten the concept or its template" if subject.strip() else "shorten it, or list its parts one by one"
+        raise ValueError(
+            f"'{text}' has more tokens than one call of the text encoder takes ({SECTION - 2}), so that its tokens have no "
+            "counterparts in its anchor's; shorten the concept or its template, or the anchor."
         )
-        raise ValueError(f"'{text}' has more tokens than one call of the text encoder takes ({SECTION - 2}); {remedy}.")
-    stop = _stop(clip, sections[0])
-    start, end = _place(clip, sections[0], subject, text, stop)
-    tokens, pooled = clip.encode_from_tokens(clip.tokenize(text, disable_weights=True), return_pooled=True)
-    return Prompt(tokens[0].float().cpu(), start, end, stop, None if pooled is None else pooled[0].float().cpu())
+    (part,) = encode_parts(clip, text)
+    start, end = _place(clip, sections[0], subject, text, part.stop)
+    return part._replace(start=start, end=end)
+
+
+def encode_parts(clip: Any, text: str) -> list[Prompt]:
+    """A prompt of any length as the text encoder sees it: one Prompt a call, each with its own start and end token.
+
+    ``start`` and ``end`` are the place of the end token, and ``pooled`` is of the first part, as the host hands it on.
+
+    Raises:
+        ValueError: the text encoder is none of the CLIP kind.
+    """
+    _check_kind(clip)
+    sections = _sections(clip, text)
+    rows, pooled = clip.encode_from_tokens(clip.tokenize(text, disable_weights=True), return_pooled=True)
+    pooled = None if pooled is None else pooled[0].float().cpu()
+    parts, first = [], 0
+    for section in sections:
+        stop, tokens = _stop(clip, section), rows[0, first : first + len(section)]
+        parts.append(Prompt(tokens.float().cpu(), stop, stop, stop, pooled))
+        first += len(section)
+    return parts
+
+
+def _check_kind(clip: Any) -> None:
+    """Refuses encoders whose prompts begin with a word: row 0 would be left out, and an empty prompt has no end token at 1."""
+    if _sections(clip, "")[0][0] != _sections(clip, "a")[0][0]:
+        raise ValueError(
+            "This text encoder has no start token (T5 and language models have none), and closed-form erasure knows where words "
+            "stand in a CLIP only; use a model of the SD 1, SD 2 or SDXL families with its own CLIP."
+        )
 
 
 def _sections(clip: Any, text: str) -> list[list[Any]]:

@@ -17,7 +17,7 @@ from ..methods.erase.rows import Prompt, Rows, held, joined, paired
 from ..methods.erase.solvers import solve
 from ..methods.erase.spec import Erased, Preserved, check, check_kept, sentences
 from ..methods.erase.truncate import AUTOMATIC, shortened
-from .erase_prompts import encode_prompt
+from .erase_prompts import encode_parts, encode_prompt
 from .erase_weights import base_fingerprint, differs, energy, sampled, text_keys, text_width
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,18 @@ class Encoder:
     def __init__(self, clip: Any) -> None:
         self.clip = clip
         self.known: dict[tuple[str, str], Prompt] = {}
+        self.long: dict[str, list[Prompt]] = {}
 
     def __call__(self, text: str, subject: str = "") -> Prompt:
         if (text, subject) not in self.known:
             self.known[text, subject] = encode_prompt(self.clip, text, subject)
         return self.known[text, subject]
+
+    def parts(self, text: str) -> list[Prompt]:
+        """A prompt of any length, one Prompt a call of the text encoder."""
+        if text not in self.long:
+            self.long[text] = encode_parts(self.clip, text)
+        return self.long[text]
 
 
 def solve_erasure(
@@ -143,10 +150,12 @@ def _problem(encode: Encoder, concepts: list[Erased], kept: list[Preserved]) -> 
     labels = ["the empty prompt"] * len(empty)
     for entry in kept:
         for prompt in entry.prompts:
-            row, weight = held(encode(prompt), entry.weight, whole=entry.whole)
-            rows.append(row)
-            weights.append(weight)
-            labels += [prompt] * len(row)
+            parts = encode.parts(prompt)  # a long prompt weighs as much as a short one
+            for part in parts:
+                row, weight = held(part, entry.weight / len(parts), whole=entry.whole)
+                rows.append(row)
+                weights.append(weight)
+                labels += [prompt] * len(row)
     sets = [_rows_of(encode, concept) for concept in concepts]
     return Problem(
         tuple(pairs for pairs, _ in sets),
@@ -185,12 +194,12 @@ def _check_apart(problem: Problem, kept: list[Preserved], encode: Encoder) -> No
     prompts = [prompt for entry in kept for prompt in entry.prompts]
     if not prompts:
         return
-    encoded = [encode(prompt) for prompt in prompts]
-    last = torch.stack([e.tokens[max(e.end - 1, 1)] for e in encoded]).double()
+    encoded = [(prompt, part) for prompt in prompts for part in encode.parts(prompt)]
+    last = torch.stack([part.tokens[max(part.end - 1, 1)] for _, part in encoded]).double()
     alike = (
         torch.nn.functional.normalize(last, dim=1) @ torch.nn.functional.normalize(joined(problem.erased).C, dim=1).T
     )
-    for prompt, cosine in zip(prompts, alike.amax(1).tolist(), strict=True):
+    for (prompt, _), cosine in zip(encoded, alike.amax(1).tolist(), strict=True):
         if cosine > _SAME:
             raise ValueError(
                 f"The preserved prompt '{prompt}' is, to this text encoder, the same as a concept that is erased; take it "
@@ -211,7 +220,7 @@ def _pooled(encode: Encoder, concepts: list[Erased], kept: list[Preserved], requ
             weight = torch.full((1,), erased.weight, dtype=torch.float64)
             sets.append(Rows(concept[None].double(), anchor[None].double(), weight))
     prompts = [("", 1.0)] + [(p, entry.weight) for entry in kept for p in entry.prompts]
-    rows = torch.stack([encode(p).pooled.double() for p, _ in prompts])  # type: ignore[union-attr]
+    rows = torch.stack([encode.parts(p)[0].pooled.double() for p, _ in prompts])  # type: ignore[union-attr]
     weights = torch.tensor([weight for _, weight in prompts], dtype=torch.float64)
     solver = "null-space" if request.solver == "null-space" else "uce"
     problem = Problem((joined(sets),), rows, weights, rows[:1].expand(2, -1))

@@ -1,4 +1,4 @@
-"""What the solvers promise, over random embeddings: RECE, RealEra-style, null space, truncation, and the rows themselves."""
+"""What the solvers promise, over random embeddings: RECE, RealEra-style, null space, and the rows themselves."""
 
 import importlib.util
 import itertools
@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_concepts.methods.erase import realera, rows, spec
-from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.null_space import anchors
 from comfyui_concepts.methods.erase.problem import Settings
 from comfyui_concepts.methods.erase.regenerate import energy, map_of, margin, regenerated, shortfall
 from comfyui_concepts.methods.erase.rows import Prompt, Rows, joined
 from comfyui_concepts.methods.erase.solve import gram, uce
 from comfyui_concepts.methods.erase.solvers import SOLVERS, solve
-from comfyui_concepts.methods.erase.truncate import truncate
 
 _spec = importlib.util.spec_from_file_location("erase_cases", Path(__file__).with_name("erase_cases.py"))
 cases = importlib.util.module_from_spec(_spec)
@@ -188,59 +186,6 @@ def test_the_null_space_is_the_same_with_any_weight_of_what_is_kept():
 def test_a_null_space_without_room_says_so():
     problem = cases.problem(5, 64, kept=400)
     assert "of 64 directions are free" in solve("null-space", problem, Settings(threshold=1e-6)).notes[0]
-
-
-SPAN_RIDGE = 0.05
-
-
-def _span(seed: int = 0, d: int = 256, count: int = 71):
-    """A concept with a tail of padding that changes slowly from token to token, and its anchor with another (the spec's toy
-    of 71 rows, at a third of its width)."""
-    g = torch.Generator().manual_seed(seed)
-
-    def tail():
-        steps = torch.randn(count, d, generator=g, dtype=F64).cumsum(0) * 0.25 * count**-0.5
-        x = torch.randn(1, d, generator=g, dtype=F64) + steps
-        return x * cases.NORM / x.norm(dim=1, keepdim=True)
-
-    layers = [torch.randn(64, d, generator=g, dtype=F64) for _ in range(6)]
-    kept = cases.rows(50, d, g, torch.zeros(1, d, dtype=F64))
-    pairs = Rows(tail(), tail(), torch.full((count,), 1 / count, dtype=F64))
-    w, Q = torch.ones(50, dtype=F64), sum(W.T @ W for W in layers)
-    A = gram(pairs.C, pairs.weights) + gram(kept, w) + SPAN_RIDGE * torch.eye(d, dtype=F64)
-    return pairs, uce(pairs, kept, w, SPAN_RIDGE), A, Q, g
-
-
-def test_four_ranks_say_nearly_what_a_whole_span_says():
-    """A29: at rank 4 at most 5 % of the span is left, with no more drift than the whole edit has."""
-    pairs, M, A, Q, g = _span()
-    short = truncate(M, A, Q, rank=4)
-    assert short.M.rank == 4
-
-    def left(m):
-        return residual(map_of(m, len(Q)), Q, pairs)
-
-    U, S, V = torch.linalg.svd(M.matrix())
-    blind = LowRank(U[:, :4] * S[:4], V[:4])  # does not look at the data
-    assert left(M) <= left(short.M) <= 0.05 < left(blind) / 2
-    anywhere = torch.randn(200, len(Q), generator=g, dtype=F64)
-    assert energy(short.M(anywhere), Q).sum() <= energy(M(anywhere), Q).sum()
-    assert _size(M.matrix() - short.M.matrix(), A, Q) < _size(M.matrix() - blind.matrix(), A, Q)
-
-
-def _size(m, A, Q):
-    x = m @ torch.linalg.cholesky(A)
-    return float(((Q @ x) * x).sum().sqrt())
-
-
-def test_truncation_reports_what_it_gave_up_and_leaves_short_edits_alone():
-    _, M, A, Q, _ = _span()
-    short = truncate(M, A, Q)
-    lost = _size(M.matrix() - short.M.matrix(), A, Q) / _size(M.matrix(), A, Q)
-    assert lost == pytest.approx(short.lost, rel=1e-3, abs=1e-6)
-    assert 0 < short.lost <= 0.03
-    one = LowRank(M.up[:, :3], M.down[:3])
-    assert truncate(one, A, Q).M is one
 
 
 def _prompt(start: int, end: int, stop: int, count: int = 12, seed: int = 0) -> Prompt:
