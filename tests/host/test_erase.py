@@ -393,36 +393,3 @@ def test_the_exported_lora_draws_the_same_picture_through_the_hosts_loader(demo_
     edited, exported, plain = (latent(p) for p in (apply_edit(model, edit), loaded, model))
     assert (edited - exported).abs().max() <= 1e-3
     assert (edited - plain).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("naming", STYLES)
-def test_diffusers_and_peft_make_the_same_keys_and_values_of_it(demo_model, tmp_path, naming):
-    from diffusers import UNet2DConditionModel
-    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers
-
-    model, _, _ = demo_model
-    edit = an_edit(128, scale=0.1)
-    erase_export.export_lora(model, None, edit, tmp_path / "a.safetensors", naming, half=False)
-    state = load_file(tmp_path / "a.safetensors")
-    unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(64, 128, 192), layers_per_block=1, cross_attention_dim=128,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=(2, 4, 6),
-    )  # fmt: skip
-    ours = model.model.state_dict()
-    layers = {}
-    for name, target in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items():
-        if ".attn2.to_k." in name or ".attn2.to_v." in name:
-            layers[name.removesuffix(".weight")] = f"diffusion_model.{target}"
-            unet.get_submodule(name.removesuffix(".weight")).weight.data.copy_(ours[f"diffusion_model.{target}"])
-    alphas = None
-    if naming == "kohya":
-        state, alphas = _convert_non_diffusers_lora_to_diffusers(state)
-    with torch.inference_mode(False):
-        unet.load_lora_adapter({k: v.clone() for k, v in state.items()}, prefix="unet", network_alphas=alphas)
-    text = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
-    wanted = erase_weights.factors(model, edit)
-    assert len(layers) == len(wanted)
-    for name, key in layers.items():
-        expected = text @ ours[key].T + wanted[key](text)
-        torch.testing.assert_close(unet.get_submodule(name)(text), expected, rtol=1e-4, atol=1e-4)
