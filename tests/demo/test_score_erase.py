@@ -89,18 +89,29 @@ def _options(**given):
     return argparse.Namespace(**{"method": None, "concepts": None, "quick": False, "trained": False, **given})
 
 
-def test_the_plan_of_the_board():
-    whole = list(score_erase.plan(_options()))
-    assert [(count, len(groups)) for count, groups, _ in whole] == [(1, 12), (3, 4), (5, 3), (10, 2)]
-    assert all(rows == list(score_erase.METHODS) for _, _, rows in whole)
-    quick = list(score_erase.plan(_options(quick=True)))
-    assert [(count, len(groups)) for count, groups, _ in quick] == [(1, 2), (5, 1)]
-    (one,) = score_erase.plan(_options(method=["uce"], concepts=[3]))
-    assert (one[0], one[2]) == (3, ["uce"])
-    trained = list(score_erase.plan(_options(trained=True)))
-    assert [rows for count, groups, rows in trained if rows == list(score_erase.TRAINED)] != []
-    (alone,) = score_erase.plan(_options(method=["esd"], concepts=[1, 5]))  # a training takes one concept at a time
-    assert (alone[0], len(alone[1]), alone[2]) == (1, score_erase.erase_trained.GROUPS, ["esd"])
+def _plan(**given):
+    return [(count, len(groups), rows) for count, groups, rows in score_erase.plan(_options(**given))]
+
+
+SOLVED, TRAINED, FEW = list(score_erase.METHODS), list(score_erase.TRAINED), score_erase.erase_trained.GROUPS
+
+
+@pytest.mark.parametrize(("given", "parts"), [
+    ({}, [(1, 12, SOLVED), (3, 4, SOLVED), (5, 3, SOLVED), (10, 2, SOLVED)]),
+    ({"quick": True}, [(1, 2, SOLVED), (5, 1, SOLVED)]),
+    ({"quick": True, "concepts": [10, 1]}, [(10, 1, SOLVED), (1, 2, SOLVED)]),
+    ({"quick": True, "trained": True}, [(1, 2, SOLVED), (1, min(2, FEW), TRAINED), (5, 1, SOLVED)]),
+    ({"trained": True, "concepts": [1, 3]}, [(1, 12, SOLVED), (1, FEW, TRAINED), (3, 4, SOLVED)]),
+    ({"method": ["rece", "uce"], "concepts": [3]}, [(3, 4, ["rece", "uce"])]),
+    ({"method": ["esd", "uce"], "concepts": [1]}, [(1, 12, ["uce"]), (1, FEW, ["esd"])]),
+    ({"method": ["esd"], "concepts": [1, 5]}, [(1, FEW, ["esd"])]),  # a training takes one concept at a time
+    ({"method": ["esd"], "concepts": [5]}, []),
+])  # fmt: skip
+def test_the_plan_of_the_board(given, parts):
+    assert _plan(**given) == parts
+    assert all(
+        groups == score_erase.GROUPS[count][: len(groups)] for count, groups, _ in score_erase.plan(_options(**given))
+    )
 
 
 def test_a_group_is_drawn_counted_and_attacked(monkeypatch):
@@ -119,6 +130,14 @@ def test_a_group_is_drawn_counted_and_attacked(monkeypatch):
         "prefix": 2, "inversion": 2, "img2img": 2
     }  # fmt: skip
     assert pictures.shape == (10, 128, 128, 3)
+    assert not {*erase_attacks.KINDS, "img2img"} & plain.named.keys()
+    assert len(plain.background) == 8  # a paraphrase need not say one
+    shown = {"erased_named", "erased_named_paraphrase"}
+    kept = {"kept_right", "kept_unlisted", "position_kept", "background_kept", "layout_kept"}
+    attacks = {"erased_named_attack", "attack_prefix", "attack_inversion", "attack_img2img"}
+    assert plain.metrics({}).keys() == shown | kept | {"n", "minutes"}
     metrics = edited.metrics({"kept_right": 1.0})
+    assert metrics.keys() == shown | kept | attacks | {"n", "minutes"}
     assert metrics["n"] == 16
-    assert {"erased_named_attack", "attack_img2img", "layout_kept", "background_kept", "minutes"} <= metrics.keys()
+    plain.add(edited)
+    assert plain.metrics({})["n"] == 26

@@ -4,7 +4,6 @@ import logging
 
 import comfy.lora
 import comfy.lora_convert
-import comfy.utils
 import pytest
 import torch
 from comfyui_concepts.host.lora_export import DIFFUSERS, KOHYA, lora_tensors, names_of, write_lora
@@ -60,49 +59,3 @@ def test_what_has_no_name_is_refused(new_model, demo_model):
         )
     with pytest.raises(ValueError, match=r"cannot be stored in a diffusers LoRA"):
         lora_tensors({}, {}, DIFFUSERS, biases={"x.bias": torch.ones(1)})
-
-
-SDXL_SHAPED = {
-    "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 1, 1, 2, 2],
-    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 2, "context_dim": 24,
-    "use_linear_in_transformer": True, "adm_in_channels": 48, "num_classes": "sequential",
-}  # fmt: skip
-"""The blocks of SDXL under the same numbers, narrow and with fewer transformers in each."""
-
-
-@pytest.mark.parametrize("style", [KOHYA, DIFFUSERS])
-def test_diffusers_reads_every_layer_of_an_sdxl_lora(new_model, style, tmp_path):
-    from diffusers import UNet2DConditionModel
-    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
-    from safetensors.torch import load_file
-
-    model = new_model(more=SDXL_SHAPED)
-    layers = _layers(model)
-    assert len(layers) == 2 * (2 * 1 + 2 * 2 + 2 + 3 * 2 + 3 * 1)
-    tensors = lora_tensors(layers, names_of(model, None, style), style, torch.float32)
-    write_lora(tmp_path / "a.safetensors", tensors, {})
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64, 128), layers_per_block=2, cross_attention_dim=24, norm_num_groups=32,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4, 8),
-        transformer_layers_per_block=(1, 1, 2), use_linear_projection=True,
-    )  # fmt: skip
-    theirs = {
-        name.removesuffix(".weight"): f"diffusion_model.{target}"
-        for name, target in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items()
-        if f"diffusion_model.{target}" in layers
-    }
-    ours = model.model.state_dict()
-    for name, key in theirs.items():
-        unet.get_submodule(name).weight.data.copy_(ours[key])
-    read = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
-        load_file(tmp_path / "a.safetensors"), unet_config=unet.config
-    )
-    with torch.inference_mode(False):
-        state = {name: value.clone() for name, value in read[0].items()}
-        unet.load_lora_adapter(state, prefix="unet", network_alphas=read[1])
-    text = torch.randn(3, 24, generator=torch.Generator().manual_seed(1))
-    assert len(theirs) == len(layers)
-    for name, key in theirs.items():
-        expected = text @ ours[key].T + layers[key](text)
-        torch.testing.assert_close(unet.get_submodule(name)(text), expected, rtol=1e-4, atol=1e-4)
