@@ -15,6 +15,8 @@ from .phrases import OBJECTS
 from .sampling import progress_of
 
 KEY = "concepts.suppression"
+SIDE = "concepts_side"
+"""The key of a conditioning entry, while it is sampled with, under which the name stands that its guider holds it by."""
 
 
 def with_suppression(model: Any, strength: float, start: float, end: float, *, renormalise: bool = False) -> Any:
@@ -39,19 +41,34 @@ def with_suppression(model: Any, strength: float, start: float, end: float, *, r
             model_options = around_attention(model_options, unet_of(model), sites, suppressor)
         return executor(model, conds, x, timestep, model_options, *args, **kwargs)
 
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, _named)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, KEY, wrapper)
     return patched
 
 
+def _named(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around a sampling: writes into its conditionings, which the host has copied for it, what the guider calls them."""
+    for name, entries in executor.class_obj.conds.items():
+        for entry in entries:
+            entry[SIDE] = name
+    return executor(*args, **kwargs)
+
+
 def words_of(conds: Sequence[Any]) -> dict[Any, Words]:
-    """The objects of every prompt that names some, by the host's id of the conditioning; the negative's are left out."""
-    positives = conds[:1] if len(conds) == 2 else conds
-    return {
-        entry["uuid"]: entry[OBJECTS]
-        for cond in positives
-        for entry in cond or ()
-        if len(entry.get(OBJECTS, ((),))[0]) > 1
-    }
+    """The objects of every prompt that names some, by the host's id of the conditioning; those of negatives are left out.
+
+    Guiders ask in orders and numbers of their own (two views are two positives, a concept's path has both sides), so that
+    neither tells. What tells is the host's word for an entry's side, else the name its guider holds it by; where nobody has
+    said anything, the second of two is the negative.
+    """
+    found = {}
+    for number, cond in enumerate(conds):
+        for entry in cond or ():
+            told = entry.get("prompt_type", entry.get(SIDE))
+            negative = "negative" in told if told else len(conds) == 2 and number == 1
+            if not negative and OBJECTS in entry and len(entry[OBJECTS].objects) > 1:
+                found[entry["uuid"]] = entry[OBJECTS]
+    return found
 
 
 class Suppressor:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import comfy.samplers
 import pytest
 import torch
+from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
+from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfyui_concepts.host.attention import CROSS, around_attention, find_sites, unet_of
+from comfyui_concepts.host.concept import Concept
+from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.lora import LoraFile
+from comfyui_concepts.host.path_guider import PathGuider
 from comfyui_concepts.host.phrases import OBJECTS, encode_with_objects
-from comfyui_concepts.host.suppression import with_suppression
+from comfyui_concepts.host.suppression import SIDE, Suppressor, with_suppression, words_of
+from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
+from comfyui_concepts.methods.anagram.prediction import Predictions
+from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.methods.compose.similarity import Words
+from comfyui_concepts.methods.regions import Box, Pyramid, Region
 
 WORDS = Words(((1,), (3, 4)), ((1, 6),))
 
@@ -120,3 +130,102 @@ def test_answering_with_the_attention_itself_is_the_plain_model(model):
     call = [model.model.apply_model(x, torch.full((2,), 2.0), c_crossattn=context, transformer_options=o)
             for o in ({}, options["transformer_options"])]  # fmt: skip
     assert torch.equal(*call)
+
+
+HALVES = [Region("left", (Box(0, 0, 0.5, 1),)), Region("right", (Box(0.5, 0, 0.5, 1),))]
+
+
+def _prompt(seed, *, marked):
+    context = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(seed))
+    return [[context, {OBJECTS: WORDS} if marked else {}]]
+
+
+def _of_views(model, positive, negative):
+    views = [ViewPrompt(view_named(name), _prompt(n, marked=positive), _prompt(9, marked=negative)) for n, name in enumerate(("identity", "flip"))]  # fmt: skip
+    combine = combiner(AVERAGING, [1.0, 1.0])
+    return ViewsGuider(model, views, lambda **known: combine(Predictions(**known)), 3.0)
+
+
+def _of_one_view_at_a_time(model, positive, negative):
+    """A mask in one prompt makes a call of each view."""
+    guider = _of_views(model, positive, negative)
+    for entries in guider.original_conds.values():
+        for entry in entries:
+            entry["mask"] = torch.ones(1, 16, 24)
+    return guider
+
+
+def _of_paths(model, positive, negative):
+    name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    lora = LoraFile("one layer", {f"{name}.lora_{part}.weight": torch.ones(shape) * 0.1 for part, shape in (("up", (32, 1)), ("down", (1, 32)))})  # fmt: skip
+    concepts = [Concept(f"c{n}", "", lora, 1.0, _prompt(n, marked=positive), _prompt(9, marked=negative)) for n in (1, 2)]  # fmt: skip
+    base = _prompt(3, marked=positive), _prompt(9, marked=negative)
+    return PathGuider(model, *base, 3.0, concepts, lambda h, w: Pyramid.of(HALVES, h, w))
+
+
+def _of_two_positives(model, positive, negative):
+    """The host's own with three prompts, of which it says itself that the middle one is of the negatives."""
+    guider = Guider_DualCFG(model)
+    guider.set_conds(_prompt(1, marked=positive), _prompt(2, marked=negative), _prompt(9, marked=negative))
+    guider.set_cfg(3.0, 2.0)
+    return guider
+
+
+def _of_perp_neg(model, positive, negative):
+    guider = Guider_PerpNeg(model)
+    guider.set_conds(_prompt(1, marked=positive), _prompt(2, marked=negative), _prompt(9, marked=negative))
+    guider.set_cfg(3.0, 1.0)
+    return guider
+
+
+def _of_one_positive(model, positive, negative):
+    guider = Guider_Basic(model)
+    guider.set_conds(_prompt(1, marked=positive))
+    return guider
+
+
+GUIDERS = {
+    "views": _of_views, "views one by one": _of_one_view_at_a_time, "paths": _of_paths, "dual cfg": _of_two_positives,
+    "perp neg": _of_perp_neg, "basic": _of_one_positive,
+}  # fmt: skip
+
+
+def _drawn(guider):
+    noise = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(4))
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", 2)
+    sampler = comfy.samplers.sampler_object("euler")
+    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
+
+
+@pytest.mark.parametrize("kind", GUIDERS)
+def test_every_guiders_negatives_are_left_alone_and_its_positives_are_not(model, kind):
+    """However many it asks about in one call, and in which order."""
+    patched = with_suppression(model, 1.0, 0.0, 1.0)
+    plain = _drawn(GUIDERS[kind](model, False, False))
+    assert torch.equal(_drawn(GUIDERS[kind](patched, False, True)), plain)
+    moved = _drawn(GUIDERS[kind](patched, True, False))
+    assert not torch.equal(moved, plain)
+    assert torch.equal(_drawn(GUIDERS[kind](patched, True, True)), moved)
+
+
+def test_every_view_and_every_path_is_reached(model, monkeypatch):
+    asked = []
+    original = Suppressor._change
+    monkeypatch.setattr(Suppressor, "_change", lambda self, q, *rest: (asked.append(len(q)), original(self, q, *rest))[1])  # fmt: skip
+    sites = len(find_sites(unet_of(model.model), CROSS))
+    for make, prompts in ((_of_views, 2), (_of_paths, 3), (_of_two_positives, 1)):
+        asked.clear()
+        _drawn(make(with_suppression(model, 1.0, 0.0, 1.0), True, True))
+        assert len(asked) == 2 * sites * prompts  # 2 steps
+
+
+def test_two_positives_asked_about_alone_are_two_positives():
+    """As a gradient step of an anagram asks; unmarked, the second of two is the negative, as the host's samplers ask."""
+    told, untold = (
+        [{"uuid": n, OBJECTS: WORDS, **more} for n in range(2)] for more in ({"prompt_type": "positive"}, {})
+    )
+    assert set(words_of([[entry] for entry in told])) == {0, 1}
+    assert set(words_of([[entry] for entry in untold])) == {0}
+    assert set(words_of([untold, None])) == {0, 1}
+    named = [{"uuid": 0, OBJECTS: WORDS, SIDE: "negative 1"}, {"uuid": 1, OBJECTS: WORDS, SIDE: "positive"}]
+    assert set(words_of([[entry] for entry in named])) == {1}
