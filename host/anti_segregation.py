@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .attention import CROSS, Captured, Site, capture, find_sites, unet_of
-from .gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
+from .gradients import check_differentiable, differentiable_options, gradient_of, normal, plain_patcher, prompts
 from .once import Once
 from .phrases import ENTRY
 from .sampling import progress_of
@@ -36,18 +36,19 @@ class Pull:
     iterations: int
 
 
-def check_phrases(prompts: Sequence[Any]) -> None:
-    """Refuses prompts that do not say which of their words are the concept.
+def pulled_model(model: Any, views: Sequence[Any]) -> Any:
+    """The MODEL to sample these views with under a pull: in a form that has gradients, on hosts that have another by default.
 
     Raises:
-        ValueError: a view without a phrase.
+        ValueError: a prompt does not say which of its words are the concept, or the model has no such form.
     """
-    for prompt in prompts:
+    for prompt in views:
         if prompt.known is not None or not all(values.get(ENTRY) for _, values in prompt.positive):
             raise ValueError(
                 f"Anti-segregation must know which words of the prompt of view '{prompt.view.name}' are its concept; encode "
                 "every view's prompt with 'Encode Concept Phrase' instead of CLIP Text Encode, or choose another preset."
             )
+    return plain_patcher(model) if len(views) > 1 else model
 
 
 class Puller:

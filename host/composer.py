@@ -16,6 +16,7 @@ from ..methods.panels import Attention, Panel, attention_panels, concept_panels
 from .attention import unet_of
 from .concept import LAYERS, Concept, check_layers
 from .enhancement import Enhancer, reinitialised
+from .gradients import plain_patcher
 from .injection import Injection, Voice, Words
 from .lora import unet_factors
 from .lowrank import prepared
@@ -59,11 +60,11 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         settings: Compose,
         soft: bool = False,
     ) -> None:
-        super().__init__(model)
+        active = [n for n, concept in enumerate(concepts) if concept.strength != 0]
+        super().__init__(plain_patcher(model) if active and settings.enhancement > 0 else model)
         check_base(positive, negative)
         self.inner_set_conds({"positive": positive, "negative": negative})
         self.set_cfg(cfg)
-        active = [n for n, concept in enumerate(concepts) if concept.strength != 0]
         self.concepts = [concepts[n] for n in active]
         self.settings, self.soft = settings, soft
         self.covered_for = covered_for

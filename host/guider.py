@@ -11,7 +11,7 @@ import node_helpers
 import torch
 
 from ..methods.panels import Panel
-from .anti_segregation import WHO, Pull, Puller, check_phrases
+from .anti_segregation import WHO, Pull, Puller, pulled_model
 from .once import once_for
 from .preview import Painter, watched
 from .view_guidance import Combine, check_view, guide_views, known_latent
@@ -66,9 +66,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
     ) -> None:
         if not prompts:
             raise ValueError("An anagram needs at least one view; connect an Anagram View to 'views'.")
-        super().__init__(model)
-        if pull is not None:
-            check_phrases(prompts)
+        super().__init__(model if pull is None else pulled_model(model, prompts))
         self.prompts, self.pull = tuple(prompts), pull
         self.combine = combine
         self.set_cfg(cfg)

@@ -10,10 +10,13 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import comfy.model_sampling
 import torch
+
+from .time_travel import Travel
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,9 @@ def once_for(
     Raises:
         ValueError: a sampler that measures its own error, which an edit would look like.
     """
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__).lower()
+    function = getattr(sampler, "sampler_function", None)
+    travel = function if isinstance(function, Travel) else None
+    name = getattr(travel.function if travel else function, "__name__", type(sampler).__name__).lower()
     if _ADAPTIVE in name:
         raise ValueError(f"{who} cannot work with dpm_adaptive, which would take it for an error; use euler.")
     forgets = _CORRECTED not in name and any(word in name for word in _FORGETFUL)
@@ -77,7 +82,17 @@ def once_for(
         return Once(lasting=lasting)
     most = _trials(name, options.get("eta", 1.0), isinstance(model_sampling, comfy.model_sampling.CONST))
     levels = [float(s) for s in sigmas if s > 0]
+    if travel:
+        return Once(levels, _travelled(travel.passes(model_sampling, sigmas), most, _CORRECTED in name), lasting)
     return Once(levels, [min(number, most) for number in range(len(levels))], lasting)
+
+
+def _travelled(passes: Sequence[int], most: int, corrected: bool) -> list[int]:
+    """The trials at each level where steps are taken again, ``passes`` of each: every pass of the step above asks at the level
+    too. One that asks again where it corrects itself does so within a run of steps alone, and a step of the window is its own.
+    """
+    within = [above == below == 1 for above, below in pairwise(passes)]
+    return [0, *(most * (inner if corrected else above) for above, inner in zip(passes, (*within, 0), strict=True))]
 
 
 def _trials(name: str, eta: float, flow: bool) -> int:

@@ -6,12 +6,16 @@ Lugmayr et al., "RePaint", 2201.09865, section 4.2 (resampling); used for anagra
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.samplers
 import torch
 
 from .sampling import levels
+
+_WHOLE_SCHEDULE = ("heunpp2", "unipc", "uni_pc")  # by the step, the first is euler and the others do not move
+_SEEDS_APART = 0x9E3779B97F4A7C15
 
 
 def travelling(sampler: Any, start: float, end: float, repeats: int) -> Any:
@@ -21,7 +25,7 @@ def travelling(sampler: Any, start: float, end: float, repeats: int) -> Any:
     steps starts anew at each, since the steps no longer follow each other.
 
     Raises:
-        ValueError: a sampler object that has no function to call step by step.
+        ValueError: a sampler object that has no function to call step by step, or one that needs the whole schedule.
     """
     if repeats <= 1 or end <= start:
         return sampler
@@ -30,8 +34,15 @@ def travelling(sampler: Any, start: float, end: float, repeats: int) -> Any:
         raise ValueError(
             f"Time travel cannot take {type(sampler).__name__} apart into steps; use a sampler from KSamplerSelect."
         )
-    travel = _step_by_step(function, start, end, repeats)
-    return comfy.samplers.KSAMPLER(travel, sampler.extra_options, sampler.inpaint_options)
+    name = getattr(function, "__name__", "").lower()
+    if any(word in name for word in _WHOLE_SCHEDULE):
+        raise ValueError(
+            f"Time travel takes single steps, and {name.removeprefix('sample_')} plans its steps over the whole schedule; use "
+            "heun, dpm_2 or euler."
+        )
+    return comfy.samplers.KSAMPLER(
+        Travel(function, start, end, repeats), sampler.extra_options, sampler.inpaint_options
+    )
 
 
 def renoised(x: torch.Tensor, noise: torch.Tensor, model_sampling: Any, low: float, high: float) -> torch.Tensor:
@@ -42,37 +53,68 @@ def renoised(x: torch.Tensor, noise: torch.Tensor, model_sampling: Any, low: flo
     return x * ratio + (s_high**2 - (s_low * ratio) ** 2) ** 0.5 * noise
 
 
-def _step_by_step(function: Callable[..., torch.Tensor], start: float, end: float, repeats: int):
-    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+@dataclass(frozen=True)
+class Travel:
+    """A sampler's function that calls another of the host's step by step, and steps of the window several times."""
+
+    function: Callable[..., torch.Tensor]
+    start: float
+    end: float
+    repeats: int
+
+    def passes(self, model_sampling: Any, sigmas: torch.Tensor) -> list[int]:
+        """How often each step is taken; the last one, which ends without noise, never twice."""
+        highest, lowest = (float(model_sampling.percent_to_sigma(percent)) for percent in (self.start, self.end))
+        steps = zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)
+        return [self.repeats if lowest <= high <= highest and low > 0 else 1 for high, low in steps]
+
+    def __call__(
+        self, model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any] | None = None,
+        callback: Any = None, disable: Any = None, **options: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """As the host calls its samplers."""
         model_sampling = model.inner_model.inner_model.model_sampling
-        inside = _window(model_sampling, sigmas, start, end)
+        passes = self.passes(model_sampling, sigmas)
         seed = (extra_args or {}).get("seed") or 0
         generator = torch.Generator().manual_seed((seed + 1) % 2**63)  # not the seed itself: that made the first noise
-
-        def run(first: int, last: int, x: torch.Tensor) -> torch.Tensor:
-            moved = None if callback is None else lambda known: callback({**known, "i": known["i"] + first})
-            return function(
-                model, x, sigmas[first : last + 1], extra_args=extra_args, callback=moved, disable=disable, **options
-            )
-
+        run = _Runs(self.function, model, sigmas, extra_args or {}, callback, disable, options)
         step = 0
-        while step < len(sigmas) - 1:
-            if step not in inside:  # on to the window, or to the end, in one run: multistep samplers remember
-                stop = min((s for s in inside if s > step), default=len(sigmas) - 1)
+        while step < len(passes):
+            if passes[step] == 1:  # on to the window, or to the end, in one run: multistep samplers remember
+                stop = next((s for s in range(step, len(passes)) if passes[s] > 1), len(passes))
                 x, step = run(step, stop, x), stop
                 continue
-            for again in range(repeats):
+            for again in range(self.repeats):
                 x = run(step, step + 1, x)
-                if again < repeats - 1:
+                if again < self.repeats - 1:
                     noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
                     x = renoised(x, noise, model_sampling, float(sigmas[step + 1]), float(sigmas[step]))
             step += 1
         return x
 
-    return sample
 
+@dataclass
+class _Runs:
+    """Calls a sampler's function on parts of a schedule, with what it takes from the whole of it."""
 
-def _window(model_sampling: Any, sigmas: torch.Tensor, start: float, end: float) -> set[int]:
-    """The steps that begin inside the window; the last step, which ends without noise, is never taken again."""
-    highest, lowest = (float(model_sampling.percent_to_sigma(percent)) for percent in (start, end))
-    return {i for i in range(len(sigmas) - 1) if lowest <= float(sigmas[i]) <= highest and float(sigmas[i + 1]) > 0}
+    function: Callable[..., torch.Tensor]
+    model: Any
+    sigmas: torch.Tensor
+    extra_args: dict[str, Any]
+    callback: Any
+    disable: Any
+    options: dict[str, Any]
+    count: int = 0
+
+    def __call__(self, first: int, last: int, x: torch.Tensor) -> torch.Tensor:
+        callback, extra_args, options = self.callback, dict(self.extra_args), dict(self.options)
+        moved = None if callback is None else lambda known: callback({**known, "i": known["i"] + first})
+        if extra_args.get("seed") is not None:  # else every call of an ancestral sampler would draw the same noise
+            extra_args["seed"] = (extra_args["seed"] + self.count * _SEEDS_APART) % 2**63
+        self.count += 1
+        if options.get("s_churn"):  # which samplers share out among the steps they are given
+            options["s_churn"] *= (last - first) / (len(self.sigmas) - 1)
+        part = self.sigmas[first : last + 1]
+        return self.function(
+            self.model, x, part, extra_args=extra_args, callback=moved, disable=self.disable, **options
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import comfy.patcher_extension
 import torch
 
-from .anti_segregation import WHO, Pull, Puller, check_phrases
+from .anti_segregation import WHO, Pull, Puller, pulled_model
 from .guider import ViewPrompt, tagged
 from .once import once_for
 from .view_guidance import Combine, check_view, guide_views, known_latent
@@ -37,7 +37,7 @@ def with_views(
     if not prompts:
         raise ValueError("An anagram needs at least one view; connect an Anagram View to 'views'.")
     if pull is not None:
-        check_phrases(prompts)
+        model = pulled_model(model, prompts)
     positive: list[Any] = []
     negative: list[Any] = []
     for index, prompt in enumerate(prompts):

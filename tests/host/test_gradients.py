@@ -7,7 +7,16 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host import gradients
+from comfyui_concepts.host.anti_segregation import Pull
 from comfyui_concepts.host.attention import SELF, capture, find_sites, unet_of
+from comfyui_concepts.host.composer import ComposeGuider
+from comfyui_concepts.host.concept import Concept
+from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.lora import LoraFile
+from comfyui_concepts.host.phrases import ENTRY
+from comfyui_concepts.host.view_patch import with_views
+from comfyui_concepts.methods.anagram.views import view_named
+from comfyui_concepts.methods.compose.settings import Compose
 
 SIGMA = 3.0
 
@@ -229,3 +238,54 @@ def test_the_plain_patcher_asks_newer_hosts_for_ordinary_weights(new_model):
 
     with pytest.raises(ValueError, match="--disable-dynamic-vram"):
         gradients.plain_patcher(Dynamic())
+
+
+def _cond(seed):
+    return [[torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(seed)), {ENTRY: (1, 2)}]]
+
+
+def _of_views(model, gradients_taken):
+    prompts = [ViewPrompt(view_named(name), _cond(n), _cond(9)) for n, name in enumerate(("identity", "flip"))]
+    pull = Pull(None, None, 0.0, 1.0, 1) if gradients_taken else None
+    return ViewsGuider(model, prompts, None, 3.0, pull).model_patcher
+
+
+def _of_view_patch(model, gradients_taken):
+    prompts = [ViewPrompt(view_named(name), _cond(n), _cond(9)) for n, name in enumerate(("identity", "flip"))]
+    return with_views(model, prompts, None, Pull(None, None, 0.0, 1.0, 1) if gradients_taken else None)[0]
+
+
+def _concept():
+    return Concept("c", "", LoraFile("c", {}), 1.0, _cond(3), _cond(4))
+
+
+def _of_composer(model, gradients_taken):
+    settings = Compose(enhancement=1.0 if gradients_taken else 0.0)
+    return ComposeGuider(model, _cond(1), _cond(2), 3.0, [_concept()], None, settings).model_patcher
+
+
+def _of_composer_without_concepts(model, _):
+    return ComposeGuider(model, _cond(1), _cond(2), 3.0, [], None, Compose(enhancement=1.0)).model_patcher
+
+
+@pytest.mark.parametrize("made", [_of_views, _of_view_patch, _of_composer])
+def test_whoever_takes_gradients_samples_with_ordinary_weights_and_nobody_else(new_model, made):
+    """On newer hosts, where the weights of a MODEL are in memory that autograd does not see."""
+    plain = new_model("EPS")
+    dynamic = plain.clone()
+    dynamic.is_dynamic, dynamic.get_non_dynamic_delegate = (lambda: True), (lambda: plain)
+    dynamic.clone, plain.clone = (lambda: dynamic), (lambda: plain)
+    assert made(dynamic, True) is plain
+    assert made(dynamic, False) is dynamic
+    assert _of_composer_without_concepts(dynamic, True) is dynamic
+
+
+@pytest.mark.parametrize("made", [_of_views, _of_view_patch, _of_composer])
+def test_a_model_without_ordinary_weights_is_refused_where_it_is_set_up(new_model, made):
+    def none():
+        raise RuntimeError("no cached_patcher_init")
+
+    dynamic = new_model("EPS")
+    dynamic.is_dynamic, dynamic.get_non_dynamic_delegate = (lambda: True), none
+    with pytest.raises(ValueError, match="--disable-dynamic-vram"):
+        made(dynamic, True)

@@ -6,6 +6,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.once import Once, once_for
+from comfyui_concepts.host.time_travel import travelling
 
 STEPS = 5
 ALL = [name for name in comfy.samplers.SAMPLER_NAMES if name != "dpm_adaptive"]
@@ -22,12 +23,12 @@ class Editing(comfy.samplers.CFGGuider):
         return super().predict_noise(x, timestep, model_options or {}, seed)
 
 
-def _sampled(model, name, mask=None):
+def _sampled(model, name, mask=None, sampler=None):
     text = [[torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(1)), {}]]
     guider = Editing(model)
     guider.set_conds(text, text)
     guider.set_cfg(1.0)
-    sampler, shown = comfy.samplers.sampler_object(name), []
+    sampler, shown = sampler or comfy.samplers.sampler_object(name), []
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)
     levels = [float(s) for s in sigmas if s > 0]  # uni_pc writes into them
     guider.edited, guider.once = (
@@ -85,3 +86,29 @@ def test_noise_added_above_the_levels_is_a_level_too():
     sampler = comfy.samplers.ksampler("euler", {"s_churn": 5.0})
     once = once_for(sampler, torch.tensor([4.0, 2.0, 0.0]), None, None, "This test")
     assert [once.due(torch.tensor([s])) for s in (4.8, 2.4, 2.4)] == [True, True, False]
+
+
+WHOLE = ("heunpp2", "uni_pc", "uni_pc_bh2")  # not step by step, and refused
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("EPS", name) for name in ALL if name not in WHOLE]
+    + [("FLOW", name) for name in ("heun", "dpm_2_ancestral", "dpmpp_2s_ancestral", "sa_solver_pece")],
+)
+def test_within_time_travel_each_level_is_due_once_at_a_latent_that_lasts(tiny_models, kind, name):
+    """A second-order sampler asks at the next level on each of its passes, before it gets there."""
+    travel = travelling(comfy.samplers.sampler_object(name), 0.2, 0.8, 3)
+    guider, levels, shown = _sampled(tiny_models[kind], name, sampler=travel)
+    assert len(shown) > STEPS or name == "sa_solver_pece"
+    if name != "dpm_fast":
+        assert [level for level, _ in guider.edited] == pytest.approx(levels, rel=2e-3)
+    assert guider.once.lasting == (name not in PREDICTIONS)
+    if guider.once.lasting and name not in FIRST_NOISE and name != "sa_solver_pece":
+        assert all(any(x is theirs for theirs in shown) for _, x in guider.edited)
+
+
+def test_a_sampler_that_is_refused_is_refused_within_time_travel(tiny_models):
+    travel = travelling(comfy.samplers.ksampler("dpm_adaptive"), 0.2, 0.8, 2)
+    with pytest.raises(ValueError, match=r"cannot work with dpm_adaptive"):
+        _sampled(tiny_models["EPS"], "dpm_adaptive", sampler=travel)

@@ -222,6 +222,65 @@ def test_a_window_outside_the_schedule_changes_nothing(tiny_models):
     )
 
 
+@pytest.mark.parametrize("name", ["heunpp2", "uni_pc", "uni_pc_bh2"])
+def test_samplers_that_need_the_whole_schedule_are_refused(name):
+    with pytest.raises(ValueError, match=r"plans its steps over the whole schedule; use heun"):
+        travelling(comfy.samplers.sampler_object(name), 0.2, 0.8, 2)
+    assert travelling(comfy.samplers.sampler_object(name), 0.2, 0.8, 1).sampler_function  # the plain one
+
+
+def test_heun_stays_of_second_order_in_the_window(tiny_models):
+    """Each pass asks at its own level and at the next: the same picture as heun's, step by step, without the renoising."""
+    asked: list[float] = []
+
+    class Noting(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, *args, **kwargs):
+            asked.append(float(timestep.max()))
+            return super().predict_noise(x, timestep, *args, **kwargs)
+
+    travel = travelling(comfy.samplers.sampler_object("heun"), 0.2, 0.8, 2)
+    guider, noise = Noting(tiny_models["EPS"]), _noise()
+    guider.set_conds(_cond(0), _cond(99))
+    sigmas = comfy.samplers.calculate_sigmas(tiny_models["EPS"].get_model_object("model_sampling"), "normal", 6)
+    guider.sample(noise, torch.zeros_like(noise), travel, sigmas, disable_pbar=True, seed=3)
+    taken = travel.sampler_function.passes(tiny_models["EPS"].get_model_object("model_sampling"), sigmas)
+    assert max(taken) == 2
+    steps = list(zip(sigmas.tolist(), sigmas[1:].tolist(), taken, strict=False))
+    wanted = [level for high, low, passes in steps for _ in range(passes) for level in (high, low) if level > 0]
+    assert asked == pytest.approx(wanted)
+
+
+def test_an_ancestral_sampler_draws_other_noise_on_each_pass(tiny_models, monkeypatch):
+    drawn: list[torch.Tensor] = []
+    default = comfy.k_diffusion.sampling.default_noise_sampler
+
+    def watched(*args, **kwargs):
+        draw = default(*args, **kwargs)
+        return lambda *levels: (drawn.append(draw(*levels)), drawn[-1])[1]
+
+    monkeypatch.setattr(comfy.k_diffusion.sampling, "default_noise_sampler", watched)
+    travel = travelling(comfy.samplers.sampler_object("euler_ancestral"), 0.2, 0.8, 2)
+    first = _plain(tiny_models["EPS"], travel)
+    assert len(drawn) > 10
+    flat = torch.nn.functional.normalize(torch.stack(drawn).flatten(1), dim=1)
+    assert (flat @ flat.T - torch.eye(len(flat))).abs().max() < 0.5
+    assert torch.equal(_plain(tiny_models["EPS"], travel), first)  # the same seed, the same picture
+
+
+def test_churn_is_shared_out_among_the_steps_of_the_whole_schedule(tiny_models):
+    """Samplers divide it by the steps they are given, and within the window that is one."""
+    hats = []
+    travel = travelling(comfy.samplers.ksampler("euler", {"s_churn": 2.0}), 0.2, 0.8, 2)
+    watched = travel.sampler_function.function
+
+    def watching(model, x, sigmas, callback=None, **known):
+        return watched(model, x, sigmas, callback=lambda k: hats.append(float(k["sigma_hat"] / k["sigma"])), **known)
+
+    object.__setattr__(travel.sampler_function, "function", watching)
+    _plain(tiny_models["EPS"], travel)
+    assert hats == pytest.approx([1.2] * len(hats))  # 2.0 over 10 steps
+
+
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
 def test_going_back_up_restores_the_level_of_signal_and_noise(tiny_models, kind):
     sampling = tiny_models[kind].get_model_object("model_sampling")
