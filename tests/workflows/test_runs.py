@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_concepts.demo.client import GraphFailed, run_graph
+from comfyui_concepts.demo.host_folder import LOCK
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -135,10 +136,10 @@ def test_the_pack_writes_only_where_the_host_does(server, untouched):
 
     def there():
         files = (p.relative_to(server.base) for p in server.base.rglob("*") if p.is_file() and not p.is_symlink())
-        return {p for p in files if p.parts[0] not in ("output", "temp", "user", "host.log")}
+        return {p for p in files if p.parts[0] not in ("output", "temp", "user", "host.log", LOCK)}
 
     before = there()
     _run(server, _graph("anagram_turn", n10_steps=1, n11_batch_size=1, n8_noise_seed=5))
     assert there() == before
-    assert {p.parts[0] for p in before} <= {"models"}  # what other tests have laid there
+    assert {p.parts[0] for p in before} <= {"models", "input"}  # what other tests have laid there
     untouched()
