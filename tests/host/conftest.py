@@ -77,3 +77,19 @@ def control_net():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
         control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
         return control.copy().set_cond_hint(torch.rand(1, 3, 64, 64, generator=generator), 0.7)
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[torch.Tensor]:
+    """The noise that samplers draw while they sample, in order."""
+    import comfy.k_diffusion.sampling
+
+    found: list[torch.Tensor] = []
+    default = comfy.k_diffusion.sampling.default_noise_sampler
+
+    def watched(*args, **kwargs):
+        draw = default(*args, **kwargs)
+        return lambda *levels: (found.append(draw(*levels)), found[-1])[1]
+
+    monkeypatch.setattr(comfy.k_diffusion.sampling, "default_noise_sampler", watched)
+    return found

@@ -63,15 +63,7 @@ def test_one_view_under_the_hosts_guidance_nodes_is_the_host_bit_for_bit(tiny_mo
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2s_ancestral", "lcm"])
-def test_a_sampler_draws_the_noise_it_draws_without_views(tiny_models, sampler, monkeypatch):
-    drawn: list[torch.Tensor] = []
-    default = comfy.k_diffusion.sampling.default_noise_sampler
-
-    def watched(*args, **kwargs):
-        draw = default(*args, **kwargs)
-        return lambda *levels: (drawn.append(draw(*levels)), drawn[-1])[1]
-
-    monkeypatch.setattr(comfy.k_diffusion.sampling, "default_noise_sampler", watched)
+def test_a_sampler_draws_the_noise_it_draws_without_views(tiny_models, sampler, drawn):
     _sample(_plain(tiny_models["EPS"]), sampler)
     plain = list(drawn)
     drawn.clear()

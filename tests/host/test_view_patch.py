@@ -250,15 +250,7 @@ def test_heun_stays_of_second_order_in_the_window(tiny_models):
     assert asked == pytest.approx(wanted)
 
 
-def test_an_ancestral_sampler_draws_other_noise_on_each_pass(tiny_models, monkeypatch):
-    drawn: list[torch.Tensor] = []
-    default = comfy.k_diffusion.sampling.default_noise_sampler
-
-    def watched(*args, **kwargs):
-        draw = default(*args, **kwargs)
-        return lambda *levels: (drawn.append(draw(*levels)), drawn[-1])[1]
-
-    monkeypatch.setattr(comfy.k_diffusion.sampling, "default_noise_sampler", watched)
+def test_an_ancestral_sampler_draws_other_noise_on_each_pass(tiny_models, drawn):
     travel = travelling(comfy.samplers.sampler_object("euler_ancestral"), 0.2, 0.8, 2)
     first = _plain(tiny_models["EPS"], travel)
     assert len(drawn) > 10
