@@ -53,14 +53,14 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    model, ema = Autoencoder(), Autoencoder()
     training = Training(options.out / "decoder.safetensors", options.minutes)
+    torch.manual_seed(training.steps)
+    model, ema, rng = Autoencoder(), Autoencoder(), Random(training.steps)
     if training.tensors:
         model.decoder.load_state_dict(training.tensors)
     ema.load_state_dict(model.state_dict())
     optimiser = torch.optim.AdamW(model.decoder.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    rng, losses = Random(training.steps), []
-    torch.manual_seed(training.steps)
+    losses = []
     while training.done < 1:
         for group in optimiser.param_groups:
             group["lr"] = PEAK_RATE * training.warm_up(100) * 0.5 * (1 + math.cos(math.pi * training.done))
@@ -80,10 +80,16 @@ def main(arguments: list[str]) -> int:
             slow.data.lerp_(fast.data, 1 - EMA_DECAY if training.steps > 500 else 0.05)
         if training.step():
             training.keep(ema.decoder.state_dict())
-            log.info("%.1f min, step %d, loss %.4f", training.spent, training.steps, np.mean(losses[-200:]))
+            report(training, losses, ema)
     training.keep(ema.decoder.state_dict())
-    log.info("PSNR %.2f dB", psnr(ema))
+    report(training, losses, ema)
     return 0
+
+
+def report(training: Training, losses: list[float], model: Autoencoder) -> None:
+    """Logs a line of the learning curve."""
+    loss = float(np.mean(losses[-200:])) if losses else math.nan
+    log.info("%.1f min, step %d, loss %.4f, PSNR %.2f dB", training.spent, training.steps, loss, psnr(model))
 
 
 @torch.no_grad()

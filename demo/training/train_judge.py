@@ -145,11 +145,11 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     held_out(options.out)
-    network, training = JudgeNetwork(), Training(options.out / "judge-training.safetensors", options.minutes)
+    training = Training(options.out / "judge-training.safetensors", options.minutes)
+    torch.manual_seed(training.steps)
+    network, rng = JudgeNetwork(), Random(3 + training.steps)
     if training.tensors:
         network.load_state_dict(training.tensors)
-    rng = Random(3 + training.steps)
-    torch.manual_seed(training.steps)
     optimiser = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=0.02)
     losses = []
     while training.done < 1:
