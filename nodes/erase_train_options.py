@@ -54,7 +54,7 @@ class ConceptsTrainOptions(io.ComfyNode):
                 io.Float.Input(
                     "keep", default=-1.0, min=-1.0, max=1000.0, step=0.1,
                     tooltip="What drift of the preserved prompts counts against erasing. Raise it when they suffer. -1 is the "
-                    "method's own (3; 1 for All but One and DoCo). Start with -1.",
+                    "method's own (3 for ESD, Co-Erasing and RealEra, else 1). Start with -1.",
                 ),
                 Options.Input("train_options", optional=True, tooltip="From Training States, to set both."),
             ],

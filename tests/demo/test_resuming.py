@@ -41,7 +41,7 @@ def discs(monkeypatch):
 
 @pytest.fixture
 def killed_after(monkeypatch):
-    """Keeps a checkpoint at every step, and kills the training after so many; returns how often it was set right."""
+    """Keeps a checkpoint at every step, and kills the training after so many: call it with their number."""
     step = checkpoint.Training.step
     monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0.0)
 

@@ -12,10 +12,8 @@ import pytest
 import torch
 from comfyui_concepts.host import erase_weights
 from comfyui_concepts.host.erase_apply import AUTOMATIC, FULL, WEIGHTS, apply_edit
-from comfyui_concepts.methods.erase.edit import Edit
+from comfyui_concepts.methods.erase.edit import KEYS_AND_VALUES, Edit
 from comfyui_concepts.methods.erase.lowrank import LowRank
-
-KEYS_AND_VALUES = ("k", "v")
 
 
 class Packed(torch.nn.Module):
