@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import colorsys
+import logging
 import zlib
 
 import numpy as np
@@ -35,6 +36,8 @@ def discs(monkeypatch):
         return np.concatenate([inside * np.asarray(colour, np.float32), inside], -1)
 
     monkeypatch.setattr(scenes, "sprite", disc)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # for the whole process, both would be
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
