@@ -88,9 +88,10 @@ def lora_tensors(
     tensors: dict[str, torch.Tensor] = {}
     for key, matrix in layers.items():
         up, down = balanced(matrix)
-        name, ends = _name(names, key), _ENDINGS[style]
-        tensors[f"{name}.{ends[0]}"] = up.to(dtype).contiguous()
-        tensors[f"{name}.{ends[1]}"] = down.to(dtype).contiguous()
+        name = _name(names, key)
+        ends = _TO_OUT if style == DIFFUSERS and name.endswith(".to_out") else _ENDINGS[style]
+        tensors[name + ends[0]] = up.to(dtype).contiguous()
+        tensors[name + ends[1]] = down.to(dtype).contiguous()
         if style == KOHYA:
             tensors[f"{name}.alpha"] = torch.tensor(float(matrix.rank)).to(dtype)
     for key, difference in (biases or {}).items():
@@ -101,7 +102,8 @@ def lora_tensors(
     return tensors
 
 
-_ENDINGS = {KOHYA: ("lora_up.weight", "lora_down.weight"), DIFFUSERS: ("lora.up.weight", "lora.down.weight")}
+_ENDINGS = {KOHYA: (".lora_up.weight", ".lora_down.weight"), DIFFUSERS: (".lora.up.weight", ".lora.down.weight")}
+_TO_OUT = ("_lora.up.weight", "_lora.down.weight")  # the layer whose newer name in diffusers has a further part, ".0"
 # diffusers turns its older names (".processor.to_k", ".lora.up"), which the host reads too, into peft's, but only if a file
 # does not begin with one of peft's
 

@@ -6,6 +6,7 @@ import comfy.utils
 import pytest
 import torch
 from comfyui_concepts.host import erase_export, erase_weights
+from comfyui_concepts.host.adapters import shapes_of, unet_layers
 from comfyui_concepts.host.lora_export import DIFFUSERS, KOHYA, STYLES
 from comfyui_concepts.methods.erase.edit import Edit
 from comfyui_concepts.methods.erase.lowrank import LowRank
@@ -83,6 +84,19 @@ def test_diffusers_makes_the_same_keys_and_values_of_an_sd1_lora(demo_model, tmp
     model, unet, edit = demo_model[0], _demo_unet(), Edit(_low(128, 128, 2, 2))
     erase_export.export_lora(model, None, edit, tmp_path / "a.safetensors", naming, half=False)
     layers = _filled(unet, model, erase_export.layers_of(model, edit))
+    _loaded(unet, StableDiffusionLoraLoaderMixin, tmp_path / "a.safetensors")
+    _check(unet, model, edit, layers)
+
+
+@pytest.mark.parametrize("naming", STYLES)
+def test_diffusers_reads_a_trained_edit_in_every_layer(demo_model, tmp_path, naming):
+    """Self-attention, cross-attention and feed-forward, as 'all' trains them."""
+    model, unet = demo_model[0], _demo_unet()
+    shapes = shapes_of(unet_layers(model.model, "all"))
+    edit = Edit(layers={k: _low(*shape, 2, n) for n, (k, shape) in enumerate(shapes.items())})
+    erase_export.export_lora(model, None, edit, tmp_path / "a.safetensors", naming, half=False)
+    layers = _filled(unet, model, edit.layers)
+    assert len(layers) == len(shapes) > 60
     _loaded(unet, StableDiffusionLoraLoaderMixin, tmp_path / "a.safetensors")
     _check(unet, model, edit, layers)
 
