@@ -113,17 +113,17 @@ def _mixed(edit: Edit) -> bool:
 
 
 def _warn_about(model: Any, edit: Edit, by_text: bool) -> None:
-    if edit.text is None:
-        return
-    if not by_text and _coarse(model, edit):
+    trained = [key for key in edit.on_model() if key in model.model_state_dict()]
+    solved = edit.text is not None
+    if not by_text and ((solved and _coarse(model, edit)) or low_precision(model, trained)):
         log.warning(
             "The weights are stored in fp8 or quantised, and rounding them anew blurs the edit and everything else a little; "
             "delivery 'text' avoids it, where no trained layer reads the text."
         )
-    if edit.base and differs(edit.base, base_fingerprint(model)):
+    if edit.base and (solved or trained) and differs(edit.base, base_fingerprint(model)):
         log.warning(
-            "The edit was solved on another checkpoint than this one; fine-tunes of one family share their text space, so that "
-            "it mostly holds. Solve it anew if the concept comes through."
+            "The edit was made on another checkpoint than this one; fine-tunes of one family share their text space, so that "
+            "it mostly holds. Make it anew if the concept comes through."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.utils
 import torch
@@ -18,10 +18,12 @@ from .adapters import PLACES
 from .erase_solve import Encoder, clip_fingerprint
 from .erase_weights import base_fingerprint
 from .predictions import prompts_of
-from .training import Plan, Trained, train_text_encoder, train_unet
+from .training import Pictures, Plan, Trained, check_trainable, train_text_encoder, train_unet
 from .trajectories import noise_for, paint
 
-OWN_PICTURES = 4  # of the concept, drawn by the model itself where none are given
+T = TypeVar("T")
+
+OWN_PICTURES = 4  # of a concept, drawn by the model itself where none are given
 STATES = {"draft": (8, 10), "standard": (12, 12), "thorough": (24, 20)}
 """Trajectories of a budget, and their steps."""
 KEPT_SHARE = 4  # trajectories of preserved prompts for each of the concept's: there is more to keep than to erase
@@ -29,7 +31,7 @@ KEPT_SHARE = 4  # trajectories of preserved prompts for each of the concept's: t
 
 @dataclass(frozen=True)
 class Choices:
-    """What the options nodes set; zero, minus one and empty are the method's own."""
+    """What the options nodes set; zero and empty are the method's own, and minus one is where zero means something."""
 
     iterations: int = 0
     rate: float = 0.0
@@ -37,6 +39,8 @@ class Choices:
     layers: str = "cross k/v"
     eta: float = -1.0
     keep: float = -1.0
+    enough: float = -1.0
+    budget: float = 0.0
     trajectories: int = 0
     steps: int = 0
     cfg: float = 3.0
@@ -87,16 +91,14 @@ def train_erasure(
     """
     if request.method not in METHODS:
         raise ValueError(f"There is no method '{request.method}'; take one of: {', '.join(METHODS)}.")
-    if request.start.text is not None:
-        raise ValueError(
-            "The edit to go on from was solved, not trained; apply it to the model with Apply Erasure, train on that, and apply both."
-        )
+    _check_start(request.start)
     recipe = METHODS[request.method]
     plan = plan_of(recipe, concepts, kept, request, request.start.on_model())
-    if recipe.images and images is None:
-        images = own_pictures(model, clip, plan)
-    trained = train_unet(model, clip, plan, images if recipe.images else None)
-    return _edit(trained, request, plan, concepts, kept, model, clip), trained
+    pictures = _pictures(model, clip, plan, images) if recipe.images else None
+    trained = train_unet(model, clip, plan, pictures)
+    unused = images is not None and not recipe.images
+    note = f"{request.method} learns from words alone; the pictures were not used." if unused else ""
+    return _edit(trained, request, plan, concepts, model, clip, note), trained
 
 
 def unlearn_in_text(
@@ -108,11 +110,22 @@ def unlearn_in_text(
     images: torch.Tensor | None = None,
 ) -> tuple[Edit, Trained]:
     """The same in the layers of the text encoder, from a handful of pictures."""
+    _check_start(request.start)
     plan = plan_of(FEW_SHOT, concepts, kept, request, request.start.on_clip())
-    if images is None:
-        images = own_pictures(model, clip, plan)
-    trained = train_text_encoder(model, clip, plan, images)
-    return _edit(trained, request, plan, concepts, kept, model, clip), trained
+    trained = train_text_encoder(model, clip, plan, _pictures(model, clip, plan, images))
+    return _edit(trained, request, plan, concepts, model, clip), trained
+
+
+def _check_start(start: Edit) -> None:
+    if start.text is not None or start.pooled is not None:
+        raise ValueError(
+            "The edit to go on from was solved, not trained; apply it to the model with Apply Erasure, train on that, and apply both."
+        )
+
+
+def _pictures(model: Any, clip: Any, plan: Plan, given: torch.Tensor | None) -> Pictures:
+    """Those that are given, or the model's own."""
+    return Pictures(given) if given is not None else own_pictures(model, clip, plan)
 
 
 def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: Request, start: Factors) -> Plan:
@@ -128,9 +141,10 @@ def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: R
     if choices.layers not in PLACES:
         raise ValueError(f"There are no layers '{choices.layers}'; take one of: {', '.join(PLACES)}.")
     schedule = _schedule(scheduled(recipe, request.budget), choices)
-    pairs = [sentence for concept in concepts.in_order() for sentence in sentences(concept)]
+    several = concepts.in_order()
+    pairs = in_turn([sentences(concept) for concept in several])
     trajectories, steps = STATES[request.budget]
-    count = choices.trajectories or max(trajectories, len(concepts.in_order()) * 4)
+    count = choices.trajectories or max(trajectories, len(several) * 4)
     eta = recipe.settings.eta if choices.eta < 0 else choices.eta
     kept_texts = _prompts(kept)
     return Plan(
@@ -151,7 +165,14 @@ def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: R
         start=start,
         preview_every=choices.preview_every,
         keep_on_cancel=choices.keep_on_cancel,
+        concepts=len(several),
     )
+
+
+def in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
+    """First ones first, then the second ones, …; shorter lists begin again, so that entry i is of list i mod their number."""
+    longest = max(map(len, lists))
+    return [some[i % len(some)] for i in range(longest) for some in lists]
 
 
 def _schedule(schedule: Schedule, choices: Choices) -> Schedule:
@@ -160,6 +181,8 @@ def _schedule(schedule: Schedule, choices: Choices) -> Schedule:
         iterations=choices.iterations or schedule.iterations,
         rate=choices.rate or schedule.rate,
         preserve_weight=schedule.preserve_weight if choices.keep < 0 else choices.keep,
+        enough=schedule.enough if choices.enough < 0 else choices.enough,
+        budget=choices.budget or schedule.budget,
     )
 
 
@@ -172,32 +195,39 @@ def _some(prompts: Sequence[str], most: int, seed: int) -> tuple[str, ...]:
     return tuple(prompts) if len(prompts) <= most else tuple(random.Random(seed).sample(list(prompts), most))
 
 
-def own_pictures(model: Any, clip: Any, plan: Plan) -> torch.Tensor:
-    """Clean latents of the concept as the model draws it, sentence after sentence."""
-    rows = [i % len(plan.concept) for i in range(OWN_PICTURES)]
-    prompts = prompts_of(clip, [plan.concept[i] for i in rows])
-    noise = noise_for(model, [plan.seed + 1000 + i for i in range(OWN_PICTURES)], *plan.size)
-    return paint(model, prompts, prompts_of(clip, [""]), noise, plan.steps, plan.cfg)
+def own_pictures(model: Any, clip: Any, plan: Plan) -> Pictures:
+    """Clean latents of every concept as the model draws it, sentence after sentence."""
+    check_trainable(model, clip)
+    count = OWN_PICTURES * plan.concepts
+    prompts = prompts_of(clip, [plan.concept[i % len(plan.concept)] for i in range(count)])
+    noise = noise_for(model, [plan.seed + 1000 + i for i in range(count)], *plan.size)
+    latents = paint(model, prompts, prompts_of(clip, [""]), noise, plan.steps, plan.cfg)
+    return Pictures(latents, tuple(i % plan.concepts for i in range(count)))
 
 
 def _edit(
-    trained: Trained, request: Request, plan: Plan, concepts: Erased, kept: Preserved | None, model: Any, clip: Any
-) -> Edit:  # fmt: skip
-    """The outcome as an edit; nothing in it depends on the time it took, so that the same seed is the same file."""
-    outcome = trained.outcome
+    trained: Trained, request: Request, plan: Plan, concepts: Erased, model: Any, clip: Any, note: str = ""
+) -> Edit:
+    """The outcome as an edit; nothing in it depends on the time it took, so that the same seed is the same file.
+
+    What the edit to go on from has elsewhere, in the text encoder or in the model, stays in it.
+    """
+    outcome, start = trained.outcome, request.start
     spec = {
         "solver": request.method, "budget": request.budget, "seed": request.seed, "size": list(request.size),
         "iterations": len(outcome.erase), "eta": plan.settings.eta, "rate": plan.schedule.rate, "layers": plan.place,
         "concepts": [{"concept": c.concept, "anchor": c.anchor} for c in concepts.in_order()],
-        "kept": list(_prompts(kept)), "clip_skip": clip.layer_idx,
+        "kept": list(plan.kept), "clip_skip": clip.layer_idx,
     }  # fmt: skip
-    report = {
-        "training": {
-            "reason": outcome.reason, "rank": plan.rank, "erase": _ends(outcome.erase), "preserve": _ends(outcome.preserve),
-        }
+    if not start.empty:
+        spec["start"] = start.spec
+    training = {
+        "reason": outcome.reason, "rank": plan.rank, "erase": _ends(outcome.erase), "preserve": _ends(outcome.preserve),
     }  # fmt: skip
+    report = {"training": training | ({"note": note} if note else {})}
     prints = clip_fingerprint(Encoder(clip)), base_fingerprint(model)
-    return Edit(layers=outcome.factors, spec=spec, clip=prints[0], base=prints[1], report=report)
+    layers = {**start.layers, **outcome.factors}
+    return Edit(layers=layers, diffs=start.diffs, spec=spec, clip=prints[0], base=prints[1], report=report)
 
 
 def _ends(losses: list[float]) -> list[float]:

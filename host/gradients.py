@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _OVERRIDE = "optimized_attention_override"
 _NO_BACKWARD = ("fp8_ops", "scaled_fp8_op", "MixedPrecisionOps", "Nunchaku", "SVDQW4A4Linear")
+_COMPILED = "Gradients cannot be taken through a compiled model; bypass the TorchCompileModel node."
 _HALF_SCALE = 1024.0  # a float16 gradient of a small loss underflows
 
 
@@ -62,20 +63,32 @@ def check_differentiable(model: torch.nn.Module) -> None:
         ValueError: which part stands in the way, and what to do.
     """
     patcher = getattr(model, "current_patcher", None)
-    options = getattr(patcher, "model_options", None) or {}
-    if options.get("multigpu_clones"):
-        raise ValueError("Gradients cannot be taken through a model spread over several GPUs; bypass that node.")
-    wrappers = options.get("transformer_options", {}).get("wrappers", {})
-    compiled = any("torch.compile" in keyed for keyed in wrappers.values())
+    if patcher is not None:
+        check_patcher(patcher)
     for module in model.modules():
         name = type(module).__qualname__
-        if compiled or name == "OptimizedModule":
-            raise ValueError("Gradients cannot be taken through a compiled model; bypass the TorchCompileModel node.")
+        if name == "OptimizedModule":
+            raise ValueError(_COMPILED)
         if any(word in name for word in _NO_BACKWARD):
             raise ValueError(
                 f"This model computes in a quantised form ({name}) that has no gradient; load it in fp16 or bf16, or in "
                 "fp8 without --fast fp8_matrix_mult."
             )
+
+
+def check_patcher(patcher: Any) -> None:
+    """The same for what a MODEL carries beside its weights: the host compiles by a wrapper that the patcher keeps, and that
+    is among the model's own options only while it samples.
+
+    Raises:
+        ValueError: which part stands in the way, and what to do.
+    """
+    options = getattr(patcher, "model_options", None) or {}
+    if options.get("multigpu_clones"):
+        raise ValueError("Gradients cannot be taken through a model spread over several GPUs; bypass that node.")
+    tables = (getattr(patcher, "wrappers", {}), options.get("transformer_options", {}).get("wrappers", {}))
+    if any("torch.compile" in keyed for table in tables for keyed in table.values()):
+        raise ValueError(_COMPILED)
 
 
 def plain_patcher(patcher: Any) -> Any:
@@ -181,7 +194,7 @@ def gradient_of(model: torch.nn.Module, x: torch.Tensor, loss_of: Callable[[torc
     """
     with differentiable(model):
         z = x.detach().clone().requires_grad_(True)
-        scale = _HALF_SCALE if _computes_in(model) is torch.float16 else 1.0
+        scale = loss_scale(model)
         loss = loss_of(z)
         value = torch.autograd.grad(loss * scale, z)[0].detach() / scale
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -191,8 +204,10 @@ def gradient_of(model: torch.nn.Module, x: torch.Tensor, loss_of: Callable[[torc
         return Gradient(value, float(loss.detach()))
 
 
-def _computes_in(model: Any) -> torch.dtype | None:
-    return getattr(model, "manual_cast_dtype", None) or getattr(model.diffusion_model, "dtype", None)
+def loss_scale(model: Any) -> float:
+    """What a loss is to be multiplied by before a gradient is taken through the host's model, and the gradient divided by."""
+    dtype = getattr(model, "manual_cast_dtype", None) or getattr(model.diffusion_model, "dtype", None)
+    return _HALF_SCALE if dtype is torch.float16 else 1.0
 
 
 @contextlib.contextmanager

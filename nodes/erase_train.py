@@ -168,6 +168,7 @@ class ConceptsUnlearnInTextEncoder(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="Reads the pictures; needed only with them."),
                 KeepList.Input("kept", optional=True, tooltip="Prompts whose embeddings are held; list many, they cost little."),
                 Options.Input("options", optional=True, tooltip="From Training Options; empty is the method's own numbers."),
+                Edits.Input("start", optional=True, tooltip="A trained edit to go on from; its changes are kept and added to."),
             ],
             outputs=[
                 io.Clip.Output("edited_clip", display_name="CLIP", tooltip="A clone that has forgotten the concept."),
@@ -178,10 +179,11 @@ class ConceptsUnlearnInTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, concepts, budget, seed, width, height, images=None, vae=None, kept=None, options=None
-    ) -> io.NodeOutput:
+        cls, model, clip, concepts, budget, seed, width, height, images=None, vae=None, kept=None, options=None,
+        start=None,
+    ) -> io.NodeOutput:  # fmt: skip
         chosen(BUDGETS, budget, "budget")
-        request = Request("few-shot", budget, seed, _cells(vae, height, width), options or Choices())
+        request = Request("few-shot", budget, seed, _cells(vae, height, width), options or Choices(), start or Edit())
         latents = _latents(vae, images, height, width)
         edit, trained = unlearn_in_text(model, clip, concepts, kept, request, latents)
         report = text_of(edit.report, edit.spec)

@@ -125,4 +125,37 @@ class ConceptsTrainStates(io.ComfyNode):
         )  # fmt: skip
 
 
-NODES: tuple[type[io.ComfyNode], ...] = (ConceptsTrainOptions, ConceptsTrainStates)
+class ConceptsTrainEnd(io.ComfyNode):
+    """When it ends early."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsTrainEnd",
+            display_name="Training End",
+            category=CATEGORY,
+            description="When Train Erasure and Unlearn in Text Encoder end before all their iterations are done: enough is "
+            "erased, or what must be kept has moved too far.",
+            search_aliases=["early stop", "preserve budget", "convergence"],
+            inputs=[
+                io.Float.Input(
+                    "erased", default=-1.0, min=-1.0, max=1.0, step=0.01,
+                    tooltip="Ends when what is left to erase, smoothed, is below this share of what it was at first. 0 never does, "
+                    "-1 is the method's own (0.02 in Unlearn in Text Encoder, else never). Start with -1.",
+                ),
+                io.Float.Input(
+                    "moved", default=0.0, min=0.0, max=100.0, step=0.01,
+                    tooltip="Ends, with the last edit that was still within it, when the preserved prompts have moved by more than "
+                    "this share of the first erase loss. 0 never does. Start with 0; 0.05 where neighbours suffer.",
+                ),
+                Options.Input("train_options", optional=True, tooltip="From Training Options or Training States, to set all."),
+            ],
+            outputs=[Options.Output("options", display_name="options", tooltip="For Train Erasure.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, erased, moved, train_options=None) -> io.NodeOutput:
+        return io.NodeOutput(replace(train_options or Choices(), enough=erased, budget=moved))
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (ConceptsTrainOptions, ConceptsTrainStates, ConceptsTrainEnd)

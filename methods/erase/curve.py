@@ -58,6 +58,8 @@ def training_text(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
         if trained[name]:
             first, last = trained[name]
             lines.append(f"  loss {what}: {first:.4g} at the start, {last:.4g} at the end")
+    if "note" in trained:
+        lines.append(f"note: {trained['note']}")
     if not spec["kept"]:
         lines.append("note: no prompts are preserved, so only the empty prompt was held; connect Preserve Concepts.")
     return "\n".join(lines)

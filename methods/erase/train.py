@@ -13,9 +13,6 @@ import torch
 
 from .lowrank import LowRank, total
 
-SMOOTHING = 0.95  # of the losses that decide about an early end
-
-
 Factors = dict[str, LowRank]
 """The key of a weight in its model to what is added to it."""
 
@@ -43,6 +40,9 @@ class Schedule:
             erase loss; infinity never does.
         surgery: take the part of the erase gradient away that works against the preserve gradient, layer by layer.
         least: no early end before so many iterations.
+        smoothing: share of the past in the smoothed losses. An early end needs smoothing^iterations below ``enough``.
+        newest: whether the newest adapter within the budget counts as the best one, not that of the lowest loss: what an
+            adversary says does not tell how far the erasing is.
     """
 
     iterations: int
@@ -54,6 +54,8 @@ class Schedule:
     warm_up: int = 10
     clip: float = 1.0
     least: int = 20
+    smoothing: float = 0.95
+    newest: bool = False
 
 
 @dataclass
@@ -112,6 +114,7 @@ def train(
     region: Callable[[], AbstractContextManager] = nullcontext,
     watch: Callable[[int, Outcome], None] = lambda iteration, so_far: None,
     cancelled: type[BaseException] | tuple[type[BaseException], ...] = (),
+    loss_scale: float = 1.0,
 ) -> Outcome:
     """Trains the factors in place; the same seed gives the same bits on the same machine.
 
@@ -121,8 +124,10 @@ def train(
         watch: called outside of it after every iteration, to show progress.
         cancelled: what a cancel raises. After the first step it ends the training with the best adapter so far; before
             it, and every other error, goes on to the caller.
+        loss_scale: what the losses are multiplied by on the way back and the gradients divided by, so that those of a
+            float16 model do not vanish; halved, with an iteration lost, whenever it makes them overflow.
     """
-    run = _Run(factors, schedule)
+    run = _Run(factors, schedule, loss_scale)
     for iteration in range(schedule.iterations):
         try:
             with region():
@@ -142,12 +147,12 @@ def train(
 class _Run:
     """One training while it runs."""
 
-    def __init__(self, factors: Factors, schedule: Schedule) -> None:
+    def __init__(self, factors: Factors, schedule: Schedule, loss_scale: float) -> None:
         with torch.inference_mode(False):
             self.parameters = [t.requires_grad_(True) for factor in factors.values() for t in factor]
             self.optimiser = torch.optim.AdamW(self.parameters, lr=schedule.rate, weight_decay=0.0)
         self.factors, self.schedule, self.outcome = factors, schedule, Outcome({})
-        self.best, self.lowest = copied(factors), math.inf
+        self.best, self.lowest, self.scale = copied(factors), math.inf, loss_scale
         self.smooth: Terms | None = None
 
     def iterate(self, terms: Terms) -> str:
@@ -156,7 +161,11 @@ class _Run:
         norm = torch.stack([g.norm() for g in gradients]).norm()
         seen = [float(t.detach()) for t in terms]
         done = len(self.outcome.erase)
-        if not (math.isfinite(sum(seen)) and bool(torch.isfinite(norm))):
+        finite = math.isfinite(sum(seen))
+        if finite and self.scale > 1 and not bool(torch.isfinite(norm)):
+            self.scale /= 2
+            return ""
+        if not (finite and bool(torch.isfinite(norm))):
             return (
                 f"a loss or gradient was not finite in iteration {done + 1}; the adapter of the iteration before is "
                 "kept (a lower rate, or a bf16 or fp32 model, avoids it)"
@@ -175,16 +184,26 @@ class _Run:
         schedule = self.schedule
         if not schedule.surgery:
             total = terms.erase + schedule.preserve_weight * terms.preserve
-            return _grad(total, self.parameters)
-        kept = _grad(terms.preserve, self.parameters, retain_graph=True)
-        wanted = _grad(terms.erase, self.parameters)
+            return self._grad(total)
+        kept = self._grad(terms.preserve, retain_graph=True)
+        wanted = self._grad(terms.erase)
         return [
             without_conflict(a, b) + schedule.preserve_weight * b for a, b in zip(wanted, kept, strict=True)
         ]  # fmt: skip
 
+    def _grad(self, loss: torch.Tensor, retain_graph: bool = False) -> list[torch.Tensor]:
+        """The gradient of every parameter, zero for one the loss does not reach."""
+        if not loss.requires_grad:
+            return [torch.zeros_like(p) for p in self.parameters]
+        found = torch.autograd.grad(
+            loss * self.scale, self.parameters, retain_graph=retain_graph, allow_unused=True
+        )  # fmt: skip
+        pairs = zip(found, self.parameters, strict=True)
+        return [torch.zeros_like(p) if g is None else g / self.scale for g, p in pairs]
+
     def _enough(self, erase: float, preserve: float) -> str:
         """Follows the smoothed losses, and keeps the best adapter; the reason to end, if there is one."""
-        before, share = self.smooth, SMOOTHING
+        before, share = self.smooth, self.schedule.smoothing
         self.smooth = (
             Terms(erase, preserve) if before is None else Terms(  # type: ignore[arg-type]
                 before.erase * share + erase * (1 - share), before.preserve * share + preserve * (1 - share)
@@ -195,8 +214,9 @@ class _Run:
         over = p > schedule.budget * abs(first)
         if over and done >= schedule.least:
             return f"stopped after {done} iterations: what must be kept moved more than the budget allows"
-        if not over and e + schedule.preserve_weight * p <= self.lowest:
-            self.best, self.lowest = copied(self.factors), e + schedule.preserve_weight * p
+        loss = e + schedule.preserve_weight * p
+        if not over and (schedule.newest or loss <= self.lowest):
+            self.best, self.lowest = copied(self.factors), loss
         if done >= schedule.least and e < schedule.enough * abs(first):
             return f"done after {done} iterations: the erase loss fell below {schedule.enough:.0%} of its start"
         return ""
@@ -206,11 +226,3 @@ class _Run:
             self.outcome.factors = copied(factors, "cpu")
         self.outcome.reason = reason
         return self.outcome
-
-
-def _grad(loss: torch.Tensor, parameters: list[torch.Tensor], retain_graph: bool = False) -> list[torch.Tensor]:
-    """The gradient of every parameter, zero for one the loss does not reach."""
-    if not loss.requires_grad:
-        return [torch.zeros_like(p) for p in parameters]
-    found = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]

@@ -21,8 +21,11 @@ SD15_SHAPED = TINY_UNET | {
 """The blocks of SD 1.5 under the same numbers, with 32 channels instead of 320."""
 
 
-def tiny_model(kind: str, dtype: torch.dtype = torch.float32, unet: dict = TINY_UNET):
-    """A ModelPatcher around a random UNet of that type: EPS, V_PREDICTION or FLOW (the host's CONST sampling)."""
+def tiny_model(kind: str, dtype: torch.dtype = torch.float32, unet: dict = TINY_UNET, *, native: bool = False):
+    """A ModelPatcher around a random UNet of that type: EPS, V_PREDICTION or FLOW (the host's CONST sampling).
+
+    ``native``: it computes in ``dtype`` as on a GPU, else half precision is only how the weights are stored.
+    """
     import comfy.latent_formats
     import comfy.model_base
     import comfy.model_patcher
@@ -40,7 +43,7 @@ def tiny_model(kind: str, dtype: torch.dtype = torch.float32, unet: dict = TINY_
 
     with torch.inference_mode(False), torch.no_grad():
         config = Tiny(dict(unet))
-        config.set_inference_dtype(dtype, None if dtype in (torch.float32, torch.float64) else torch.float32)
+        config.set_inference_dtype(dtype, None if native or dtype in (torch.float32, torch.float64) else torch.float32)
         model = config.get_model({}, "", device="cpu")
         generator = torch.Generator().manual_seed(5)
         for parameter in model.diffusion_model.parameters():
@@ -55,10 +58,14 @@ def tiny_models():
 
 @pytest.fixture(scope="session")
 def new_model():
-    """Makes a tiny model: kind, dtype, ``SD15_SHAPED`` for the block numbers of SD 1.5, and ``more`` of the UNet's config."""
+    """Makes a tiny model: kind, dtype, ``SD15_SHAPED`` for the block numbers of SD 1.5, ``more`` of the UNet's config, and
+    whether it computes in that dtype."""
 
-    def make(kind: str = "EPS", dtype: torch.dtype = torch.float32, *, sd15: bool = False, more: dict | None = None):
-        return tiny_model(kind, dtype, (SD15_SHAPED if sd15 else TINY_UNET) | (more or {}))
+    def make(
+        kind: str = "EPS", dtype: torch.dtype = torch.float32, *, sd15: bool = False, more: dict | None = None,
+        native: bool = False,
+    ):  # fmt: skip
+        return tiny_model(kind, dtype, (SD15_SHAPED if sd15 else TINY_UNET) | (more or {}), native=native)
 
     return make
 

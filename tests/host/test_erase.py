@@ -334,7 +334,7 @@ def test_another_checkpoint_and_another_clip_skip_are_noticed(new_model, demo_mo
     other = Edit(an_edit(128).text, base=(1.0, 2.0, 3.0))
     with caplog.at_level(logging.WARNING):
         apply_edit(model, other)
-    assert "solved on another checkpoint" in caplog.text
+    assert "made on another checkpoint" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         apply_edit(model, cat_edit)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.sd
@@ -14,7 +16,17 @@ from comfyui_concepts.demo.erase_trained import with_adapter
 from comfyui_concepts.host import gradients
 from comfyui_concepts.host.adapters import attached, layers_named, shapes_of
 from comfyui_concepts.host.erase_apply import AUTOMATIC, FULL, TEXT, WEIGHTS, apply_edit, apply_to_clip
-from comfyui_concepts.host.erase_train import Choices, Request, latents_of, train_erasure, unlearn_in_text
+from comfyui_concepts.host.erase_export import export_lora
+from comfyui_concepts.host.erase_train import (
+    Choices,
+    Request,
+    latents_of,
+    own_pictures,
+    plan_of,
+    train_erasure,
+    unlearn_in_text,
+)
+from comfyui_concepts.host.erase_weights import base_fingerprint
 from comfyui_concepts.host.lora_export import lora_tensors, names_of
 from comfyui_concepts.host.predictions import noise_levels, noised, prompts_of
 from comfyui_concepts.host.text_encoder import encoded, text_layers
@@ -119,6 +131,121 @@ def test_a_trained_edit_composes_with_a_solved_one(demo_model, strong):
         apply_edit(model, both, 1.0, TEXT)
     with pytest.raises(ValueError, match=r"was solved, not trained.*Apply Erasure"):
         train_erasure(model, clip, CAT, KEPT, _request(start=solved))
+
+
+def test_the_same_seed_gives_the_same_file_and_another_one_another(demo_model, tmp_path):
+    model, clip, _ = demo_model
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        edit, _ = train_erasure(model, clip, CAT, KEPT, Request("ESD", "draft", seed, (16, 16), SMALL))
+        save_edit(edit, tmp_path / name)
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_sentences_and_pictures_go_round_the_concepts(demo_model):
+    model, clip, _ = demo_model
+    two = Erased("car", "", TEMPLATES["object"][:3], SPAN_TO_END, 1.0, previous=CAT)
+    several = Erased("house", "", ("{}",), SPAN_TO_END, 1.0, previous=two)
+    plan = plan_of(METHODS["Co-Erasing"], several, None, _request("Co-Erasing"), {})
+    names = [next(n for n in ("cat", "car", "house") if n in text) for text in plan.concept]
+    assert names == ["cat", "car", "house"] * 3
+    assert plan.concepts == 3
+    latents, shown = own_pictures(model, clip, replace(plan, steps=2))
+    assert shown == (0, 1, 2) * 4
+    assert len(latents) == 12
+
+
+def test_training_goes_on_from_an_edit_and_keeps_what_it_has_elsewhere(demo_model):
+    model, clip, _ = demo_model
+    of_text, _ = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot"))
+    of_text = replace(of_text, diffs={"clip_l.x.bias": torch.ones(2)})
+    both, _ = train_erasure(model, clip, CAT, KEPT, _request(start=of_text))
+    assert set(both.on_clip()) == set(of_text.layers)
+    assert all(torch.equal(both.layers[k].up, m.up) for k, m in of_text.layers.items())
+    assert both.diffs.keys() == of_text.diffs.keys()
+    assert both.spec["start"]["solver"] == "few-shot"
+    further, _ = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot", start=both))
+    assert set(further.layers) == set(both.layers)
+    assert all(further.layers[k].rank == 2 * m.rank for k, m in both.on_clip().items())
+    assert all(torch.equal(further.layers[k].up, m.up) for k, m in both.on_model().items())
+
+
+def test_a_cancelled_training_with_an_adversary_gives_what_it_learned(demo_model):
+    model, clip, _ = demo_model
+    choices = replace(SMALL, iterations=40)
+    calls = []
+
+    def cancel(*_):
+        calls.append(1)
+        if len(calls) == 40:
+            comfy.model_management.interrupt_current_processing()
+
+    handle = model.model.diffusion_model.register_forward_pre_hook(cancel)
+    before = _bytes(clip.cond_stage_model), _bytes(model.model)
+    try:
+        edit, trained = train_erasure(model, clip, CAT, KEPT, Request("DoCo (heavy)", "draft", 0, (16, 16), choices))
+    finally:
+        handle.remove()
+    assert "cancelled" in trained.outcome.reason
+    assert len(trained.outcome.erase) > 12  # its discriminator learns alone for ten
+    assert all(m.up.abs().max() > 0 for m in edit.layers.values())
+    assert (_bytes(clip.cond_stage_model), _bytes(model.model)) == before
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError, torch.OutOfMemoryError, comfy.model_management.InterruptProcessingException]
+)
+def test_an_error_in_the_text_encoders_training_leaves_all_as_it_was(demo_model, error):
+    model, clip, _ = demo_model
+    before, layers, calls = (_bytes(clip.cond_stage_model), _bytes(model.model)), text_layers(clip), []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == 12:
+            raise error("here")
+
+    handle = next(iter(layers.values())).register_forward_pre_hook(fail)
+    choices = replace(SMALL, iterations=20, keep_on_cancel=False)
+    try:
+        with pytest.raises(error):
+            unlearn_in_text(model, clip, CAT, KEPT, Request("few-shot", "draft", 0, (16, 16), choices))
+    finally:
+        handle.remove()
+    assert (_bytes(clip.cond_stage_model), _bytes(model.model)) == before
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers.values())
+    assert not getattr(comfy.model_management, "in_training", False)
+
+
+def test_a_saved_lora_of_the_text_encoder_encodes_as_the_edit_does(demo_model, tmp_path):
+    model, clip, _ = demo_model
+    shapes, generator = shapes_of(text_layers(clip)), torch.Generator().manual_seed(3)
+    layers = {
+        k: LowRank(torch.randn(m.up.shape, generator=generator) * 0.2, m.down) for k, m in new_factors(shapes, 2, 0).items()
+    }  # fmt: skip
+    export_lora(model, clip, Edit(layers=layers), tmp_path / "a.safetensors", half=False)
+    file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"))
+    _, loaded = comfy.sd.load_lora_for_models(model, clip, file, 1.0, 1.0)
+    texts = ["a cat", "two dogs"]
+    wanted = prompts_of(apply_to_clip(clip, Edit(layers=layers)), texts).context
+    assert (prompts_of(loaded, texts).context - wanted).abs().max() < 1e-5
+    assert (prompts_of(clip, texts).context - wanted).abs().max() > 1e-2
+
+
+def test_a_trained_edit_on_another_checkpoint_or_on_fp8_is_told(demo_model, strong, caplog):
+    model = demo_model[0]
+    with caplog.at_level(logging.WARNING):
+        apply_edit(model, replace(strong, base=base_fingerprint(model)))
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        apply_edit(model, replace(strong, base=(1.0, 2.0, 3.0)))
+    assert "made on another checkpoint" in caplog.text
+
+
+def test_pictures_a_method_does_not_use_are_told(demo_model):
+    model, clip, _ = demo_model
+    edit, _ = train_erasure(model, clip, CAT, KEPT, _request(), torch.zeros(1, 4, 16, 16))
+    assert "learns from words alone; the pictures were not used" in text_of(edit.report, edit.spec)
 
 
 def test_pictures_are_read_or_refused(demo_model):

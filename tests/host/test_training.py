@@ -157,7 +157,7 @@ def test_a_training_leaves_the_model_and_its_clones_as_they_were_and_repeats_its
         assert factor.up.abs().max() > 0
         assert all(torch.equal(a, b) for a, b in zip(factor, again.outcome.factors[key], strict=True))
     assert first.outcome.reason.startswith("all 4")
-    assert first.previews.shape[0] == 2
+    assert first.previews.shape[0] == 3  # after the first, the third, and at the end
     assert train_unet(patcher, TinyClip(), _plan(seed=1)).outcome.erase != first.outcome.erase
 
 
@@ -300,3 +300,95 @@ def test_an_infinite_loss_ends_with_the_last_finite_adapter(new_model):
     ended = train_unet(patcher, TinyClip(), _plan(method=spoiled)).outcome
     assert "not finite in iteration 4" in ended.reason
     assert all(torch.equal(f.up, ended.factors[k].up) for k, f in three.factors.items())
+
+
+def _gradient(patcher, scale):
+    """Of a small loss with respect to every ``up``, in one row."""
+    with _region(patcher) as (model, options):
+        x, sigma, prompts = _inputs()
+        layers = unet_layers(model, "cross k/v")
+        factors = {k: LowRank(f.up + 0.05, f.down) for k, f in new_factors(shapes_of(layers), 2, 0).items()}
+        ups = [f.up.requires_grad_(True) for f in factors.values()]
+        with attached(layers, factors):
+            out = predictions.outputs(model, prompts, x, sigma, options).float()
+        loss = (out - out.detach() * 0.9).square().mean() * 0.01
+        return torch.cat([g.flatten() / scale for g in torch.autograd.grad(loss * scale, ups)])
+
+
+def test_half_precision_gradients_vanish_without_the_loss_scale_and_not_with_it(new_model):
+    half, full = (new_model("EPS", dtype, native=True) for dtype in (torch.float16, torch.float32))
+    full.model.load_state_dict(half.model.state_dict())
+    assert gradients.loss_scale(full.model) == 1.0
+    exact = _gradient(full, 1.0)
+    assert not _gradient(half, 1.0).any()
+    ours = _gradient(half, gradients.loss_scale(half.model))
+    assert torch.nn.functional.cosine_similarity(ours, exact, 0) > 0.99
+    first, second = (train_unet(p, TinyClip(), _plan(schedule=Schedule(3, 1e-3))).outcome.factors for p in (half, full))
+    same = [(torch.sign(first[k].up) == torch.sign(f.up)).float().mean() for k, f in second.items()]
+    assert min(same) > 0.7  # of so small steps only the signs count; chance is a half
+
+
+def test_several_concepts_are_trained_in_turn(new_model):
+    """Each has its own states; the third was never seen where the sentences of the first came first."""
+    seen = []
+
+    def watched(ground, settings):
+        seen.append((ground.bank.prompt % ground.concepts).tolist())
+        return esd(ground, settings)
+
+    plan = _plan(
+        method=watched, concept=("a cat", "a car", "a cup", "the cat", "the car", "the cup"), anchor=("a", "a", "a") * 2,
+        concepts=3, trajectories=7,
+    )  # fmt: skip
+    train_unet(new_model("EPS"), TinyClip(), plan)
+    assert seen == [[0, 1, 2, 0, 1, 2, 0]]
+
+
+def test_the_hosts_own_compiling_is_refused(new_model):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    patcher = new_model("EPS")
+    set_torch_compile_wrapper(patcher, backend="eager")
+    with pytest.raises(ValueError, match=r"compiled.*TorchCompileModel"):
+        train_unet(patcher, TinyClip(), _plan())
+
+
+def test_a_clip_of_another_width_is_refused(new_model):
+    class Wider(TinyClip):
+        def encode_from_tokens_scheduled(self, text):
+            return [[torch.zeros(1, 7, 48), {}]]
+
+    with pytest.raises(ValueError, match=r"width 32 and the CLIP makes them 48.*belongs to the model"):
+        train_unet(new_model("EPS"), Wider(), _plan())
+
+
+def test_a_model_that_was_partly_unloaded_in_between_is_loaded_whole_again(new_model, monkeypatch):
+    patcher, loads = new_model("EPS"), []
+    load_models = comfy.model_management.load_models_gpu
+
+    def load(models, *args, **kwargs):
+        loads.append(kwargs.get("force_full_load", False))
+        load_models(models, *args, **kwargs)
+
+    def partly(ground, settings):
+        terms = esd(ground, settings)
+
+        def unloaded(generator):
+            patcher.model.model_lowvram = True  # as the host marks it, when something else has wanted memory
+            return terms(generator)
+
+        loads.clear()
+        return unloaded
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", load)
+    trained = train_unet(patcher, TinyClip(), _plan(method=partly, preview_every=0))
+    assert loads == [True] * 3  # before every iteration but the first
+    assert len(trained.outcome.erase) == 4
+    patcher.model.model_lowvram = False
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+def test_esd_learns_in_the_other_parameterisations(new_model, kind):
+    plan = _plan(schedule=Schedule(60, 1e-2, preserve_weight=1.0), preview_every=0)
+    outcome = train_unet(new_model(kind), TinyClip(), plan).outcome
+    assert sum(outcome.erase[-10:]) < 0.5 * sum(outcome.erase[:3]) / 3 * 10

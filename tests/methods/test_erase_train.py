@@ -106,6 +106,50 @@ def test_a_cancel_keeps_the_best_so_far_and_before_the_first_step_goes_on():
         _trained(Schedule(50), spoil=cancel_at(8))
 
 
+def test_the_newest_adapter_is_the_best_where_the_loss_is_an_adversarys():
+    """A cancel gave back an empty adapter: the loss was lowest before anything had been learned."""
+
+    def spoil(calls, terms):
+        if calls == 8:
+            raise Cancelled
+        return Terms(terms.erase + calls, terms.preserve)  # the adversary gets better and better
+
+    lowest, newest = (
+        _trained(Schedule(50, rate=1e-2, newest=newest), spoil=spoil, cancelled=Cancelled) for newest in (False, True)
+    )
+    seven = _trained(Schedule(7, rate=1e-2))
+    assert torch.equal(newest.factors["a"].up, seven.factors["a"].up)
+    assert not torch.equal(lowest.factors["a"].up, seven.factors["a"].up)
+
+
+def test_gradients_are_scaled_on_the_way_and_a_scale_that_overflows_is_halved():
+    class Rounded(torch.autograd.Function):
+        """The identity, whose gradient goes through float16."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient.half().float()
+
+    def small(calls, terms):
+        return Terms(Rounded.apply(terms.erase * 1e-3) * 1e-5, terms.preserve)
+
+    options = dict(spoil=small, seed=3)
+    schedule = Schedule(5, rate=1e-2, preserve_weight=0.0)
+    lost = _trained(schedule, **options)
+    scaled = _trained(schedule, **options, loss_scale=1024.0)
+    exact = _trained(schedule, spoil=lambda n, t: Terms(t.erase * 1e-8, t.preserve))
+    moved = [(a.factors["a"].up - exact.factors["a"].up).norm() for a in (lost, scaled)]
+    assert moved[1] < 0.2 * moved[0]
+    schedule, through_half = Schedule(5, rate=1e-2), lambda n, t: Terms(Rounded.apply(t.erase), t.preserve)
+    huge = _trained(schedule, spoil=through_half, loss_scale=2.0**18)
+    assert len(huge.erase) == 2  # 2^18, 2^17 and 2^16 are no float16
+    assert huge.reason.startswith("all 5")
+
+
 def test_other_errors_go_on_to_the_caller():
     def spoil(calls, terms):
         raise torch.OutOfMemoryError("here")

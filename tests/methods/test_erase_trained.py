@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_concepts.methods.erase.curve import curve_of, training_text
-from comfyui_concepts.methods.erase.trained import BUDGETS, METHODS, scheduled
+from comfyui_concepts.methods.erase.lowrank import LowRank
+from comfyui_concepts.methods.erase.train import Schedule, train
+from comfyui_concepts.methods.erase.trained import BUDGETS, FEW_SHOT, METHODS, scheduled
 from comfyui_concepts.methods.erase.trained.all_but_one import wanted_guidance
 from comfyui_concepts.methods.erase.trained.co_erasing import refined
 from comfyui_concepts.methods.erase.trained.doco import Discriminator, quiet
-from comfyui_concepts.methods.erase.trained.few_shot import bounded, embedding_drift
-from comfyui_concepts.methods.erase.trained.ground import Bank, Encoded, stacked
-from comfyui_concepts.methods.erase.trained.realera import directions, neighbours
+from comfyui_concepts.methods.erase.trained.esd import esd
+from comfyui_concepts.methods.erase.trained.few_shot import bounded, embedding_drift, few_shot
+from comfyui_concepts.methods.erase.trained.ground import Bank, Encoded, Ground, Settings, stacked
+from comfyui_concepts.methods.erase.trained.realera import directions, neighbours, realera
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 
@@ -102,6 +105,100 @@ def test_the_discriminator_sees_only_states_with_something_to_see():
     assert quiet(bank).x.shape == (2, 3, 4, 8, 8)
     noisy = bank._replace(sigma=torch.tensor([80.0, 60.0, 50.0, 40.0, 30.0, 20.0]))
     assert len(quiet(noisy).sigma) == 3
+
+
+class Toy:
+    """A model that answers the sum of its latents and the prompt, with one trained number a channel; float64."""
+
+    def __init__(self):
+        self.factors = {"w": LowRank(torch.zeros(4, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))}
+        self.asked: list[tuple[tuple[int, ...], bool]] = []
+
+    def predict(self, x, sigma, prompts, *, adapted):
+        self.asked += [(tuple(p.context.shape), adapted) for p in prompts]
+        shift = (self.factors["w"].up @ self.factors["w"].down).view(1, 4, 1, 1) * adapted
+        said = [p.context.mean((1, 2)).view(-1, 1, 1, 1) * (1 + shift) for p in prompts]
+        return torch.stack([x + s for s in said])
+
+    def ground(self, concepts=1, sentences=3, **more):
+        rows = Encoded(_random(concepts * sentences, 7, 8, seed=1))
+        bank = Bank(_random(4, 3, 4, 8, 8, seed=2), torch.tensor([3.0, 2.0, 1.0]), torch.arange(4) % len(rows.context))
+        kept = Bank(_random(2, 3, 4, 8, 8, seed=3), torch.tensor([3.0, 2.0, 1.0]), torch.arange(2))
+        return Ground(
+            self.predict, rows, Encoded(rows.context * 0.5), Encoded(_random(1, 7, 8, seed=4)), bank=bank,
+            preserved=Encoded(_random(2, 7, 8, seed=5)), kept=kept, concepts=concepts, **more,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [esd, realera])
+def test_a_batch_of_one_sees_the_preserved_prompts_too(method):
+    """'' and a preserved prompt by turns: with '' alone, what is listed was not held at all."""
+    toy = Toy()
+    ground = toy.ground()
+    terms = method(ground, Settings(batch=1, kept_batch=1))
+    toy.factors["w"] = LowRank(torch.full((4, 1), 0.3, dtype=torch.float64), toy.factors["w"].down)
+    drifts = {round(float(terms(torch.Generator().manual_seed(s)).preserve), 9) for s in range(40)}
+    assert len(drifts) >= 3  # '' and two preserved prompts drift by different amounts
+
+
+def test_a_batch_of_one_sees_the_sentences_and_their_neighbours():
+    toy = Toy()
+    ground = toy.ground()
+    terms, seen = realera(ground, Settings(batch=1, kept_batch=1)), set()
+    asked = ground.predict
+
+    def watch(x, sigma, prompts, *, adapted):
+        if adapted:
+            first = prompts[0].context[0]
+            seen.add(bool((first - ground.concept.context).abs().flatten(1).amax(1).min() < 1e-9))
+        return asked(x, sigma, prompts, adapted=adapted)
+
+    object.__setattr__(ground, "predict", watch)
+    for seed in range(30):
+        terms(torch.Generator().manual_seed(seed))
+    assert seen == {True, False}
+
+
+def test_neighbours_of_several_concepts_are_of_each_of_them():
+    sentences = _random(6, 7, 6)
+    apart = directions(sentences, 2)
+    for number in range(2):
+        own = sentences[number::2]
+        assert torch.allclose(apart[number::2, 1:], (own - own.mean(0))[:, 1:])
+    with pytest.raises(ValueError, match="template set"):
+        directions(sentences[:3], 2)
+
+
+def test_few_shot_ends_at_kappa_and_keeps_its_prompts():
+    """The ascent makes the words explain the pictures as badly as '' does, and stops there."""
+    table = {text: _random(1, 7, 8, seed=i) for i, text in enumerate(("a cat", "", "a dog", "a thing"))}
+    up = torch.zeros(8, 2, dtype=torch.float64)
+    factors = {"fc1": LowRank(up, _random(2, 8, seed=9) * 0.3)}
+    picture = _random(1, 4, 8, 8, seed=7)
+
+    def encode(texts, *, adapted):
+        change = factors["fc1"].up @ factors["fc1"].down if adapted else torch.zeros(8, 8, dtype=torch.float64)
+        return Encoded(torch.cat([table[t] + table[t] @ change.T for t in texts]))
+
+    def predict(x, sigma, prompts, *, adapted):
+        return torch.stack([
+            target + (p.context - table["a cat"] + 0.3).square().mean((1, 2)).view(-1, 1, 1, 1) for p in prompts
+        ])  # fmt: skip
+
+    target = torch.zeros(4, 4, 8, 8, dtype=torch.float64)
+    ground = Ground(
+        predict, encode(["a cat"], adapted=False), encode(["a thing"], adapted=False), encode([""], adapted=False),
+        encode=encode, texts=("a cat",), anchor_texts=("a thing",), kept_texts=("a dog",), images=picture,
+        sigmas=torch.tensor([1.0, 2.0], dtype=torch.float64), noised=lambda clean, noise, sigma: clean + noise,
+        target=lambda clean, noise, sigma: target,
+    )  # fmt: skip
+    schedule = Schedule(400, 2e-2, enough=FEW_SHOT.schedule.enough, smoothing=FEW_SHOT.schedule.smoothing)
+    outcome = train(factors, few_shot(ground, Settings(batch=4)), schedule, 0)
+    assert "fell below 2%" in outcome.reason
+    assert len(outcome.erase) < 300
+    assert outcome.erase[0] > 1.0  # there was something to ascend
+    assert outcome.preserve[-1] < 0.5
+    assert FEW_SHOT.schedule.smoothing**FEW_SHOT.schedule.iterations < FEW_SHOT.schedule.enough  # it can be reached
 
 
 def test_image_tokens_come_after_the_text_and_change_none_of_it():

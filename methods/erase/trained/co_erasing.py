@@ -42,14 +42,18 @@ def image_tokens(ground: Ground, seed: int, rate: float = 0.1) -> torch.Tensor:
         which = states.place[0].to(tokens.device)
         prompt = ground.empty.repeated(len(which)).followed_by(tokens[which])
         said = ground.predict(states.x, states.sigma, [prompt], adapted=False)[0]
-        (tokens.grad,) = torch.autograd.grad(mean_square(said, target), tokens)
+        (gradient,) = torch.autograd.grad(mean_square(said, target) * ground.loss_scale, tokens)
+        if not bool(torch.isfinite(gradient).all()):
+            continue  # an overflow of a float16 model
+        tokens.grad = gradient / ground.loss_scale
         optimiser.step()
     return tokens.detach()
 
 
 def co_erasing(ground: Ground, settings: Settings) -> Callable[[torch.Generator], Terms]:
     """ESD's loss for the words alone and for the words followed by refined image tokens, half of the rows each:
-    ‖ε_θ(x_t, c, ĩ) − (u − η (ε*(x_t, c, ĩ) − u))‖² with u the anchor of the words alone. Each trajectory has one picture."""
+    ‖ε_θ(x_t, c, ĩ) − (u − η (ε*(x_t, c, ĩ) − u))‖² with u the anchor of the words alone. Each trajectory has one picture
+    (trajectories and own pictures go round the concepts in step)."""
     assert ground.bank is not None
     bank, keeper = ground.bank, Keeper(ground, settings.kept_batch)
     tokens = image_tokens(ground, settings.seed)

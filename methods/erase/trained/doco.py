@@ -81,6 +81,6 @@ def doco(ground: Ground, settings: Settings) -> Callable[[torch.Generator], Term
         done[0] += 1
         logits = judge(concept, states.sigma)
         erase = bce(logits, torch.zeros_like(logits))
-        return Terms(erase * (done[0] > ALONE), drift)
+        return Terms(erase if done[0] > ALONE else erase.detach(), drift)
 
     return terms

@@ -28,7 +28,7 @@ def embedding_drift(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
 
 
 def few_shot(ground: Ground, settings: Settings) -> Callable[[torch.Generator], Terms]:
-    """At noised pictures of the concept: κ − l(y), with y a random sentence of the concept, and the drift of other prompts'
+    """At noised pictures of a concept: κ − l(y), with y a random sentence of that concept, and the drift of other prompts'
     embeddings."""
     assert ground.encode is not None
     encode = ground.encode
@@ -36,8 +36,8 @@ def few_shot(ground: Ground, settings: Settings) -> Callable[[torch.Generator], 
     before = encode(held, adapted=False)
 
     def terms(generator: torch.Generator) -> Terms:
-        states, target = noised_pictures(ground, settings.batch, generator)
         which = int(torch.randint(len(ground.texts), (), generator=generator))
+        states, target = noised_pictures(ground, settings.batch, generator, which % ground.concepts)
         prompt = encode([ground.texts[which]], adapted=True)
         (empty,) = ground.teacher(states, [ground.empty])
         (said,) = ground.student(states, [prompt])
@@ -56,13 +56,22 @@ def _drift(now: Encoded, before: Encoded) -> torch.Tensor:
     return drift + embedding_drift(now.pooled[:, None], before.pooled[:, None])
 
 
-def noised_pictures(ground: Ground, count: int, generator: torch.Generator) -> tuple[States, torch.Tensor]:
-    """Random pictures of the concept at random noise levels, every other one mirrored, and what an ideal model says there."""
+def noised_pictures(
+    ground: Ground, count: int, generator: torch.Generator, concept: int | None = None
+) -> tuple[States, torch.Tensor]:
+    """Random pictures at random noise levels, every other one mirrored, and what an ideal model says there.
+
+    Args:
+        concept: only pictures of the concept of this number, where it is known which show it.
+    """
     assert ground.images is not None
     assert ground.sigmas is not None
     assert ground.noised is not None
     assert ground.target is not None
     which = torch.randint(len(ground.images), (count,), generator=generator)
+    if concept is not None and concept in ground.pictured:
+        among = torch.tensor([i for i, shown in enumerate(ground.pictured) if shown == concept])
+        which = among[which % len(among)]
     clean = ground.images[which.to(ground.images.device)]
     mirrored = torch.rand(count, generator=generator) < 0.5
     clean = torch.where(mirrored.to(clean.device).view(-1, 1, 1, 1), clean.flip(-1), clean)

@@ -90,10 +90,12 @@ class Encode(Protocol):
 class Ground:
     """One training as a method sees it.
 
-    ``concept`` and ``anchor`` correspond row by row: the same template with the concept and with what it becomes; ``empty``
-    is the prompt ''. ``preserved`` are prompts that must go on as before; ``bank``, ``anchor_bank`` and ``kept`` hold states of
-    the trajectories of the concept, the anchor and the preserved prompts. ``images`` are clean latents of the concept. ``noised`` brings clean latents to a noise level, in the
-    model's own way, and ``target`` is the output an ideal model gives there.
+    ``concept`` and ``anchor`` correspond row by row: the same template with the concept and with what it becomes. With
+    several ``concepts`` the rows go round them: row i is of number i mod ``concepts``. ``empty`` is the prompt ''.
+    ``preserved`` are prompts that must go on as before; ``bank``, ``anchor_bank`` and ``kept`` hold states of the trajectories
+    of the concept, the anchor and the preserved prompts. ``images`` are clean latents of the concept, ``pictured`` the number
+    of the concept each shows (empty: it is not known). ``noised`` brings clean latents to a noise level, in the model's own
+    way, and ``target`` is the output an ideal model gives there. ``loss_scale`` is for gradients a method takes itself.
     """
 
     predict: Predict
@@ -108,7 +110,10 @@ class Ground:
     texts: tuple[str, ...] = ()
     anchor_texts: tuple[str, ...] = ()
     kept_texts: tuple[str, ...] = ()
+    concepts: int = 1
     images: torch.Tensor | None = None
+    pictured: tuple[int, ...] = ()
+    loss_scale: float = 1.0
     sigmas: torch.Tensor | None = None
     noised: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     target: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
@@ -145,7 +150,7 @@ class Keeper:
     """What must not move: '' along the concept's trajectories, and preserved prompts along their own.
 
     Args:
-        count: rows an iteration, one of them ''.
+        count: rows an iteration, one of them ''; a single row is '' and a preserved prompt by turns.
     """
 
     def __init__(self, ground: Ground, count: int) -> None:
@@ -162,11 +167,16 @@ class Keeper:
         preserved prompts."""
         ground, empty = self.ground, near.part(slice(0, 1))
         wanted = self.empty[empty.place]
-        if self.own is None or ground.kept is None or ground.preserved is None or self.count < 2:
+        if self.own is None or ground.kept is None or ground.preserved is None:
             return empty, ground.empty, wanted
-        own = ground.kept.draw(self.count - 1, generator, ground.device)
-        prompt = stacked([ground.empty, ground.preserved.at(own.prompt)])
-        return beside(empty, own), prompt, torch.cat([wanted, self.own[own.place]])
+        alone = self.count < 2
+        if alone and heads(generator):
+            return empty, ground.empty, wanted
+        own = ground.kept.draw(max(self.count - 1, 1), generator, ground.device)
+        words = ground.preserved.at(own.prompt)
+        if alone:
+            return own, words, self.own[own.place]
+        return beside(empty, own), stacked([ground.empty, words]), torch.cat([wanted, self.own[own.place]])
 
     def student(
         self, states: States, prompt: Encoded, generator: torch.Generator, near: States | None = None
@@ -177,6 +187,11 @@ class Keeper:
         (said,) = self.ground.student(beside(states, kept), [stacked([prompt, words])])
         rows = len(states.x)
         return said[:rows], mean_square(said[rows:], wanted.to(said))
+
+
+def heads(generator: torch.Generator) -> bool:
+    """A coin: what one row can be of two, it is by turns."""
+    return bool(torch.rand((), generator=generator) < 0.5)
 
 
 def beside(*several: States) -> States:

@@ -10,27 +10,29 @@ import torch
 
 from ..train import Terms
 from .esd import negative_guidance
-from .ground import Encoded, Ground, Keeper, Settings, States, answers, beside, mean_square, stacked
+from .ground import Encoded, Ground, Keeper, Settings, States, answers, beside, heads, mean_square, stacked
 
 
-def directions(concept: torch.Tensor) -> torch.Tensor:
-    """Differences between the concept's sentences and their mean, (sentences, tokens, width), the first token left alone.
+def directions(concept: torch.Tensor, concepts: int = 1) -> torch.Tensor:
+    """Differences between every sentence and the mean of its own concept's, (sentences, tokens, width), the first token left
+    alone. Row i of the sentences is of concept i mod ``concepts``.
 
     Raises:
-        ValueError: there is only one sentence, so that it has no neighbours.
+        ValueError: a concept has only one sentence, so that it has no neighbours.
     """
-    if len(concept) < 2:
+    if len(concept) < 2 * concepts:
         raise ValueError(
             "RealEra erases the neighbourhood that a concept's sentences span, and there is only one sentence; choose a "
             "template set in Erase Concept."
         )
-    apart = concept - concept.mean(0, keepdim=True)
+    by_concept = concept.unflatten(0, (-1, concepts))
+    apart = (by_concept - by_concept.mean(0, keepdim=True)).flatten(0, 1)
     return torch.cat([torch.zeros_like(apart[:, :1]), apart[:, 1:]], 1)
 
 
 def neighbours(context: torch.Tensor, apart: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Embeddings near ``context`` (rows, tokens, width): e + η with η = Lz for LLᵀ the covariance of the sentences, no
-    farther than the farthest sentence."""
+    """Embeddings near ``context`` (rows, tokens, width): e + η with η = Lz for LLᵀ the covariance of a concept's sentences
+    (pooled over the concepts), no farther than the farthest sentence."""
     farthest = apart.flatten(1).norm(dim=1).max()
     z = torch.randn(len(context), len(apart), generator=generator).to(apart) * (len(apart) - 1) ** -0.5
     eta = (z @ apart.flatten(1)).view_as(context)
@@ -47,13 +49,14 @@ def realera(ground: Ground, settings: Settings) -> Callable[[torch.Generator], T
     """
     assert ground.bank is not None
     bank, keeper = ground.bank, Keeper(ground, settings.kept_batch)
-    apart = directions(ground.concept.context)
+    apart = directions(ground.concept.context, ground.concepts)
     said = answers(ground, bank, lambda states: [p.at(states.prompt) for p in (ground.concept, ground.anchor)])
     target = negative_guidance(said[0], said[1], settings.eta)
 
     def terms(generator: torch.Generator) -> Terms:
         states = bank.draw(settings.batch, generator, ground.device)
-        concept, half = ground.concept.at(states.prompt), settings.batch // 2
+        concept, rows = ground.concept.at(states.prompt), settings.batch
+        half = rows // 2 if rows > 1 else int(heads(generator))
         near = torch.cat([concept.context[:half], neighbours(concept.context[half:], apart, generator)])
         outside, far = _beyond(ground, states, apart, generator)
         (wanted,) = ground.teacher(outside, [far])
