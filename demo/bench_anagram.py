@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-import time
-from collections.abc import Callable
 
 import comfy.model_management
 import comfy.samplers
@@ -24,21 +22,10 @@ from ..methods.anagram.combine import MULTI_TASK_FAST, MULTI_TASK_FULL, combiner
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.views import VIEWS, view_named
 from ..nodes.anagram_sampling import pull_of
+from .measuring import ratios
 from .sampling import CFG, STEPS, Painter, encode, noise_for
 
 SIGMA = 2.0  # where the gradient step is timed
-
-
-def _timed(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
-def ratios(plain: Callable[[], object], other: Callable[[], object], runs: int) -> list[float]:
-    """Seconds of ``other`` over seconds of ``plain``, run in turn."""
-    plain(), other()  # warm up
-    return [_timed(other) / _timed(plain) for _ in range(runs)]
 
 
 class Bench:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import resource
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import comfy.latent_formats
-import comfy.model_base
-import comfy.model_patcher
 import comfy.samplers
-import comfy.supported_models_base
 import torch
 
-from ..host.attention import unet_of
+from ..host.attention import CROSS, find_sites, unet_of
 from ..host.composer import ComposeGuider
 from ..host.concept import Concept, make_concept
 from ..host.lora import LoraFile, read_lora
@@ -27,19 +23,16 @@ from ..host.suppression import with_suppression
 from ..methods.compose.settings import Compose
 from ..methods.compose.similarity import Words
 from . import objects_present, vocabulary
-from .bench_anagram import ratios
 from .concept_scenes import lora_of
+from .measuring import peak_of, ratios
+from .random_models import SD15_UNET, random_model
 from .sampling import CFG, Painter, encode
 
-SD15 = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1, "num_heads": 8,
-    "num_head_channels": -1, "context_dim": 768, "use_spatial_transformer": True, "use_linear_in_transformer": False,
-    "adm_in_channels": None, "use_temporal_attention": False, "legacy": False,
-}  # fmt: skip
-RANK = 16
-_CROSS = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0", "attn1.to_q", "attn2.to_q", "ff.net.2")
+RANK, TOKENS = 16, 77
+_LAYERS = (
+    *(f"attn{n}.{part}" for n in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")), "ff.net.0.proj", "ff.net.2",
+)  # fmt: skip
+"""What a LoRA of a trainer usually has: all linear layers of the transformer blocks."""
 CASES = {
     "without gradient": Compose(enhancement=0.0, reinit="off", token_lora=False),
     "without gradient, token LoRA": Compose(enhancement=0.0, reinit="off"),
@@ -47,35 +40,15 @@ CASES = {
 }
 
 
-class _SD15(comfy.supported_models_base.BASE):
-    unet_config = SD15
-    latent_format = comfy.latent_formats.SD15
-    memory_usage_factor = 1.0
-
-    def model_type(self, state_dict: Any, prefix: str = "") -> comfy.model_base.ModelType:
-        return comfy.model_base.ModelType.EPS
-
-
-def random_sd15() -> Any:
-    """A UNet of SD 1.5's size with random weights: time does not depend on what they say."""
-    with torch.inference_mode(False), torch.no_grad():
-        config = _SD15(dict(SD15))
-        config.set_inference_dtype(torch.float32, None)
-        model = config.get_model({}, "", device="cpu")
-        for parameter in model.diffusion_model.parameters():
-            parameter.normal_(0, 0.02)
-    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
-
-
 def random_concept(model: Any, number: int, channels: int) -> Concept:
     """A concept with random factors of rank 16 on the attentions and feed-forwards."""
     generator, tensors = torch.Generator().manual_seed(number), {}
     for path, module in unet_of(model.model).named_modules():
-        if path.endswith(_CROSS):
-            out, into = module.weight.shape
+        if path.endswith(_LAYERS):
+            out, into = module.weight.shape[:2]
             tensors[f"diffusion_model.{path}.lora_down.weight"] = torch.randn(RANK, into, generator=generator) * 0.02
             tensors[f"diffusion_model.{path}.lora_up.weight"] = torch.randn(out, RANK, generator=generator) * 0.02
-    entry = [[torch.randn(1, 77, channels, generator=generator), {ENTRY: (5,)}]]
+    entry = [[torch.randn(1, TOKENS, channels, generator=generator), {ENTRY: (5,)}]]
     return Concept(f"{number}", "it", LoraFile(f"{number}", tensors), 1.0, entry, entry)
 
 
@@ -91,48 +64,66 @@ def boxes(count: int, height: int, width: int) -> torch.Tensor:
     return covered
 
 
-def bench(
-    name: str,
-    model: Any,
-    concepts: list[Concept],
-    prompt: list,
-    size: tuple[int, int],
-    steps: int,
-    runs: int,
-    counts: list[int],
-) -> None:
-    """Prints the ratios of one model."""
-    noise = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1))
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+@dataclass(frozen=True)
+class Bench:
+    """One model with concepts to put into it. ``size``: height and width of the latent in cells."""
 
-    def sample(make: Callable[[], comfy.samplers.CFGGuider]) -> None:
+    name: str
+    model: Any
+    concepts: Sequence[Concept]
+    prompt: list
+    size: tuple[int, int]
+    steps: int
+    runs: int
+
+    def sample(self, make: Callable[[], comfy.samplers.CFGGuider]) -> None:
+        noise = torch.randn(1, 4, *self.size, generator=torch.Generator().manual_seed(1))
+        sigmas = comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), "normal", self.steps)
         sampler = comfy.samplers.sampler_object("euler")
         make().sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
 
-    def plain(patcher: Any = model, positive: list = prompt) -> comfy.samplers.CFGGuider:
-        guider = comfy.samplers.CFGGuider(patcher)
-        guider.set_conds(positive, prompt)
+    def plain(self, patcher: Any = None, positive: list | None = None) -> comfy.samplers.CFGGuider:
+        guider = comfy.samplers.CFGGuider(patcher or self.model)
+        guider.set_conds(positive or self.prompt, self.prompt)
         guider.set_cfg(CFG)
         return guider
 
-    def composer(count: int, settings: Compose) -> ComposeGuider:
-        return ComposeGuider(model, prompt, prompt, CFG, concepts[:count], lambda h, w: boxes(count, h, w), settings)
+    def suppressed(self) -> comfy.samplers.CFGGuider:
+        """T2I-Zero's suppression of three objects."""
+        model = with_suppression(self.model, 1.0, 0.0, objects_present.Zero().end)
+        objects = Words(((2,), (5,), (8,)), ((1, 9),))
+        return self.plain(model, [[self.prompt[0][0], {**self.prompt[0][1], OBJECTS: objects}]])
 
-    def say(what: str, other: Callable[[], comfy.samplers.CFGGuider]) -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        measured = ratios(lambda: sample(plain), lambda: sample(other), runs)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    def composed(self, count: int, settings: Compose) -> ComposeGuider:
+        covered = partial(boxes, count)
+        return ComposeGuider(self.model, self.prompt, self.prompt, CFG, self.concepts[:count], covered, settings)
+
+    def say(self, what: str, make: Callable[[], comfy.samplers.CFGGuider]) -> None:
+        """Prints the median and the range of the ratio, and how far memory grows beyond what plain sampling needs."""
+        plain, other = partial(self.sample, self.plain), partial(self.sample, make)
+        measured = ratios(plain, other, self.runs)
+        grown = peak_of(other) - peak_of(plain)
         print(
-            f"{name}, {what}: {statistics.median(measured):.2f} × plain sampling ({min(measured):.2f} to {max(measured):.2f}, "
-            f"{runs} pairs, {steps} steps; peak memory + {grown:.0f} MB)",
+            f"{self.name}, {what}: {statistics.median(measured):.2f} × plain sampling ({min(measured):.2f} to "
+            f"{max(measured):.2f}, {self.runs} pairs, {self.steps} steps); memory + {grown:.0f} MB",
             flush=True,
         )
 
-    marked = [[prompt[0][0], {**prompt[0][1], OBJECTS: Words(((2,), (5,), (8,)), ((1, 9),))}]]
-    say("t2i-zero", partial(plain, with_suppression(model, 1.0, 0.0, objects_present.Zero().end), marked))
+
+def cached_bytes(model: Any) -> int:
+    """Size of one concept's keys and values for the positive and the negative, which are kept for a whole run."""
+    unet = unet_of(model.model)
+    widths = [site.module(unet).to_k.out_features for site in find_sites(unet, CROSS)]
+    return 2 * 2 * TOKENS * sum(widths) * torch.float32.itemsize
+
+
+def boards(bench: Bench, counts: Sequence[int], cases: Sequence[str]) -> None:
+    """Prints everything about one model."""
+    print(f"{bench.name}: cached keys and values {cached_bytes(bench.model) / 1e6:.1f} MB a concept", flush=True)
+    bench.say("t2i-zero", bench.suppressed)
     for count in counts:
-        for case, settings in CASES.items():
-            say(f"{count} concepts {case}", partial(composer, count, settings))
+        for case in cases:
+            bench.say(f"{count} concepts {case}", partial(bench.composed, count, CASES[case]))
 
 
 @torch.inference_mode()
@@ -140,40 +131,27 @@ def main(arguments: list[str]) -> int:
     """Prints the median and the range of the ratio for 1 to 8 concepts, with the demo model and at the size of SD 1.5."""
     parser = argparse.ArgumentParser(prog="dev.py bench compose")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8, help="of the demo model; SD 1.5 takes 2")
     parser.add_argument("--model", choices=["demo", "sd15"], action="append", help="only this one")
     parser.add_argument("--concepts", type=int, action="append", help="only this many (again for more)")
+    parser.add_argument("--case", choices=list(CASES), action="append", help="only this one (again for more)")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
-    counts = options.concepts or [1, 2, 4, 8]
-    wanted = options.model or ["demo", "sd15"]
+    counts, cases, wanted = (
+        options.concepts or [1, 2, 4, 8],
+        options.case or list(CASES),
+        options.model or ["demo", "sd15"],
+    )
     if "demo" in wanted:
         painter = Painter()
         made = [
             make_concept(read_lora(lora_of(c)), 1.0, painter.clip, f"a {c}", c, "") for c in vocabulary.LORA_CONCEPTS
         ]
-        bench(
-            "demo model",
-            painter.model,
-            made,
-            encode(painter.clip, "a cat"),
-            (16, 24),
-            options.steps,
-            options.runs,
-            counts,
-        )
+        prompt = encode(painter.clip, "a cat")
+        boards(Bench("demo model", painter.model, made, prompt, (16, 24), options.steps, options.runs), counts, cases)
     if "sd15" in wanted:
-        model = random_sd15()
-        made = [random_concept(model, n, 768) for n in range(max(counts))]
-        prompt = [[torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(0)), {}]]
-        bench(
-            "SD 1.5 size, 512 × 512",
-            model,
-            made,
-            prompt,
-            (64, 64),
-            max(2, options.steps // 4),
-            max(1, options.runs // 3),
-            counts,
-        )
+        model = random_model(SD15_UNET)
+        made = [random_concept(model, n, SD15_UNET["context_dim"]) for n in range(max(counts))]
+        prompt = [[torch.randn(1, TOKENS, 768, generator=torch.Generator().manual_seed(0)), {}]]
+        boards(Bench("SD 1.5 size, 512 × 512", model, made, prompt, (64, 64), 2, options.runs), counts, cases)
     return 0

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import comfy.hooks
@@ -24,6 +22,7 @@ from ..host.path_guider import PathGuider
 from ..methods.regions import Box, Pyramid, Region
 from .architecture import UNET
 from .loader import load_demo_model
+from .measuring import peak_of
 from .random_models import SD15_UNET, random_model
 
 RANK = 4
@@ -116,28 +115,6 @@ class Bench:
             side += text
         guider = self._plain(self.patcher, *sides)
         return lambda: self._sample(guider)
-
-
-def peak_of(action: Callable[[], None]) -> float:
-    """How far the process grows above its size before, in MB, looked at every 5 ms."""
-
-    def resident() -> float:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
-
-    before, highest, done = resident(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            highest[0] = max(highest[0], resident() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        action()
-    finally:
-        done.set()
-        watcher.join()
-    return highest[0]
 
 
 def compare(name: str, bench: Bench, runs: int) -> None:
