@@ -449,3 +449,33 @@ def test_objects_are_found_beside_a_textual_inversion(inverted):
     ((_, values),) = encode_with_objects(inverted, "embedding:badhand cat and embedding:dot", ["cat", "embedding:dot"])
     assert values[OBJECTS].objects == ((3,), (5,))
     assert values[OBJECTS].sections == ((1, 6),)
+
+
+def _learned(clip, *nouns):
+    """An ED-LoRA of one layer whose words have the vectors of ordinary ones."""
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    vectors = {n: table[clip.tokenize(n)["l"][0][1][0]][None].float() for n in nouns}
+    return LoraFile("ed", {}, embeddings={f"<{n}>": {"l": vector} for n, vector in vectors.items()})
+
+
+@pytest.mark.parametrize("prompt", ["a <cat><dog>, blue background", "a<cat> <dog>, blue background"])
+def test_learned_words_need_no_blanks_between_them(demo_model, prompt):
+    from comfyui_concepts.host.concept import LAYERS, make_concept
+    from comfyui_concepts.host.phrases import ENTRY
+
+    _, clip, _ = demo_model
+    concept = make_concept(_learned(clip, "cat", "dog"), 1.0, clip, prompt, "<cat><dog>", "no <dog>")
+    for side, text in ((concept.positive, "a cat dog, blue background"), (concept.negative, "no dog")):
+        expected = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
+        assert torch.allclose(side[0][1][LAYERS], expected, atol=1e-6)
+    assert concept.positive[0][1][ENTRY] == (2, 3)
+
+
+def test_more_learned_words_than_there_are_stand_ins_are_refused(demo_model):
+    from comfyui_concepts.host.concept import make_concept
+
+    nouns = ("cat", "dog", "lion", "tiger", "robot", "clock", "tree", "car", "house")
+    lora = _learned(demo_model[1], *nouns)
+    prompt = " ".join(lora.embeddings)
+    with pytest.raises(ValueError, match="9 learned words of the ED-LoRA 'ed', and 8 can stand in one; use fewer"):
+        make_concept(lora, 1.0, demo_model[1], prompt, "", "")
