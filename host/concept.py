@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from .attention import CROSS, find_sites
 from .lora import LoraFile, with_text_part
-from .phrases import encode_with_phrase, occurrences_of
+from .phrases import ENTRY, encode_with_phrase, occurrences_of, phrase_positions
 
 LAYERS = "concepts_layers"
 """The key of a conditioning entry under which a prompt of its own for every attention layer stands, (layers, tokens, channels)."""
@@ -21,7 +21,7 @@ _STAND_INS = ("sks", "pll", "ucd", "mth", "aav", "rrs", "wht", "gdp")  # rare wo
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """What one concept path needs. The conditionings know where the phrase stands (``phrases.ENTRY``).
+    """What one concept path needs. The positive knows where the phrase stands (``phrases.ENTRY``).
 
     ``positive`` and ``negative`` are CONDITIONINGs made by the text encoder with the LoRA's text part on it.
     """
@@ -54,39 +54,63 @@ def make_concept(lora: LoraFile, strength: float, clip: Any, prompt: str, phrase
         phrase = lora.phrase
     return Concept(
         lora.name, phrase.strip() or prompt, lora, strength,
-        _encode(encoder, lora, prompt, phrase), _encode(encoder, lora, negative, ""),
+        _encode(encoder, lora, prompt, phrase), _encode(encoder, lora, negative, None),
     )  # fmt: skip
 
 
-def _encode(clip: Any, lora: LoraFile, text: str, phrase: str) -> list:
+def _encode(clip: Any, lora: LoraFile, text: str, phrase: str | None) -> list:
     """CONDITIONING of a prompt; with learned words in it, one encoding for each attention layer.
 
+    Args:
+        phrase: as ``make_concept``; None looks for none, as in a negative, which nobody asks where its phrase stands.
+
     Raises:
-        ValueError: words learned for different numbers of layers; as ``encode_with_phrase``.
+        ValueError: as ``encode_with_phrase``, ``_stand_ins`` and ``_layers``.
     """
     words = [word for word in lora.embeddings if word in text]
     if not words:
-        return encode_with_phrase(clip, text, phrase) if text.strip() else plain(clip, text)
-    free = (w for w in _STAND_INS if w not in text)
-    stand_ins = dict(zip(words, free, strict=False))
+        return plain(clip, text) if phrase is None or not text.strip() else encode_with_phrase(clip, text, phrase)
+    layers, stand_ins = _layers(lora, words), _stand_ins(lora, words, text)
     for word, stand_in in stand_ins.items():
-        text, phrase = text.replace(word, stand_in), phrase.replace(word, stand_in)
+        apart = f" {stand_in} "  # learned words may touch, and what stands for them would be read as one other word
+        text = text.replace(word, apart)
+        phrase = None if phrase is None else phrase.replace(word, apart)
+    places = {} if phrase is None else {ENTRY: phrase_positions(clip, text, phrase)}
+    encodings = [
+        clip.encode_from_tokens_scheduled(_with_learned(clip, text, lora, stand_ins, layer)) for layer in range(layers)
+    ]
+    context = torch.cat([e[0][0] for e in encodings])  # (layers, tokens, channels)
+    return node_helpers.conditioning_set_values([encodings[0][0]], {LAYERS: context, **places})
+
+
+def _layers(lora: LoraFile, words: Iterable[str]) -> int:
+    """How many layers the words were learned for.
+
+    Raises:
+        ValueError: not all for as many.
+    """
     counts = {len(tensor) for word in words for tensor in lora.embeddings[word].values()}
     if len(counts) > 1:
         raise ValueError(
             f"The ED-LoRA '{lora.name}' has words learned for {' and '.join(map(str, sorted(counts)))} layers, which cannot stand "
             "in one prompt; use one of its words, or another file."
         )
-    first = encode_with_phrase(clip, text, phrase)
-    encodings = [
-        clip.encode_from_tokens_scheduled(_with_learned(clip, text, lora, stand_ins, layer))
-        for layer in range(counts.pop())
-    ]
-    context = torch.cat([e[0][0] for e in encodings])  # (layers, tokens, channels)
-    positions = first[0][1]
-    return node_helpers.conditioning_set_values(
-        [[encodings[0][0][0], {**positions, **encodings[0][0][1]}]], {LAYERS: context}
-    )
+    return counts.pop()
+
+
+def _stand_ins(lora: LoraFile, words: Sequence[str], text: str) -> dict[str, str]:
+    """An ordinary word that the prompt does not hold for each learned one, which takes its place in the tokenizer.
+
+    Raises:
+        ValueError: more learned words than there are others.
+    """
+    free = [word for word in _STAND_INS if word not in text]
+    if len(words) > len(free):
+        raise ValueError(
+            f"The prompt holds {len(words)} learned words of the ED-LoRA '{lora.name}', and {len(free)} can stand in one; use "
+            "fewer of them."
+        )
+    return dict(zip(words, free, strict=False))
 
 
 def check_layers(concepts: Iterable[Concept], unet: Any) -> None:

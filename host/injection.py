@@ -25,6 +25,9 @@ from .lowrank import Branch, low_rank
 KEY = "concepts.composer"
 SIDES = "concepts_sides"
 """The key of the transformer options under which the side (0 positive, 1 negative) of every chunk of the running call stands."""
+BACKGROUND = "concepts_background"
+"""The key of the transformer options, while concepts stand in regions, under which stands what tells the share that the base's
+own prompt has of each token: a function of the grid's height and width, to (tokens,)."""
 _KEYS, _VALUES, _OUT = "attn2.to_k", "attn2.to_v", "attn2.to_out.0"
 _COARSEST = 32  # times a token of the coarsest grid may stand for a cell of the latent
 
@@ -92,10 +95,13 @@ class Injection:
         uuids = told.get("uuids", ())
         if not uuids or any(uuid not in self.sides for uuid in uuids):
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        told = {**told, SIDES: [self.sides[uuid] for uuid in uuids]}
+        told = {**told, SIDES: [self.sides[uuid] for uuid in uuids], BACKGROUND: self._share}
         self._added.clear()
         with low_rank(self.unet, self._branches(*x.shape[-2:]) if self.token_lora else ()):
             return executor(x, t, c_concat, c_crossattn, control, told, **kwargs)
+
+    def _share(self, grid: tuple[int, int]) -> torch.Tensor:
+        return self.grids.weights(grid)[0]
 
     def _branches(self, height: int, width: int) -> list[Branch]:
         """Each LoRA without what cross-attention has already had, on the tokens of its region."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import node_helpers
+import torch
 
 from ..methods.compose.similarity import Words, check_objects, correct
 
@@ -21,14 +22,21 @@ def _sections(clip: Any, text: str) -> list[list[Any]]:
     return [[token for token, *_ in section] for section in first]
 
 
+def _same(token: Any, other: Any) -> bool:
+    """Whether two tokens are one: numbers, or the vectors of a textual inversion."""
+    if isinstance(token, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(token, other)
+    return isinstance(token, int) and isinstance(other, int) and token == other
+
+
 def _words_alone(clip: Any, phrase: str) -> list[Any]:
     """The tokens of a phrase without the frame that every prompt has."""
     inside, frame = _sections(clip, phrase)[0], _sections(clip, "")[0]
-    start = 1 if inside and frame and inside[0] == frame[0] else 0
+    start = 1 if inside and frame and _same(inside[0], frame[0]) else 0
     end = frame[start] if len(frame) > start else None  # what an empty prompt goes on with ends a full one
     kept: list[Any] = []
     for token in inside[start:]:
-        if isinstance(token, int) and token == end:
+        if _same(token, end):
             break
         kept.append(token)
     return kept
@@ -54,7 +62,7 @@ def occurrences_of(clip: Any, text: str, phrase: str) -> list[tuple[int, ...]]:
     offset = 0
     for section in _sections(clip, text):
         for at in range(len(section) - len(wanted) + 1):
-            same = (isinstance(s, int) and s == w for s, w in zip(section[at:], wanted, strict=False))
+            same = (_same(s, w) for s, w in zip(section[at:], wanted, strict=False))
             free = not found or offset + at > found[-1][-1]
             if wanted and free and all(same):
                 found.append(tuple(range(offset + at, offset + at + len(wanted))))
@@ -66,13 +74,27 @@ def occurrences_of(clip: Any, text: str, phrase: str) -> list[tuple[int, ...]]:
     )
 
 
+def phrase_positions(clip: Any, text: str, phrase: str) -> tuple[int, ...]:
+    """As ``positions_of``; without a phrase, the positions of all words of the prompt.
+
+    Raises:
+        ValueError: the prompt does not hold the phrase, or no word at all.
+    """
+    if phrase.strip():
+        return positions_of(clip, text, phrase.strip())
+    positions = tuple(p for first, end in _word_ranges(clip, text) for p in range(first, end))
+    if not positions:
+        raise ValueError("The prompt is empty, so that there are no words to look for; write one.")
+    return positions
+
+
 def encode_with_phrase(clip: Any, text: str, phrase: str) -> list:
     """The prompt as CONDITIONING that knows where the phrase stands. Without a phrase, the whole prompt is the phrase.
 
     Raises:
-        ValueError: as ``positions_of``.
+        ValueError: as ``phrase_positions``.
     """
-    positions = positions_of(clip, text, phrase.strip() or text)
+    positions = phrase_positions(clip, text, phrase)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     return node_helpers.conditioning_set_values(conditioning, {ENTRY: positions})
 
@@ -94,9 +116,9 @@ def _word_ranges(clip: Any, text: str) -> tuple[tuple[int, int], ...]:
     frame = _sections(clip, "")[0]
     ranges, offset = [], 0
     for section in _sections(clip, text):
-        first = 1 if frame and section[0] == frame[0] else 0
+        first = 1 if frame and _same(section[0], frame[0]) else 0
         ends = frame[first] if len(frame) > first else None
-        last = next((n for n in range(first, len(section)) if section[n] is ends or section[n] == ends), len(section))
+        last = next((n for n in range(first, len(section)) if _same(section[n], ends)), len(section))
         ranges.append((offset + first, offset + last))
         offset += len(section)
     return tuple(ranges)

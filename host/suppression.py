@@ -11,6 +11,7 @@ import torch
 from ..methods.compose.similarity import Words
 from ..methods.compose.suppression import suppression
 from .attention import CROSS, Attend, Site, around_attention, find_sites, unet_of
+from .injection import BACKGROUND
 from .phrases import OBJECTS
 from .sampling import progress_of
 
@@ -72,7 +73,11 @@ def words_of(conds: Sequence[Any]) -> dict[Any, Words]:
 
 
 class Suppressor:
-    """What answers at the cross-attentions during one call: the attention as it was, and the suppression on top."""
+    """What answers at the cross-attentions during one call: the attention as it was, and the suppression on top.
+
+    Where concepts have taken the prompt's place, its objects are not looked at, so that there is nothing to keep apart: the
+    change has the share that the prompt has (``injection.BACKGROUND``), all of it if nobody has told one.
+    """
 
     def __init__(self, words: dict[Any, Words], strength: float, renormalise: bool) -> None:
         self.words, self.strength, self.renormalise = words, strength, renormalise
@@ -93,7 +98,9 @@ class Suppressor:
     def _change(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, words: Words, extra: dict[str, Any]
     ) -> torch.Tensor:
-        grid = extra["activations_shape"][-2:]
+        height, width = extra["activations_shape"][-2:]
         split = (t.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for t in (q, k, v))
-        change = suppression(*split, words.objects, tuple(grid), self.strength, renormalise=self.renormalise)
-        return change.transpose(1, 2).flatten(-2)
+        change = suppression(*split, words.objects, (height, width), self.strength, renormalise=self.renormalise)
+        change = change.transpose(1, 2).flatten(-2)  # (rows, tokens, heads · channels)
+        share = extra.get(BACKGROUND)
+        return change if share is None else change * share((height, width))[:, None].to(change)

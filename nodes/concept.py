@@ -84,21 +84,42 @@ class ConceptsConcept(io.ComfyNode):
 
 
 def assigned(concepts: Sequence[Concept], regions: Sequence[Region]) -> list[Concept]:
-    """A concept for each region: by the regions' labels if each names a concept or its phrase, else in order.
+    """A concept for each region: the one its label names, by name or by phrase, and for the others the rest in order.
+
+    Concepts that answer to the same label take its regions in turn. A concept may stand in several regions of its label.
 
     Raises:
-        ValueError: the labels do not say, and there are not as many of one as of the other.
+        ValueError: a region is left over, or a concept that has a strength.
     """
-    named = [next((c for c in concepts if r.label.strip().lower() in c.labels), None) for r in regions]
-    found = [c for c in named if c is not None]
-    if regions and len(found) == len(regions):
-        return found
-    if len(concepts) == len(regions):
-        return list(concepts)
-    raise ValueError(
-        f"There are {len(concepts)} concepts and {len(regions)} regions; draw one region a concept, or label every region with a "
-        "concept's phrase, so that one concept can stand in several."
-    )
+    found = _named(concepts, regions)
+    rest = [c for c in concepts if c not in found.values()]
+    others = [place for place in range(len(regions)) if place not in found]
+    if len(others) > len(rest):
+        raise ValueError(
+            f"There are {len(concepts)} concepts and {len(regions)} regions; draw one region a concept, or label every region with a "
+            "concept's phrase, so that one concept can stand in several."
+        )
+    found |= dict(zip(others, rest, strict=False))
+    # one without strength is left out of the picture anyway, and so of the regions that an earlier run has found
+    unused = [c for c in rest[len(others) :] if c.strength != 0]
+    if unused:
+        raise ValueError(
+            f"The concept '{unused[0].name}' has no region; draw one for it, label one with its phrase '{unused[0].phrase}', or "
+            "take the concept out."
+        )
+    return [found[place] for place in range(len(regions))]
+
+
+def _named(concepts: Sequence[Concept], regions: Sequence[Region]) -> dict[int, Concept]:
+    """The concepts of the regions whose labels name one, by the region's place."""
+    named = [[c for c in concepts if region.label.strip().lower() in c.labels] for region in regions]
+    found: dict[int, Concept] = {}
+    # a label that means one concept alone comes first: another that could mean it too leaves it then
+    for place in sorted(range(len(regions)), key=lambda place: len(named[place])):
+        if named[place]:
+            uses = list(found.values())
+            found[place] = min(named[place], key=uses.count)
+    return found
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (ConceptsConcept,)

@@ -34,7 +34,7 @@ def correct(
         context: (batch, tokens, channels); every encoder's channels are corrected by themselves.
         alpha: how much is corrected; at 0 the context comes back as it is.
         window: how many tokens to either side are asked, never beyond the words of the section.
-        threshold: tokens whose cosine is not above it are left out. The token itself has cosine 1.
+        threshold: tokens whose cosine is not above it, or not above 0, are left out; the token itself never is.
     """
     if alpha == 0:
         return context
@@ -49,17 +49,20 @@ def _corrected(features: torch.Tensor, words: Words, alpha: float, window: int, 
             if first <= position < end:
                 near = slice(max(first, position - window), min(end, position + window + 1))
                 f = features[:, position]
-                gathered = _gathered(f, features[:, near], threshold)
+                gathered = _gathered(features[:, near], position - near.start, threshold)
                 scale = f.norm(dim=-1, keepdim=True) / gathered.norm(dim=-1, keepdim=True).clamp(min=1e-12)
                 out[:, position] = (1 - alpha) * f + alpha * scale * gathered
     return out
 
 
-def _gathered(f: torch.Tensor, near: torch.Tensor, threshold: float) -> torch.Tensor:
-    """The mean of the neighbours (batch, near, channels) that are similar to ``f`` (batch, channels)."""
-    cosine = torch.cosine_similarity(f[:, None], near, dim=-1)
-    weights = torch.where(cosine > threshold, cosine, 0)
-    return (weights[..., None] * near).sum(1) / weights.sum(1, keepdim=True).clamp(min=1e-12)
+def _gathered(near: torch.Tensor, own: int, threshold: float) -> torch.Tensor:
+    """The mean of those tokens of (batch, near, channels) that are similar to the one at ``own``, (batch, channels)."""
+    cosine = torch.cosine_similarity(near[:, own, None], near, dim=-1)
+    # Weights below zero would take away what the others give, until nothing is left that a norm could be given to. The
+    # token's own cosine is 1 but for rounding, which the highest threshold leaves out.
+    weights = torch.where(cosine > threshold, cosine, 0).clamp(min=0)
+    weights[:, own] = 1
+    return (weights[..., None] * near).sum(1) / weights.sum(1, keepdim=True)
 
 
 def check_objects(objects: Sequence[Sequence[int]]) -> None:

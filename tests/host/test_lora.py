@@ -385,3 +385,97 @@ def test_words_learned_for_different_models_do_not_go_into_one_prompt(demo_model
     learned = {f"<new_{n}>": {"l": torch.randn(n, 64)} for n in (1, 2)}
     with pytest.raises(ValueError, match="learned for 1 and 2 layers"):
         make_concept(LoraFile("ed", {}, embeddings=learned), 1.0, demo_model[1], "a <new_1> <new_2>", "", "")
+
+
+@pytest.fixture
+def inverted(demo_model, tmp_path, monkeypatch):
+    """The demo's text encoder, which finds a textual inversion of two vectors, 'badhand', and one of a single, 'dot'."""
+    _, clip, _ = demo_model
+    tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)
+    for name, count in (("badhand", 2), ("dot", 1)):
+        save_file({"emb_params": torch.randn(count, tokenizer.embedding_size)}, tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(tokenizer, "embedding_directory", str(tmp_path))
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "positions"),
+    [
+        ("a embedding:badhand lion", "", (1, 2, 3, 4)),
+        ("a embedding:badhand lion", "lion", (4,)),
+        ("a embedding:badhand lion", "embedding:badhand lion", (2, 3, 4)),
+        ("embedding:dot lion embedding:badhand", "embedding:badhand", (3, 4)),
+        ("embedding:dot", "embedding:dot", (1,)),
+    ],
+)
+def test_a_prompt_with_a_textual_inversion_knows_its_phrase(inverted, prompt, phrase, positions):
+    from comfyui_concepts.host.concept import make_concept
+    from comfyui_concepts.host.phrases import ENTRY
+
+    concept = make_concept(LoraFile("x", {}), 1.0, inverted, prompt, phrase, "")
+    assert concept.positive[0][1][ENTRY] == positions
+
+
+def test_a_negative_may_hold_a_textual_inversion_and_is_asked_for_no_phrase(inverted):
+    from comfyui_concepts.host.concept import make_concept
+    from comfyui_concepts.host.phrases import ENTRY
+
+    text = "embedding:badhand, blurry"
+    concept = make_concept(LoraFile("x", {}), 1.0, inverted, "a lion", "lion", text)
+    expected = inverted.encode_from_tokens_scheduled(inverted.tokenize(text))
+    assert torch.equal(concept.negative[0][0], expected[0][0])
+    assert ENTRY not in concept.negative[0][1]
+
+
+def test_a_phrase_that_another_textual_inversion_stands_for_is_refused(inverted):
+    from comfyui_concepts.host.concept import make_concept
+
+    with pytest.raises(ValueError, match="'embedding:badhand' does not stand in the prompt"):
+        make_concept(LoraFile("x", {}), 1.0, inverted, "a embedding:dot lion", "embedding:badhand", "")
+
+
+def test_an_empty_phrase_is_every_word_of_a_prompt_of_several_sections(demo_model):
+    from comfyui_concepts.host.phrases import ENTRY, encode_with_phrase
+
+    ((_, values),) = encode_with_phrase(demo_model[1], " ".join(["cat"] * 80), "")
+    assert values[ENTRY] == (*range(1, 76), *range(78, 83))
+    with pytest.raises(ValueError, match="prompt is empty"):
+        encode_with_phrase(demo_model[1], "", "")
+
+
+def test_objects_are_found_beside_a_textual_inversion(inverted):
+    from comfyui_concepts.host.phrases import OBJECTS, encode_with_objects
+
+    ((_, values),) = encode_with_objects(inverted, "embedding:badhand cat and embedding:dot", ["cat", "embedding:dot"])
+    assert values[OBJECTS].objects == ((3,), (5,))
+    assert values[OBJECTS].sections == ((1, 6),)
+
+
+def _learned(clip, *nouns):
+    """An ED-LoRA of one layer whose words have the vectors of ordinary ones."""
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    vectors = {n: table[clip.tokenize(n)["l"][0][1][0]][None].float() for n in nouns}
+    return LoraFile("ed", {}, embeddings={f"<{n}>": {"l": vector} for n, vector in vectors.items()})
+
+
+@pytest.mark.parametrize("prompt", ["a <cat><dog>, blue background", "a<cat> <dog>, blue background"])
+def test_learned_words_need_no_blanks_between_them(demo_model, prompt):
+    from comfyui_concepts.host.concept import LAYERS, make_concept
+    from comfyui_concepts.host.phrases import ENTRY
+
+    _, clip, _ = demo_model
+    concept = make_concept(_learned(clip, "cat", "dog"), 1.0, clip, prompt, "<cat><dog>", "no <dog>")
+    for side, text in ((concept.positive, "a cat dog, blue background"), (concept.negative, "no dog")):
+        expected = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
+        assert torch.allclose(side[0][1][LAYERS], expected, atol=1e-6)
+    assert concept.positive[0][1][ENTRY] == (2, 3)
+
+
+def test_more_learned_words_than_there_are_stand_ins_are_refused(demo_model):
+    from comfyui_concepts.host.concept import make_concept
+
+    nouns = ("cat", "dog", "lion", "tiger", "robot", "clock", "tree", "car", "house")
+    lora = _learned(demo_model[1], *nouns)
+    prompt = " ".join(lora.embeddings)
+    with pytest.raises(ValueError, match="9 learned words of the ED-LoRA 'ed', and 8 can stand in one; use fewer"):
+        make_concept(lora, 1.0, demo_model[1], prompt, "", "")

@@ -8,15 +8,18 @@ import torch
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfyui_concepts.host.attention import CROSS, around_attention, find_sites, unet_of
+from comfyui_concepts.host.composer import ComposeGuider
 from comfyui_concepts.host.concept import Concept
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.injection import BACKGROUND
 from comfyui_concepts.host.lora import LoraFile
 from comfyui_concepts.host.path_guider import PathGuider
-from comfyui_concepts.host.phrases import OBJECTS, encode_with_objects
+from comfyui_concepts.host.phrases import ENTRY, OBJECTS, encode_with_objects
 from comfyui_concepts.host.suppression import SIDE, Suppressor, with_suppression, words_of
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
+from comfyui_concepts.methods.compose.settings import Compose
 from comfyui_concepts.methods.compose.similarity import Words
 from comfyui_concepts.methods.regions import Box, Pyramid, Region
 
@@ -155,10 +158,13 @@ def _of_one_view_at_a_time(model, positive, negative):
     return guider
 
 
-def _of_paths(model, positive, negative):
+def _lora():
     name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
-    lora = LoraFile("one layer", {f"{name}.lora_{part}.weight": torch.ones(shape) * 0.1 for part, shape in (("up", (32, 1)), ("down", (1, 32)))})  # fmt: skip
-    concepts = [Concept(f"c{n}", "", lora, 1.0, _prompt(n, marked=positive), _prompt(9, marked=negative)) for n in (1, 2)]  # fmt: skip
+    return LoraFile("one layer", {f"{name}.lora_{part}.weight": torch.ones(shape) * 0.1 for part, shape in (("up", (32, 1)), ("down", (1, 32)))})  # fmt: skip
+
+
+def _of_paths(model, positive, negative):
+    concepts = [Concept(f"c{n}", "", _lora(), 1.0, _prompt(n, marked=positive), _prompt(9, marked=negative)) for n in (1, 2)]  # fmt: skip
     base = _prompt(3, marked=positive), _prompt(9, marked=negative)
     return PathGuider(model, *base, 3.0, concepts, lambda h, w: Pyramid.of(HALVES, h, w))
 
@@ -229,3 +235,36 @@ def test_two_positives_asked_about_alone_are_two_positives():
     assert set(words_of([untold, None])) == {0, 1}
     named = [{"uuid": 0, OBJECTS: WORDS, SIDE: "negative 1"}, {"uuid": 1, OBJECTS: WORDS, SIDE: "positive"}]
     assert set(words_of([[entry] for entry in named])) == {1}
+
+
+def _composed(model, covered, *, seed=3):
+    """LoRA-Composer with one region and a positive that names its objects."""
+    concept = Concept("c", "it", _lora(), 1.0, [[_prompt(5, marked=False)[0][0], {ENTRY: (1,)}]], _prompt(6, marked=False))  # fmt: skip
+    settings = Compose(enhancement=0, reinit="off")
+    base = _prompt(seed, marked=True), _prompt(9, marked=True)
+    return _drawn(ComposeGuider(model, *base, 3.0, [concept], lambda h, w: covered, settings))
+
+
+def test_where_a_region_has_taken_the_prompts_place_its_objects_change_nothing(model):
+    patched, full = with_suppression(model, 1.0, 0.0, 1.0), torch.ones(1, 16, 24)
+    assert torch.equal(_composed(model, full, seed=3), _composed(model, full, seed=4))  # the prompt has no say at all
+    assert torch.equal(_composed(patched, full), _composed(model, full))
+    half = full.clone()
+    half[..., 12:] = 0
+    assert not torch.equal(_composed(patched, half), _composed(model, half))
+
+
+def test_the_change_has_the_share_that_the_prompt_has_of_each_token():
+    generator = torch.Generator().manual_seed(8)
+    q, k, v = (torch.randn(2, n, 8, generator=generator) for n in (6, 7, 7))
+    share = torch.tensor([0, 0.25, 1, 1, 0.5, 0])
+    told = {"uuids": ["mine", "other"], "activations_shape": (2, 8, 2, 3), "n_heads": 2}
+
+    def change(**more):
+        return Suppressor({"mine": WORDS}, 1.0, False)(q, k, v, None, told | more, lambda q, k, v: torch.zeros_like(q))
+
+    asked = []
+    shared = change(**{BACKGROUND: lambda grid: (asked.append(grid), share)[1]})
+    assert asked == [(2, 3)]
+    assert change()[0].abs().amin(-1).gt(0).all()
+    assert torch.equal(shared, change() * share[:, None])

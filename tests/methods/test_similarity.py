@@ -45,6 +45,24 @@ def test_only_the_objects_move_and_a_full_correction_keeps_their_norm():
     assert torch.allclose(out[:, touched].norm(dim=-1), context[:, touched].norm(dim=-1), atol=1e-12)
 
 
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_at_threshold_one_an_object_is_only_like_itself_and_stays_as_it_is(alpha, dtype):
+    context = _context(768, dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-2
+    assert torch.allclose(correct(context, WORDS, alpha, threshold=1.0), context, atol=tolerance)
+
+
+def test_what_points_the_other_way_is_not_gathered_at_any_threshold():
+    """A negative weight would take features away, and weights that cancel would leave nothing to scale to the norm."""
+    context = _context()
+    context[:, 3] = -context[:, 2]
+    out = correct(context, WORDS, alpha=1.0, threshold=-1.0)
+    assert torch.equal(out, correct(context, WORDS, alpha=1.0, threshold=0.0))
+    touched = [2, 5, 6, 80]
+    assert torch.allclose(out[:, touched].norm(dim=-1), context[:, touched].norm(dim=-1), atol=1e-12)
+
+
 def test_neither_the_frame_nor_another_section_nor_what_is_far_is_gathered():
     context = _context()
     outside = [0, *range(9, 78), *range(82, 154)]

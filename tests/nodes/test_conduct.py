@@ -57,6 +57,31 @@ def test_labels_that_do_not_say_and_numbers_that_differ_are_refused():
         assigned([LION, ROBOT], _regions("robot", "lion", "elsewhere").in_order())
 
 
+def _assigned(concepts, *labels):
+    return [concept.name for concept in assigned(concepts, _regions(*labels).in_order())]
+
+
+def test_labels_that_several_concepts_answer_to_go_round():
+    anna, berta = replace(LION, name="anna", phrase="a woman"), replace(ROBOT, name="berta", phrase="a woman")
+    assert _assigned([anna, berta], "a woman", "a woman") == ["anna", "berta"]
+    assert _assigned([anna, berta], "a woman", "A Woman", "a woman") == ["anna", "berta", "anna"]
+    assert _assigned([anna, berta], "a woman", "anna") == ["berta", "anna"]  # nobody else can be called anna
+
+
+def test_what_no_label_names_fills_the_other_regions_in_order():
+    assert _assigned([LION, ROBOT], "robot", "box 2") == ["robot", "lion"]
+    cat = _concept("cat")
+    assert _assigned([LION, ROBOT, cat], "left", "a lion", "right") == ["robot", "lion", "cat"]
+
+
+def test_a_concept_without_a_region_is_refused_unless_it_has_no_strength():
+    with pytest.raises(ValueError, match="'lion' has no region; draw one for it.*'a lion'"):
+        _assigned([LION, ROBOT], "robot")
+    with pytest.raises(ValueError, match="'robot' has no region"):
+        _assigned([LION, ROBOT], "lion", "lion")
+    assert _assigned([replace(LION, strength=0.0), ROBOT], "robot") == ["robot"]
+
+
 def test_points_are_counted(demo_model):
     with pytest.raises(ValueError, match="Nobody says where the concepts are"):
         ConceptsConductorGuider.execute(demo_model[0], [], [], ConceptList(LION, None), 3.0)
