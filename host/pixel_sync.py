@@ -18,6 +18,8 @@ from .preview import Painter
 from .sampling import step_of
 from .vae import cell_side
 
+_SEEDS_APART = 0xBF58476D1CE4E5B9  # from the picture's own noise, and from what time travel and ancestral samplers draw
+
 
 class PixelSyncGuider(ViewsGuider):
     """Samples as many latents as there are views and keeps them views of one picture. Returns the first one.
@@ -59,7 +61,7 @@ class PixelSyncGuider(ViewsGuider):
         cell, views = cell_side(self.vae), len(self.prompts)
         for prompt in self.prompts:
             prompt.view.check(latent_image.shape[-2] * cell, latent_image.shape[-1] * cell)
-        generator = torch.Generator().manual_seed(((kwargs.get("seed") or 0) + 1) % 2**63)
+        generator = torch.Generator().manual_seed(((kwargs.get("seed") or 0) + _SEEDS_APART) % 2**63)
         others = [torch.randn(noise.shape, generator=generator).to(noise) for _ in range(views - 1)]
         everyone = torch.cat([noise, *others])
         # past the checks of our own parent, which are about views on latents

@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.pixel_sync import PixelSyncGuider
+from comfyui_concepts.host.time_travel import travelling
 from comfyui_concepts.methods.anagram.blend import blend
 from comfyui_concepts.methods.anagram.views import view_named
 
@@ -135,3 +136,24 @@ def test_the_negative_on_a_real_latent_model(demo_model):
     apart = (first - second).abs().mean()
     together = (first - (1 - second)).abs().mean()
     assert together < 0.25 * apart
+
+
+def test_no_view_starts_from_the_noise_that_time_travel_adds(tiny_models, monkeypatch):
+    drawn, randn = [], torch.randn
+
+    def noting(*args, **known):
+        drawn.append(randn(*args, **known))
+        return drawn[-1]
+
+    guider = PixelSyncGuider(tiny_models["EPS"], _prompts("identity", "negate"), 5.0, Lossless(), blend)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", 6)
+    travel = travelling(comfy.samplers.sampler_object("euler"), 0.2, 0.8, 2)
+    monkeypatch.setattr(torch, "randn", noting)
+    first = guider.sample(noise, torch.zeros_like(noise), travel, sigmas, disable_pbar=True, seed=3)
+    assert [len(noise) for noise in drawn[:2]] == [1, 2]  # the second view's, then both views' on the first way back
+    everyone = torch.nn.functional.normalize(torch.cat([noise, *drawn]).flatten(1), dim=1)
+    alike = everyone @ everyone.T
+    assert (alike - torch.eye(len(alike))).abs().max() < 0.5
+    again = guider.sample(noise, torch.zeros_like(noise), travel, sigmas, disable_pbar=True, seed=3)
+    assert torch.equal(again, first)  # the same seed, the same picture
