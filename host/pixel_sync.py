@@ -13,6 +13,7 @@ import comfy.samplers
 import torch
 
 from ..methods.panels import Panel
+from .beside import sampled_stays_loaded, with_helpers
 from .guider import ViewPrompt, ViewsGuider
 from .preview import Painter
 from .sampling import step_of
@@ -40,7 +41,7 @@ class PixelSyncGuider(ViewsGuider):
         blend: Callable[[torch.Tensor], torch.Tensor],
         every: int = 1,
     ) -> None:
-        super().__init__(model, prompts, combine=_unused, cfg=cfg)
+        super().__init__(with_helpers(model, [vae]), prompts, combine=_unused, cfg=cfg)
         self.vae, self.blend, self.every = vae, blend, max(1, every)
         if self.prompts[0].view.name != "identity":
             raise ValueError(
@@ -86,7 +87,10 @@ class PixelSyncGuider(ViewsGuider):
             for part, view in zip(x.chunk(len(self.view_conds)), self.view_conds, strict=True)
         ]
         step = step_of(options.get("transformer_options", {}), float(timestep.max()))
-        return torch.cat(self._brought_together(clean) if len(clean) > 1 and step % self.every == 0 else clean)
+        if len(clean) > 1 and step % self.every == 0:
+            with sampled_stays_loaded(self.inner_model, x):
+                clean = self._brought_together(clean)
+        return torch.cat(clean)
 
     def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
         """Every view's own latent, which stands upright already."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..host.beside import sampled_stays_loaded
 from ..host.clip_score import compared, similarities, text_embeddings
 from ..host.schema import schema
 from ..host.vae import cell_side
@@ -233,7 +234,7 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
             "view, and the view that reads worst gets more weight.",
             search_aliases=["visual anagram", "domination", "noise vector balancing"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that is sampled; only the scale of its latents is read."),
+                io.Model.Input("model", tooltip="The model that is sampled, the same as for Anagram Guider."),
                 _vae_input(optional=False),
                 Views.Input("views", tooltip="The views, the same list as for Anagram Guider."),
                 io.ClipVision.Input("clip_vision", tooltip="A CLIP Vision with its projection, such as ViT-L/14."),
@@ -253,9 +254,10 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
         to_wire = model.get_model_object("latent_format").process_out
 
         def score(latents: torch.Tensor) -> torch.Tensor:
-            pictures = vae.decode(to_wire(latents))
-            shown = upright(pictures, views_on(pictures, views, vae))
-            matches = compared(clip_vision, shown.flatten(0, 1), words).unflatten(0, shown.shape[:2])
+            with sampled_stays_loaded(model.model, latents):
+                pictures = vae.decode(to_wire(latents))
+                shown = upright(pictures, views_on(pictures, views, vae))
+                matches = compared(clip_vision, shown.flatten(0, 1), words).unflatten(0, shown.shape[:2])
             return matches.diagonal(dim1=1, dim2=2)
 
         return io.NodeOutput(replace(options or AVERAGING, score=score))

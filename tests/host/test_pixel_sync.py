@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import comfy.model_management
+import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
@@ -13,7 +15,7 @@ from comfyui_concepts.methods.anagram.views import view_named
 
 
 class Lossless:
-    """A VAE that is exact: pictures of four channels, one pixel a cell. (A real one is in the last test.)"""
+    """A VAE that is exact: pictures of four channels, one pixel a cell. (The demo model has a real one.)"""
 
     def __init__(self, loss=0.0):
         self.loss, self.calls = loss, []
@@ -28,6 +30,18 @@ class Lossless:
     def encode(self, picture):
         self.calls.append("encode")
         return (picture * 2 - 1).movedim(-1, 1) * (1 - self.loss)
+
+
+class Crowding(Lossless):
+    """A VAE that needs all memory for itself, as the host's may on a small GPU."""
+
+    def decode(self, z):
+        comfy.model_management.free_memory(1e30, torch.device("cpu"))
+        return super().decode(z)
+
+    def encode(self, picture):
+        comfy.model_management.free_memory(1e30, torch.device("cpu"))
+        return super().encode(picture)
 
 
 def _cond(seed):
@@ -157,3 +171,28 @@ def test_no_view_starts_from_the_noise_that_time_travel_adds(tiny_models, monkey
     assert (alike - torch.eye(len(alike))).abs().max() < 0.5
     again = guider.sample(noise, torch.zeros_like(noise), travel, sigmas, disable_pbar=True, seed=3)
     assert torch.equal(again, first)  # the same seed, the same picture
+
+
+def _patched(model, by=0.05):
+    """A clone with a patch, as a LoRA makes it."""
+    key = "diffusion_model.out.2.weight"
+    clone = model.clone()
+    clone.add_patches({key: ("diff", (torch.full_like(model.model.state_dict()[key], by),))}, 1.0)
+    return clone
+
+
+def test_a_vae_that_takes_all_memory_leaves_the_models_patches_where_they_were(new_model):
+    model = new_model("EPS")
+    patched = _patched(model)
+    wanted = _sample(PixelSyncGuider(patched, _prompts("identity", "negate"), 5.0, Lossless(), blend))
+    crowded = _sample(PixelSyncGuider(patched, _prompts("identity", "negate"), 5.0, Crowding(), blend))
+    assert torch.equal(crowded, wanted)
+    unpatched = _sample(PixelSyncGuider(model, _prompts("identity", "negate"), 5.0, Lossless(), blend))
+    assert not torch.allclose(unpatched, wanted)
+
+
+def test_the_vae_is_loaded_together_with_the_model(demo_model):
+    model, _, vae = demo_model
+    guider = PixelSyncGuider(model, _prompts("identity", "negate"), 5.0, vae, blend)
+    assert guider.model_patcher.get_nested_additional_models() == [vae.patcher]
+    assert model.get_nested_additional_models() == []

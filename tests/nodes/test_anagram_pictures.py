@@ -1,10 +1,16 @@
-"""Pictures of anagrams at a size a film can take."""
+"""Pictures of anagrams at a size a film can take; what looks at them in the middle of a sampling."""
 
 from __future__ import annotations
 
+import comfy.model_management
+import comfy.samplers
 import pytest
 import torch
-from comfyui_concepts.nodes.anagram_pictures import smaller
+from comfyui_concepts.methods.anagram.views import Settings, view_named
+from comfyui_concepts.nodes import anagram_pictures
+from comfyui_concepts.nodes.anagram import AnagramView
+from comfyui_concepts.nodes.anagram_pictures import ConceptsAnagramClipBalance, smaller
+from comfyui_concepts.nodes.anagram_sampling import ConceptsAnagramGuider
 
 
 @pytest.mark.parametrize(
@@ -13,3 +19,44 @@ from comfyui_concepts.nodes.anagram_pictures import smaller
 )
 def test_a_picture_shrinks_to_even_sides_and_never_to_nothing(size, largest, made):
     assert tuple(smaller(torch.rand(1, *size, 3), largest).shape[1:3]) == made
+
+
+def _listed(*names, parts=0, prompts=None):
+    """The views on a wire, each with its conditioning."""
+    views = None
+    for name, prompt in zip(names, prompts or [None] * len(names), strict=True):
+        views = AnagramView(
+            lambda cell, name=name: view_named(name, Settings(parts, 0, cell)), prompt, None, 1.0, views
+        )
+    return views
+
+
+class Colours:
+    """A CLIP Vision whose embedding of a picture is its mean colour. ``crowding``: it takes all memory for that."""
+
+    def __init__(self, crowding=False):
+        self.crowding = crowding
+
+    def encode_image(self, pictures, crop):
+        if self.crowding:
+            comfy.model_management.free_memory(1e30, torch.device("cpu"))
+        return {"image_embeds": pictures.mean((1, 2))}
+
+
+def test_a_clip_that_takes_all_memory_leaves_the_models_patches_where_they_were(demo_model, monkeypatch):
+    model, clip, vae = demo_model
+    monkeypatch.setattr(anagram_pictures, "text_embeddings", lambda *_: torch.eye(3)[:2])
+    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
+    views = _listed("identity", "rotate_180", prompts=[encode("a panda"), encode("a fox")])
+    patched, key = model.clone(), "diffusion_model.out.2.weight"
+    patched.add_patches({key: ("diff", (torch.full_like(model.model.state_dict()[key], 0.01),))}, 1.0)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
+
+    def made(crowding):
+        options = ConceptsAnagramClipBalance.execute(model, vae, views, Colours(crowding), clip, "a\nb").args[0]
+        guider = ConceptsAnagramGuider.execute(patched, views, encode(""), 5.0, options).args[0]
+        sampler = comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
+
+    assert torch.equal(made(crowding=True), made(crowding=False))
