@@ -196,3 +196,47 @@ def test_the_vae_is_loaded_together_with_the_model(demo_model):
     guider = PixelSyncGuider(model, _prompts("identity", "negate"), 5.0, vae, blend)
     assert guider.model_patcher.get_nested_additional_models() == [vae.patcher]
     assert model.get_nested_additional_models() == []
+
+
+def _counted(model):
+    """A clone, and the rows of each call of its network."""
+    rows, clone = [], model.clone()
+
+    def wrapper(executor, x, *args, **known):
+        rows.append(len(x))
+        return executor(x, *args, **known)
+
+    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "counting", wrapper)
+    return clone, rows
+
+
+@pytest.mark.parametrize(("cfg", "each"), [(5.0, 2), (1.0, 1)])
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+def test_all_views_are_asked_in_one_call_and_answer_as_alone(tiny_models, kind, cfg, each):
+    views = ("identity", "negate", "skew")
+    model, rows = _counted(tiny_models[kind])
+    together = _sample(PixelSyncGuider(model, _prompts(*views), cfg, Lossless(), blend), batch=2)
+    assert rows == [3 * each * 2] * 4
+    rows.clear()
+    model.set_model_unet_function_wrapper(lambda apply, known: apply(known["input"], known["timestep"], **known["c"]))
+    alone = _sample(PixelSyncGuider(model, _prompts(*views), cfg, Lossless(), blend), batch=2)
+    assert rows == [each * 2] * 12
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_a_prompt_for_a_part_of_the_canvas_stays_in_its_view(tiny_models):
+    model, rows = _counted(tiny_models["EPS"])
+    prompts = _prompts("identity", "negate")
+    prompts[1].positive[0][1].update(area=(4, 8, 0, 0), strength=1.0)
+    out = _sample(PixelSyncGuider(model, prompts, 5.0, Lossless(), blend), steps=2)
+    assert torch.isfinite(out).all()
+    assert max(rows) <= 2  # a view at a time
+
+
+def test_patches_after_guidance_meet_each_view_with_its_own_latent(tiny_models):
+    seen, finals = [], []
+    model = tiny_models["EPS"].clone()
+    model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["input"].clone()) or args["denoised"])
+    guider = PixelSyncGuider(model, _prompts("identity", "negate"), 5.0, Lossless(), blend)
+    _sample(guider, steps=1, callback=lambda step, x0, x, total: finals.append(x))
+    assert torch.equal(torch.cat(seen), finals[0])
