@@ -8,8 +8,8 @@ import pytest
 import torch
 from comfyui_concepts.methods.anagram.views import Settings, view_named
 from comfyui_concepts.nodes import anagram_pictures
-from comfyui_concepts.nodes.anagram import AnagramView
-from comfyui_concepts.nodes.anagram_pictures import ConceptsAnagramClipBalance, smaller
+from comfyui_concepts.nodes.anagram import AnagramView, ConceptsAnagramViewFromImage
+from comfyui_concepts.nodes.anagram_pictures import ConceptsAnagramClipBalance, smaller, views_on
 from comfyui_concepts.nodes.anagram_sampling import ConceptsAnagramGuider
 
 
@@ -60,3 +60,23 @@ def test_a_clip_that_takes_all_memory_leaves_the_models_patches_where_they_were(
         return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
 
     assert torch.equal(made(crowding=True), made(crowding=False))
+
+
+class Cells:
+    """A VAE of 8 × 8 pixels a cell that paints each cell in one grey."""
+
+    def spacial_compression_encode(self):
+        return 8
+
+    def decode(self, latent):
+        return latent[:, :1].repeat_interleave(8, -2).repeat_interleave(8, -1).expand(-1, 3, -1, -1).movedim(1, -1)
+
+
+def test_a_painted_view_is_shown_as_it_was_sampled_and_has_its_own_cfg():
+    painted = torch.rand(1, 50, 50, 3, generator=torch.Generator().manual_seed(1))
+    link = ConceptsAnagramViewFromImage.execute(None, painted, 1.0, None, None, 7.0).args[0]
+    assert link.cfg == 7.0
+    latent = torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    sampled = Cells().decode(link.view.forward(latent))
+    (view,) = views_on(sampled, link, Cells())
+    assert torch.equal(view.show(Cells().decode(latent).movedim(-1, 1)).movedim(1, -1), sampled)

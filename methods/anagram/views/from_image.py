@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .base import View, permutation
+from .base import View, permutation, raster
 
 
-def from_image(image: torch.Tensor) -> View:
+def from_image(image: torch.Tensor, cell: int = 1) -> View:
     """The permutation a picture describes: red says from which column a place is filled (0 left, 1 right), green from
     which row (0 top, 1 bottom), as a UV map.
 
@@ -17,6 +17,8 @@ def from_image(image: torch.Tensor) -> View:
 
     Args:
         image: (height, width, channels ≥ 2), values 0 to 1, of any size; it is read at the size of the canvas.
+        cell: side of a latent cell in pixels, where the view is shown on a picture: whole cells move then, as they did on the
+            latent.
 
     Raises:
         ValueError: fewer than two channels, or values that are no numbers.
@@ -29,10 +31,13 @@ def from_image(image: torch.Tensor) -> View:
     asked = image[..., :2].float().clamp(0, 1).movedim(-1, 0).unsqueeze(0).clone()  # (1, column and row, h, w)
 
     def index(height: int, width: int) -> torch.Tensor:
-        column, row = F.interpolate(asked, size=(height, width), mode="nearest-exact")[0]
-        by_row = row.flatten().argsort(stable=True).view(height, width)  # the places of each source row
+        size = (height // cell, width // cell)
+        column, row = F.interpolate(asked, size=size, mode="nearest-exact")[0]
+        by_row = row.flatten().argsort(stable=True).view(size)  # the places of each source row
         by_column = column.flatten()[by_row].argsort(dim=1, stable=True)  # and in it, in order of the column
         order = by_row.gather(1, by_column).flatten()
-        return torch.empty_like(order).scatter_(0, order, torch.arange(height * width))
+        source = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+        tiles = raster(height, width).view(size[0], cell, size[1], cell).swapaxes(1, 2).flatten(0, 1)  # a cell each
+        return tiles[source].unflatten(0, size).swapaxes(1, 2).flatten()
 
     return permutation("from_image", index)
