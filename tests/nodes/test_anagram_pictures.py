@@ -7,10 +7,11 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.methods.anagram.views import Settings, view_named
-from comfyui_concepts.nodes import anagram_pictures
+from comfyui_concepts.nodes import anagram_scores
 from comfyui_concepts.nodes.anagram import AnagramView, ConceptsAnagramViewFromImage
-from comfyui_concepts.nodes.anagram_pictures import ConceptsAnagramClipBalance, smaller, views_on
+from comfyui_concepts.nodes.anagram_pictures import smaller, views_on
 from comfyui_concepts.nodes.anagram_sampling import ConceptsAnagramGuider
+from comfyui_concepts.nodes.anagram_scores import ConceptsAnagramClipBalance
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ class Colours:
 
 def test_a_clip_that_takes_all_memory_leaves_the_models_patches_where_they_were(demo_model, monkeypatch):
     model, clip, vae = demo_model
-    monkeypatch.setattr(anagram_pictures, "text_embeddings", lambda *_: torch.eye(3)[:2])
+    monkeypatch.setattr(anagram_scores, "text_embeddings", lambda *_: torch.eye(3)[:2])
     encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
     views = _listed("identity", "rotate_180", prompts=[encode("a panda"), encode("a fox")])
     patched, key = model.clone(), "diffusion_model.out.2.weight"
