@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..host.schema import schema
-from ..host.vae import cell_side
+from ..host.vae import cell_side, check_turned_latent
 from ..methods.anagram.blend import blend
 from ..methods.anagram.motion import film
 from ..methods.anagram.views import View
@@ -99,10 +99,12 @@ class ConceptsAnagramDecode(io.ComfyNode):
     @classmethod
     def execute(cls, samples, vae, views) -> io.NodeOutput:
         latent, cell = samples["samples"], cell_side(vae)
+        for link in views.in_order():
+            check_turned_latent(link.view, latent)
         decoded = []
         for link in views.in_order():
             picture = vae.decode(link.view.forward(latent).contiguous()).movedim(-1, 1)
-            decoded.append(link.at_cells(cell).inverse(picture))
+            decoded.append(link.at_cells(cell).unshow(picture))
         return io.NodeOutput(blend(torch.stack(decoded)).movedim(1, -1).clamp(0, 1).contiguous())
 
 

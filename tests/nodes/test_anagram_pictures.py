@@ -9,7 +9,7 @@ import torch
 from comfyui_concepts.methods.anagram.views import Settings, view_named
 from comfyui_concepts.nodes import anagram_scores
 from comfyui_concepts.nodes.anagram import AnagramView, ConceptsAnagramViewFromImage
-from comfyui_concepts.nodes.anagram_pictures import smaller, views_on
+from comfyui_concepts.nodes.anagram_pictures import ConceptsAnagramDecode, smaller, views_on
 from comfyui_concepts.nodes.anagram_sampling import ConceptsAnagramGuider
 from comfyui_concepts.nodes.anagram_scores import ConceptsAnagramClipBalance
 
@@ -81,3 +81,37 @@ def test_a_painted_view_is_shown_as_it_was_sampled_and_has_its_own_cfg():
     sampled = Cells().decode(link.view.forward(latent))
     (view,) = views_on(sampled, link, Cells())
     assert torch.equal(view.show(Cells().decode(latent).movedim(-1, 1)).movedim(1, -1), sampled)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "says"),
+    [
+        ("negate", 0, "'negate' has no meaning on latents.*take VAE Decode"),
+        ("skew", 0, "'skew' has no meaning on latents"),
+        ("disc", 0, "'disc' has no meaning on latents"),
+        ("patch_permute", 3, "into 3 equal parts.*try parts = 2 or 4 or 8"),
+    ],
+)
+def test_what_no_sampling_on_latents_takes_is_not_decoded_either(name, parts, says):
+    latent = {"samples": torch.rand(1, 4, 8, 8)}
+    with pytest.raises(ValueError, match=says):
+        ConceptsAnagramDecode.execute(latent, Cells(), _listed("identity", name, parts=parts))
+
+
+class Pixels:
+    """The VAE of a model that works on pixels: −1..1 to 0..1."""
+
+    def spacial_compression_encode(self):
+        return 1
+
+    def decode(self, latent):
+        return ((latent + 1) / 2).movedim(1, -1)
+
+
+def test_pixels_are_decoded_in_every_view_they_can_be_sampled_in():
+    latent = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    views = _listed("identity", "negate", "skew", "rotate_180")
+    picture = ConceptsAnagramDecode.execute({"samples": latent}, Pixels(), views).args[0]
+    torch.testing.assert_close(picture, Pixels().decode(latent))
+    with pytest.raises(ValueError, match="'disc' has no meaning"):
+        ConceptsAnagramDecode.execute({"samples": latent}, Pixels(), _listed("identity", "disc"))

@@ -77,7 +77,13 @@ class View:
         """A finished picture (…, height, width), values 0 to 1, as this view shows it."""
         if self.shown is not None:
             return self.shown(picture)
-        turned = self.forward(picture)
+        return self._of_picture(self.forward(picture))
+
+    def unshow(self, picture: torch.Tensor) -> torch.Tensor:
+        """A picture (…, height, width), values 0 to 1, that was made in this view, in the canonical frame."""
+        return self._of_picture(self.inverse(picture))
+
+    def _of_picture(self, turned: torch.Tensor) -> torch.Tensor:
         return 1 + turned if self.signed else turned  # the negative of a value in 0..1 is one less it
 
     def check(self, height: int, width: int) -> None:
