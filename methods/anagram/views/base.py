@@ -22,6 +22,15 @@ Latent = Literal["good", "whole cells", "pixels only", "finished pixels"]
 is for views that resample and so are not orthogonal: noise in them is not noise, on models of pixels neither."""
 
 
+Symmetry = tuple[tuple[int, int], tuple[int, int]]
+
+# the symmetries of the square as matrices on (row, column), the ones without a mirror first
+SYMMETRIES: tuple[Symmetry, ...] = (
+    ((1, 0), (0, 1)), ((0, 1), (-1, 0)), ((-1, 0), (0, -1)), ((0, -1), (1, 0)),
+    ((-1, 0), (0, 1)), ((1, 0), (0, -1)), ((0, 1), (1, 0)), ((0, -1), (-1, 0)),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a view may be told; each view reads what it needs.
