@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..host.schema import schema
 from ..host.vae import cell_side, check_turned_latent
 from ..methods.anagram.blend import blend
+from ..methods.anagram.film_size import film_size
 from ..methods.anagram.motion import film
 from ..methods.anagram.views import View
 from .anagram import CATEGORY, AnagramView, Views
@@ -20,9 +21,17 @@ FRAMES_PER_SECOND = 20
 
 def views_on(pictures: torch.Tensor, views: AnagramView, vae: Any | None) -> list[View]:
     """The views as they look on these pictures (b, h, w, 3); with a VAE, pieces end where its latent cells end."""
+    return _views_at(pictures, views, _cell_of(pictures, vae))
+
+
+def _cell_of(pictures: torch.Tensor, vae: Any | None) -> int:
+    """The side of a latent cell in px; 1 without a VAE, or for pictures that are no whole number of its cells."""
     cell = 1 if vae is None else cell_side(vae)
-    fits = not any(side % cell for side in pictures.shape[1:3])
-    listed = [link.at_cells(cell if fits else 1) for link in views.in_order()]
+    return 1 if any(side % cell for side in pictures.shape[1:3]) else cell
+
+
+def _views_at(pictures: torch.Tensor, views: AnagramView, cell: int) -> list[View]:
+    listed = [link.at_cells(cell) for link in views.in_order()]
     for view in listed:
         view.check(*pictures.shape[1:3])
     return listed
@@ -145,23 +154,22 @@ class ConceptsAnagramAnimate(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, views, still_frames, moving_frames, loop, largest_side, vae=None) -> io.NodeOutput:
-        picture = smaller(image[:1], largest_side)
-        if picture.shape != image[:1].shape:
-            vae = None  # its cells no longer fit
+        cell = _cell_of(image, vae)
+        parts = [view.parts for view in _views_at(image, views, cell)]
+        size = film_size(*image.shape[1:3], cell, largest_side, parts)
+        picture = _resized(image[:1], size.height, size.width)
+        listed = _views_at(picture, views, size.cell)
         pixels = (picture[0] * 255).round().clamp(0, 255).byte().cpu().numpy()
-        listed = views_on(picture, views, vae)
         shots = film(pixels, listed, still_frames, moving_frames, loop)
         frames = torch.from_numpy(shots.astype(np.float32) / 255)
         return io.NodeOutput(frames, ui=_flipping(frames, upright(picture, listed)[0], listed, cls))
 
 
-def smaller(picture: torch.Tensor, largest_side: int) -> torch.Tensor:
-    """The picture (b, h, w, 3) with no side over ``largest_side`` px, and sides that are multiples of 8 if it had to shrink."""
-    shrink = max(picture.shape[1:3]) / largest_side
-    if shrink <= 1:
+def _resized(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The picture (b, h, w, 3) at that size, itself if it has it."""
+    if picture.shape[1:3] == (height, width):
         return picture
-    sides = [max(8, int(side / shrink) // 8 * 8) for side in picture.shape[1:3]]
-    return torch.nn.functional.interpolate(picture.movedim(-1, 1), size=sides, mode="area").movedim(1, -1)
+    return torch.nn.functional.interpolate(picture.movedim(-1, 1), size=(height, width), mode="area").movedim(1, -1)
 
 
 def _flipping(

@@ -9,17 +9,9 @@ import torch
 from comfyui_concepts.methods.anagram.views import Settings, view_named
 from comfyui_concepts.nodes import anagram_scores
 from comfyui_concepts.nodes.anagram import AnagramView, ConceptsAnagramViewFromImage
-from comfyui_concepts.nodes.anagram_pictures import ConceptsAnagramDecode, smaller, views_on
+from comfyui_concepts.nodes.anagram_pictures import ConceptsAnagramAnimate, ConceptsAnagramDecode, views_on
 from comfyui_concepts.nodes.anagram_sampling import ConceptsAnagramGuider
 from comfyui_concepts.nodes.anagram_scores import ConceptsAnagramClipBalance
-
-
-@pytest.mark.parametrize(
-    ("size", "largest", "made"),
-    [((64, 64), 64, (64, 64)), ((128, 96), 64, (64, 48)), ((1024, 64), 64, (64, 8)), ((100, 50), 64, (64, 32))],
-)
-def test_a_picture_shrinks_to_even_sides_and_never_to_nothing(size, largest, made):
-    assert tuple(smaller(torch.rand(1, *size, 3), largest).shape[1:3]) == made
 
 
 def _listed(*names, parts=0, prompts=None):
@@ -115,3 +107,27 @@ def test_pixels_are_decoded_in_every_view_they_can_be_sampled_in():
     torch.testing.assert_close(picture, Pixels().decode(latent))
     with pytest.raises(ValueError, match="'disc' has no meaning"):
         ConceptsAnagramDecode.execute({"samples": latent}, Pixels(), _listed("identity", "disc"))
+
+
+@pytest.mark.parametrize(
+    ("side", "largest", "made", "name", "parts"),
+    [(256, 128, 128, "square_hinge", 0), (256, 128, 128, "inner_circle", 0), (192, 128, 120, "patch_permute", 6)],
+)
+def test_a_film_made_smaller_ends_in_the_view_that_was_sampled(side, largest, made, name, parts):
+    image = torch.rand(1, side // 8, side // 8, 3, generator=torch.Generator().manual_seed(1))
+    image = image.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    views = _listed("identity", name, parts=parts)
+    shots = ConceptsAnagramAnimate.execute(image, views, 1, 2, False, largest, Cells()).args[0]
+    edge = (shots.shape[1] - made) // 2
+    last = shots[-1, edge : edge + made, edge : edge + made]
+    sampled = views_on(image, views, Cells())[-1].show(image.movedim(-1, 1))
+    wanted = torch.nn.functional.interpolate(sampled, size=(made, made), mode="area")[0].movedim(0, -1)
+    torch.testing.assert_close(last, wanted, rtol=0, atol=0.003)  # eight bits
+
+
+def test_a_film_without_a_vae_is_made_at_a_size_its_views_can_cut():
+    views = _listed("identity", "patch_permute", parts=6)
+    shots = ConceptsAnagramAnimate.execute(torch.rand(1, 96, 96, 3), views, 1, 2, False, 64).args[0]
+    assert shots.shape[1:] == (90, 90, 3)
+    with pytest.raises(ValueError, match="into 6 equal parts, and a side of 100"):
+        ConceptsAnagramAnimate.execute(torch.rand(1, 100, 100, 3), views, 1, 2, False, 64)
