@@ -6,17 +6,31 @@ again in every view; what the VAE cannot carry (the residual) is added back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.samplers
 import torch
 
 from ..methods.panels import Panel
+from .beside import sampled_stays_loaded, with_helpers
 from .guider import ViewPrompt, ViewsGuider
 from .preview import Painter
 from .sampling import step_of
 from .vae import cell_side
+from .views import ViewConds, needs_own_frame
+
+KEY = "concepts.pixel_sync"
+_SLOT = "sampler_calc_cond_batch_function"
+_SEES_ONE_LATENT = (
+    _SLOT,
+    "context_handler",
+    "model_function_wrapper",
+)  # of other packs: these may cut up what they see
+_SEEDS_APART = 0xBF58476D1CE4E5B9  # from the picture's own noise, and from what time travel and ancestral samplers draw
 
 
 class PixelSyncGuider(ViewsGuider):
@@ -38,7 +52,7 @@ class PixelSyncGuider(ViewsGuider):
         blend: Callable[[torch.Tensor], torch.Tensor],
         every: int = 1,
     ) -> None:
-        super().__init__(model, prompts, combine=_unused, cfg=cfg)
+        super().__init__(with_helpers(model, [vae]), prompts, combine=_unused, cfg=cfg)
         self.vae, self.blend, self.every = vae, blend, max(1, every)
         if self.prompts[0].view.name != "identity":
             raise ValueError(
@@ -59,7 +73,7 @@ class PixelSyncGuider(ViewsGuider):
         cell, views = cell_side(self.vae), len(self.prompts)
         for prompt in self.prompts:
             prompt.view.check(latent_image.shape[-2] * cell, latent_image.shape[-1] * cell)
-        generator = torch.Generator().manual_seed(((kwargs.get("seed") or 0) + 1) % 2**63)
+        generator = torch.Generator().manual_seed(((kwargs.get("seed") or 0) + _SEEDS_APART) % 2**63)
         others = [torch.randn(noise.shape, generator=generator).to(noise) for _ in range(views - 1)]
         everyone = torch.cat([noise, *others])
         # past the checks of our own parent, which are about views on latents
@@ -76,20 +90,39 @@ class PixelSyncGuider(ViewsGuider):
         seed: int | None = None,
     ) -> torch.Tensor:
         """The denoised latents of all views, one after the other along the batch, views of one picture again."""
-        options = model_options or {}
+        options, parts = model_options or {}, x.chunk(len(self.view_conds))
         clean = [
             comfy.samplers.sampling_function(
-                self.inner_model, part, timestep[: len(part)], view.negative, view.positive, self.cfg, options, seed
+                self.inner_model, part, timestep[: len(part)], view.negative, view.positive, self.cfg, own, seed
             )
-            for part, view in zip(x.chunk(len(self.view_conds)), self.view_conds, strict=True)
+            for part, view, own in zip(parts, self.view_conds, self._turns(parts, options), strict=True)
         ]
         step = step_of(options.get("transformer_options", {}), float(timestep.max()))
-        return torch.cat(self._brought_together(clean) if len(clean) > 1 and step % self.every == 0 else clean)
+        if len(clean) > 1 and step % self.every == 0:
+            with sampled_stays_loaded(self.inner_model, x):
+                clean = self._brought_together(clean)
+        return torch.cat(clean)
 
     def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
         """Every view's own latent, which stands upright already."""
         parts = x0.chunk(len(self.prompts))
         return [Panel(paint(part), prompt.view.name) for part, prompt in zip(parts, self.prompts, strict=True)]
+
+    def _turns(self, parts: Sequence[torch.Tensor], options: dict[str, Any]) -> list[dict[str, Any]]:
+        """For each view the options under which the host's evaluation answers for its latent: all are asked in one batch,
+        unless something in the way would take the latents for one."""
+        views = self.view_conds
+        bound = any(needs_own_frame(conds) for view in views for conds in (view.positive, view.negative))
+        if len(views) == 1 or bound or any(options.get(name) is not None for name in _SEES_ONE_LATENT):
+            return [options] * len(views)
+        answers: list[list[torch.Tensor]] = []
+
+        def turn(number: int, args: dict[str, Any]) -> list[torch.Tensor]:
+            if not answers:
+                answers.extend(_asked_together(self.inner_model, views, parts, args, options))
+            return answers[number]
+
+        return [{**options, _SLOT: partial(turn, number)} for number in range(len(views))]
 
     def _brought_together(self, clean: list[torch.Tensor]) -> list[torch.Tensor]:
         pictures = [self._decoded(z) for z in clean]
@@ -110,3 +143,36 @@ class PixelSyncGuider(ViewsGuider):
 
 def _unused(**_: Any) -> tuple[torch.Tensor, None]:
     raise NotImplementedError("views are brought together as pictures here")
+
+
+def _asked_together(
+    model: Any,
+    views: Sequence[ViewConds],
+    latents: Sequence[torch.Tensor],
+    args: dict[str, Any],
+    options: dict[str, Any],
+) -> list[list[torch.Tensor]]:
+    """For each view the positive and negative prediction of its own latent, (batch, channels, …, height, width), from one
+    evaluation of the host; ``args`` are those of its slot for the first view."""
+    skip_negative = args["conds"][1] is None
+    conds = [v.positive for v in views] + [None if skip_negative else v.negative for v in views]
+    own = {e["uuid"]: z for v, z in zip(views, latents, strict=True) for c in (v.positive, v.negative) for e in c or ()}
+    out = comfy.samplers.calc_cond_batch(model, conds, args["input"], args["sigma"], _with_latents(options, own))
+    return [list(pair) for pair in zip(out[: len(views)], out[len(views) :], strict=True)]
+
+
+def _with_latents(options: dict[str, Any], latents: Mapping[Any, torch.Tensor]) -> dict[str, Any]:
+    """A copy of the options under which the rows of a conditioning entry, known by its uuid, show the model its own latent."""
+    options = comfy.model_patcher.create_model_options_clone(options)
+
+    def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        uuids = (transformer_options or {}).get("uuids", ())
+        if uuids:
+            rows = zip(uuids, x.chunk(len(uuids)), strict=True)
+            x = torch.cat([latents.get(uuid, row) for uuid, row in rows])
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    comfy.patcher_extension.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY, wrapper, options, is_model_options=True
+    )
+    return options

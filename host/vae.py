@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+PIXEL_CHANNELS = 3
+"""How many channels a latent has that is the picture itself."""
+
 
 def cell_side(vae: Any) -> int:
     """How many pixels a side of one latent cell covers; 1 for models that work on pixels."""
     return int(vae.spacial_compression_encode())
+
+
+def check_turned_latent(view: Any, latent: torch.Tensor) -> None:
+    """Refuses a view in which a latent (batch, channels, …, height, width) cannot be decoded.
+
+    Raises:
+        ValueError: the view is for pixels, or resampled; the canvas is not square, or its parts do not divide it.
+    """
+    pixels = latent.shape[1] == PIXEL_CHANNELS
+    if view.latent == "finished pixels" or (view.latent == "pixels only" and not pixels):
+        raise ValueError(
+            f"The view '{view.name}' has no meaning on latents, so there is nothing to decode in it; take VAE Decode for what "
+            "Anagram Pixel Guider has sampled."
+        )
+    view.check(*latent.shape[-2:])

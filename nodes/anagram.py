@@ -53,6 +53,14 @@ Views = io.Custom("CONCEPTS_VIEW")
 Options = io.Custom("CONCEPTS_ANAGRAM_OPTIONS")
 
 
+def _own_cfg() -> io.Input:
+    return io.Float.Input(
+        "cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01, optional=True,
+        tooltip="How strictly this view's prompt is followed; 0 takes the guider's cfg. Raise it for the reading that is hard "
+        "to see. Start with 0.",
+    )  # fmt: skip
+
+
 class ConceptsAnagramView(io.ComfyNode):
     """Adds a view to the list of what a picture must show."""
 
@@ -94,11 +102,7 @@ class ConceptsAnagramView(io.ComfyNode):
                     "negative", optional=True,
                     tooltip="What this view must not show; without it the guider's negative is used.",
                 ),
-                io.Float.Input(
-                    "cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01, optional=True,
-                    tooltip="How strictly this view's prompt is followed; 0 takes the guider's cfg. Raise it for the reading "
-                    "that is hard to see. Start with 0.",
-                ),
+                _own_cfg(),
                 io.Float.Input(
                     "angle", default=135.0, min=-360.0, max=360.0, step=1.0, round=0.01, optional=True,
                     tooltip="By how many degrees clockwise 'disc' turns the middle of the picture; other views ignore it. "
@@ -144,14 +148,16 @@ class ConceptsAnagramViewFromImage(io.ComfyNode):
                     "negative", optional=True,
                     tooltip="What this view must not show; without it the guider's negative is used.",
                 ),
+                _own_cfg(),
             ],
             outputs=[Views.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, positive, image, weight, views=None, negative=None) -> io.NodeOutput:
-        view = from_image(image[0])
-        return io.NodeOutput(AnagramView(lambda _cell: view, positive, negative, weight, views))
+    def execute(cls, positive, image, weight, views=None, negative=None, cfg=0.0) -> io.NodeOutput:
+        at_cells = partial(from_image, image[0])
+        at_cells(1)  # a map that cannot be read is refused here
+        return io.NodeOutput(AnagramView(at_cells, positive, negative, weight, views, cfg))
 
 
 class ConceptsAnagramReference(io.ComfyNode):

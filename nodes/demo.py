@@ -12,7 +12,8 @@ from ..host.folders import offer_loras
 from ..host.schema import schema
 from ..methods.anagram.score import Readings
 from .anagram import Views
-from .anagram_pictures import Scores, prompt_lines, upright, views_on
+from .anagram_pictures import upright, views_on
+from .anagram_scores import Scores, prompt_lines
 
 offer_loras(LORAS)  # the demo model's LoRAs appear in the host's Load LoRA, as any other
 

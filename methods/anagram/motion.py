@@ -16,19 +16,12 @@ import torch
 from PIL import Image
 
 from .views import Settings, View
+from .views.base import SYMMETRIES, Symmetry
 from .views.discs import disc
 
 MOST_PIECES = 1500  # beyond, pixels fly one by one
 MARGIN = 1.5  # the canvas's side, of the picture's: a square that turns needs √2
 WHITE = 255
-
-Symmetry = tuple[tuple[int, int], tuple[int, int]]
-
-# the symmetries of the square as matrices on (row, column), the ones without a mirror first
-_SYMMETRIES: tuple[Symmetry, ...] = (
-    ((1, 0), (0, 1)), ((0, 1), (-1, 0)), ((-1, 0), (0, -1)), ((0, -1), (1, 0)),
-    ((-1, 0), (0, 1)), ((1, 0), (0, -1)), ((0, 1), (1, 0)), ((0, -1), (-1, 0)),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ def pieces(view: View, height: int, width: int) -> list[Piece]:
         [
             ((to_row - a * from_row - b * from_column) + span // 2) * span
             + (to_column - c * from_row - d * from_column) + span // 2
-            for (a, b), (c, d) in _SYMMETRIES
+            for (a, b), (c, d) in SYMMETRIES
         ]
     )  # fmt: skip
     shared = torch.stack([_share(row) for row in keys])
@@ -80,7 +73,7 @@ def pieces(view: View, height: int, width: int) -> list[Piece]:
     found = []
     for value in label.unique().tolist():
         at = (label == value).nonzero()[:, 0]
-        found.append(_piece(_SYMMETRIES[value // span**2], source[at], at, width))
+        found.append(_piece(SYMMETRIES[value // span**2], source[at], at, width))
     return found
 
 
@@ -155,7 +148,7 @@ def _flights(picture: np.ndarray, view: View, steps: list[float]) -> list[np.nda
     if len(found) > MOST_PIECES:
         return [_scattered(picture, view, t) for t in steps]
     # what moves least lies lowest
-    found.sort(key=lambda p: math.dist(p.centre, p.target) + (p.symmetry != _SYMMETRIES[0]))
+    found.sort(key=lambda p: math.dist(p.centre, p.target) + (p.symmetry != SYMMETRIES[0]))
     cuts = [_cut(picture, piece) for piece in found]
     return [_laid(picture.shape, found, cuts, t) for t in steps]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import comfy.model_management
+import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.pixel_sync import PixelSyncGuider
+from comfyui_concepts.host.time_travel import travelling
 from comfyui_concepts.methods.anagram.blend import blend
 from comfyui_concepts.methods.anagram.views import view_named
 
 
 class Lossless:
-    """A VAE that is exact: pictures of four channels, one pixel a cell. (A real one is in the last test.)"""
+    """A VAE that is exact: pictures of four channels, one pixel a cell. (The demo model has a real one.)"""
 
     def __init__(self, loss=0.0):
         self.loss, self.calls = loss, []
@@ -27,6 +30,18 @@ class Lossless:
     def encode(self, picture):
         self.calls.append("encode")
         return (picture * 2 - 1).movedim(-1, 1) * (1 - self.loss)
+
+
+class Crowding(Lossless):
+    """A VAE that needs all memory for itself, as the host's may on a small GPU."""
+
+    def decode(self, z):
+        comfy.model_management.free_memory(1e30, torch.device("cpu"))
+        return super().decode(z)
+
+    def encode(self, picture):
+        comfy.model_management.free_memory(1e30, torch.device("cpu"))
+        return super().encode(picture)
 
 
 def _cond(seed):
@@ -135,3 +150,93 @@ def test_the_negative_on_a_real_latent_model(demo_model):
     apart = (first - second).abs().mean()
     together = (first - (1 - second)).abs().mean()
     assert together < 0.25 * apart
+
+
+def test_no_view_starts_from_the_noise_that_time_travel_adds(tiny_models, monkeypatch):
+    drawn, randn = [], torch.randn
+
+    def noting(*args, **known):
+        drawn.append(randn(*args, **known))
+        return drawn[-1]
+
+    guider = PixelSyncGuider(tiny_models["EPS"], _prompts("identity", "negate"), 5.0, Lossless(), blend)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", 6)
+    travel = travelling(comfy.samplers.sampler_object("euler"), 0.2, 0.8, 2)
+    monkeypatch.setattr(torch, "randn", noting)
+    first = guider.sample(noise, torch.zeros_like(noise), travel, sigmas, disable_pbar=True, seed=3)
+    assert [len(noise) for noise in drawn[:2]] == [1, 2]  # the second view's, then both views' on the first way back
+    everyone = torch.nn.functional.normalize(torch.cat([noise, *drawn]).flatten(1), dim=1)
+    alike = everyone @ everyone.T
+    assert (alike - torch.eye(len(alike))).abs().max() < 0.5
+    again = guider.sample(noise, torch.zeros_like(noise), travel, sigmas, disable_pbar=True, seed=3)
+    assert torch.equal(again, first)  # the same seed, the same picture
+
+
+def _patched(model, by=0.05):
+    """A clone with a patch, as a LoRA makes it."""
+    key = "diffusion_model.out.2.weight"
+    clone = model.clone()
+    clone.add_patches({key: ("diff", (torch.full_like(model.model.state_dict()[key], by),))}, 1.0)
+    return clone
+
+
+def test_a_vae_that_takes_all_memory_leaves_the_models_patches_where_they_were(new_model):
+    model = new_model("EPS")
+    patched = _patched(model)
+    wanted = _sample(PixelSyncGuider(patched, _prompts("identity", "negate"), 5.0, Lossless(), blend))
+    crowded = _sample(PixelSyncGuider(patched, _prompts("identity", "negate"), 5.0, Crowding(), blend))
+    assert torch.equal(crowded, wanted)
+    unpatched = _sample(PixelSyncGuider(model, _prompts("identity", "negate"), 5.0, Lossless(), blend))
+    assert not torch.allclose(unpatched, wanted)
+
+
+def test_the_vae_is_loaded_together_with_the_model(demo_model):
+    model, _, vae = demo_model
+    guider = PixelSyncGuider(model, _prompts("identity", "negate"), 5.0, vae, blend)
+    assert guider.model_patcher.get_nested_additional_models() == [vae.patcher]
+    assert model.get_nested_additional_models() == []
+
+
+def _counted(model):
+    """A clone, and the rows of each call of its network."""
+    rows, clone = [], model.clone()
+
+    def wrapper(executor, x, *args, **known):
+        rows.append(len(x))
+        return executor(x, *args, **known)
+
+    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "counting", wrapper)
+    return clone, rows
+
+
+@pytest.mark.parametrize(("cfg", "each"), [(5.0, 2), (1.0, 1)])
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+def test_all_views_are_asked_in_one_call_and_answer_as_alone(tiny_models, kind, cfg, each):
+    views = ("identity", "negate", "skew")
+    model, rows = _counted(tiny_models[kind])
+    together = _sample(PixelSyncGuider(model, _prompts(*views), cfg, Lossless(), blend), batch=2)
+    assert rows == [3 * each * 2] * 4
+    rows.clear()
+    model.set_model_unet_function_wrapper(lambda apply, known: apply(known["input"], known["timestep"], **known["c"]))
+    alone = _sample(PixelSyncGuider(model, _prompts(*views), cfg, Lossless(), blend), batch=2)
+    assert rows == [each * 2] * 12
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_a_prompt_for_a_part_of_the_canvas_stays_in_its_view(tiny_models):
+    model, rows = _counted(tiny_models["EPS"])
+    prompts = _prompts("identity", "negate")
+    prompts[1].positive[0][1].update(area=(4, 8, 0, 0), strength=1.0)
+    out = _sample(PixelSyncGuider(model, prompts, 5.0, Lossless(), blend), steps=2)
+    assert torch.isfinite(out).all()
+    assert max(rows) <= 2  # a view at a time
+
+
+def test_patches_after_guidance_meet_each_view_with_its_own_latent(tiny_models):
+    seen, finals = [], []
+    model = tiny_models["EPS"].clone()
+    model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["input"].clone()) or args["denoised"])
+    guider = PixelSyncGuider(model, _prompts("identity", "negate"), 5.0, Lossless(), blend)
+    _sample(guider, steps=1, callback=lambda step, x0, x, total: finals.append(x))
+    assert torch.equal(torch.cat(seen), finals[0])

@@ -97,6 +97,31 @@ def test_only_the_order_of_a_maps_values_counts():
     assert torch.equal(from_image(bent).forward(x), x.flip(0))
 
 
+@pytest.mark.parametrize("size", [(8, 8), (8, 12)])
+def test_a_picture_with_cells_shows_what_a_map_did_to_the_latent(size):
+    """Whatever the map: a swirl read finely would move single pixels that no cell has moved."""
+    painted = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(1))
+    cells = torch.rand(size, generator=torch.Generator().manual_seed(2))
+    latent, picture = from_image(painted), from_image(painted, cell=8)
+    assert torch.equal(picture.forward(_enlarged(cells)), _enlarged(latent.forward(cells)))
+    pixels = torch.arange(64 * size[0] * size[1]).view(8 * size[0], 8 * size[1])
+    assert torch.equal(picture.inverse(picture.forward(pixels)), pixels)
+
+
+@pytest.mark.parametrize(
+    "name", ["identity", "flip", "mirror", "rotate_180", "rotate_cw", "transpose", "stripes", "half_swap"]
+)
+def test_the_cells_of_a_painted_view_lie_as_those_of_the_named_one(name):
+    view = view_named(name, Settings(parts=4 if name == "stripes" else 0))
+    painted = from_image(view.forward(_map(16, 16).movedim(-1, 0)).movedim(0, -1), cell=8)
+    x = torch.arange(128 * 128).view(128, 128)
+    assert torch.equal(painted.forward(x), view.forward(x))
+
+
+def _enlarged(cells):
+    return cells.repeat_interleave(8, 0).repeat_interleave(8, 1)
+
+
 @pytest.mark.parametrize("bad", [torch.zeros(4, 4, 1), torch.full((4, 4, 3), float("nan")), torch.zeros(4, 4)])
 def test_a_map_without_colours_is_refused(bad):
     with pytest.raises(ValueError, match="needs a colour picture"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_concepts.methods.anagram.blend import blend
+from comfyui_concepts.methods.anagram.film_size import film_size
 from comfyui_concepts.methods.anagram.motion import eased, film, frames, on_canvas, pieces, seen
 from comfyui_concepts.methods.anagram.score import Readings
 from comfyui_concepts.methods.anagram.sheet import contact_sheet
@@ -62,6 +63,27 @@ def test_a_film_stands_moves_and_comes_back():
     loop = film(PICTURE, views, hold=3, motion=4, back=True)
     assert len(loop) == 2 * len(shots) - 2
     assert np.array_equal(loop[len(shots) :], shots[-2:0:-1])
+
+
+@pytest.mark.parametrize(
+    ("size", "cell", "largest", "parts", "wanted"),
+    [
+        ((64, 64), 8, 64, [1], (64, 64, 8)),  # small enough
+        ((1024, 1024), 8, 512, [1, 1], (512, 512, 4)),
+        ((768, 768), 8, 512, [1, 6], (480, 480, 5)),
+        ((768, 512), 8, 512, [4], (480, 320, 5)),
+        ((768, 768), 1, 512, [1, 6], (510, 510, 1)),  # without cells, what the views can cut
+        ((1024, 512), 8, 64, [4], (64, 32, 1)),  # more cells than pixels
+        ((832, 832), 8, 512, [32], (416, 416, 4)),  # 104 cells, of which 32 parts are no whole number
+        ((1024, 64), 1, 64, [1], (64, 4, 1)),
+        ((100, 50), 1, 64, [1], (64, 32, 1)),
+        ((77, 77), 1, 64, [7, 11], (77, 77, 1)),
+    ],
+)
+def test_a_film_is_made_at_a_size_its_views_can_cut_as_the_picture(size, cell, largest, parts, wanted):
+    made = film_size(*size, cell, largest, parts)
+    assert made == wanted
+    assert not any(side % part for side in made[:2] for part in parts)
 
 
 def test_ease_starts_and_ends_at_rest():

@@ -22,6 +22,15 @@ Latent = Literal["good", "whole cells", "pixels only", "finished pixels"]
 is for views that resample and so are not orthogonal: noise in them is not noise, on models of pixels neither."""
 
 
+Symmetry = tuple[tuple[int, int], tuple[int, int]]
+
+# the symmetries of the square as matrices on (row, column), the ones without a mirror first
+SYMMETRIES: tuple[Symmetry, ...] = (
+    ((1, 0), (0, 1)), ((0, 1), (-1, 0)), ((-1, 0), (0, -1)), ((0, -1), (1, 0)),
+    ((-1, 0), (0, 1)), ((1, 0), (0, -1)), ((0, 1), (1, 0)), ((0, -1), (-1, 0)),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a view may be told; each view reads what it needs.
@@ -77,7 +86,13 @@ class View:
         """A finished picture (…, height, width), values 0 to 1, as this view shows it."""
         if self.shown is not None:
             return self.shown(picture)
-        turned = self.forward(picture)
+        return self._of_picture(self.forward(picture))
+
+    def unshow(self, picture: torch.Tensor) -> torch.Tensor:
+        """A picture (…, height, width), values 0 to 1, that was made in this view, in the canonical frame."""
+        return self._of_picture(self.inverse(picture))
+
+    def _of_picture(self, turned: torch.Tensor) -> torch.Tensor:
         return 1 + turned if self.signed else turned  # the negative of a value in 0..1 is one less it
 
     def check(self, height: int, width: int) -> None:
