@@ -6,10 +6,10 @@ import argparse
 import logging
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.patcher_extension
 import comfy.samplers
@@ -20,6 +20,7 @@ from ..host.contrast import contrasted
 from ..host.guider import ViewPrompt, ViewsGuider
 from ..host.phrases import encode_with_phrase
 from ..host.time_travel import travelling
+from ..host.vae import cell_side
 from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, MULTI_TASK_FULL, Combination, combiner
 from ..methods.anagram.overlap import AntiSegregation
 from ..methods.anagram.prediction import Predictions
@@ -56,21 +57,31 @@ SEEDS = [11, 12]
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the board: how the views are combined, and how often the sampler takes each step of its middle."""
+    """A row of the board: how the views are combined, and how often the sampler takes each step of its middle.
+
+    ``read``: the views are weighed by how well each reads, the paper's balance. No CLIP knows the demo model's pictures, so
+    the judge takes its place, and then judges what it has steered itself (as CLIP does in the paper): such rows say how well
+    the balance obeys its reader, and too much about the pictures.
+    """
 
     combination: Combination
     repeats: int = 1
+    read: bool = False
 
 
+PULLED = AntiSegregation(0.03)
 METHODS = {
     "averaging": Method(AVERAGING),
     "rectify": Method(Combination(rectification="match")),
-    "balance": Method(Combination(balance="guidance norm")),
+    "rectify, as the paper": Method(Combination(rectification="unit")),
+    "balance": Method(AVERAGING, read=True),
+    "guidance norm": Method(Combination(balance="guidance norm")),
     "contrast": Method(Combination(contrast=0.5)),
-    "anti-segregation": Method(Combination(together=AntiSegregation(0.03))),
-    "multi-task": Method(MULTI_TASK_FULL),
+    "anti-segregation": Method(Combination(together=PULLED)),
+    "multi-task": Method(Combination(rectification="match", together=PULLED), read=True),
+    "multi-task, unread": Method(MULTI_TASK_FULL),
     "time travel": Method(AVERAGING, repeats=2),
-    "multi-task, travel": Method(MULTI_TASK_FAST, repeats=2),
+    "multi-task, unread, travel": Method(MULTI_TASK_FAST, repeats=2),
 }
 TRAVEL = (0.2, 0.8)  # sampling percent
 
@@ -83,9 +94,9 @@ class Task(NamedTuple):
     seed: int
     background: str
 
-    @property
-    def views(self) -> list[View]:
-        return [view_named(n, Settings(TILES if n == "patch_permute" else 0, self.seed)) for n in self.names]
+    def views(self, cell: int = 1) -> list[View]:
+        """On a latent, or with the side of its cells in pixels as they are seen on its picture."""
+        return [view_named(n, Settings(TILES if n == "patch_permute" else 0, self.seed, cell)) for n in self.names]
 
     @property
     def kind(self) -> str:
@@ -115,6 +126,7 @@ class Reading(NamedTuple):
     alignment: list[float]
     concealment: list[float]
     calls: int
+    rows: int
     pictures: np.ndarray  # (seeds, h, w, 3), bytes
 
 
@@ -132,6 +144,7 @@ def metrics_of(readings: Sequence[Reading]) -> dict[str, float]:
         "alignment": statistics.mean(a for r in readings for a in r.alignment),
         "concealment": statistics.mean(c for r in readings for c in r.concealment),
         "model_calls": sum(r.calls for r in readings),
+        "model_rows": sum(r.rows for r in readings),
     }
     for kind in dict.fromkeys(r.task.kind for r in readings):
         named = [right for r in readings if r.task.kind == kind for right in r.right]
@@ -146,13 +159,16 @@ class Maker:
     def __init__(self, seeds: list[int]) -> None:
         self.painter, self.judge, self.seeds = Painter(), Judge.load(), seeds
 
-    def guider(self, task: Task, settings: Combination, model) -> ViewsGuider:
+    def guider(self, task: Task, method: Method, model: Any) -> ViewsGuider:
+        settings = method.combination
+        if method.read:
+            settings = replace(settings, score=partial(self.reads, task))
         negative = encode(self.painter.clip, "")
         prompts = [
             ViewPrompt(
                 view, encode_with_phrase(self.painter.clip, _caption(concept, task.background), concept), negative
             )
-            for view, concept in zip(task.views, task.concepts, strict=True)
+            for view, concept in zip(task.views(), task.concepts, strict=True)
         ]
         combine = combiner(settings, [1.0] * len(prompts))
         prompts = contrasted(prompts, settings.contrast)
@@ -161,24 +177,34 @@ class Maker:
     @torch.inference_mode()
     def make(self, task: Task, method: Method) -> Reading:
         """Samples the pictures of one task and reads them."""
-        model, calls = self.painter.model.clone(), 0
+        model, rows = self.painter.model.clone(), []
 
-        def count(executor, *args, **kwargs):
-            nonlocal calls
-            calls += 1
-            return executor(*args, **kwargs)
+        def count(executor, x, *args, **kwargs):
+            rows.append(len(x))
+            return executor(x, *args, **kwargs)
 
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "score", count)
         noise = noise_for(self.seeds)
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)
         sampler = travelling(comfy.samplers.sampler_object("euler"), *TRAVEL, method.repeats)
-        latents = self.guider(task, method.combination, model).sample(
+        latents = self.guider(task, method, model).sample(
             noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1
         )
-        return self._read(task, self.painter.vae.decode(latents).float(), calls)
+        return self._read(task, self.painter.vae.decode(latents).float(), rows)
 
-    def _read(self, task: Task, pictures: torch.Tensor, calls: int) -> Reading:
-        upright = [view.show(pictures.movedim(-1, 1)).movedim(1, -1) for view in task.views]
+    def reads(self, task: Task, clean: torch.Tensor) -> torch.Tensor:
+        """How well clean latents (batch, …) of the model's own scale read in each view, (batch, views), to the judge."""
+        pictures = self.painter.vae.decode(self.painter.model.model.process_latent_out(clean)).float()
+        columns = [CLASSES.index(c) for c in task.concepts]
+        each = zip(self._upright(task, pictures), columns, strict=True)
+        return torch.stack([self.judge.probabilities(shown)[:, column] for shown, column in each], 1)
+
+    def _upright(self, task: Task, pictures: torch.Tensor) -> list[torch.Tensor]:
+        views = task.views(cell_side(self.painter.vae))
+        return [view.show(pictures.movedim(-1, 1)).movedim(1, -1) for view in views]
+
+    def _read(self, task: Task, pictures: torch.Tensor, rows: list[int]) -> Reading:
+        upright = self._upright(task, pictures)
         named = [
             [verdict.name == concept for verdict in self.judge.look(shown)]
             for shown, concept in zip(upright, task.concepts, strict=True)
@@ -187,8 +213,8 @@ class Maker:
         similarity = torch.stack([self.judge.probabilities(shown)[:, columns] for shown in upright], 1)
         scores = Readings(similarity, temperature=0.25)
         return Reading(
-            task, list(zip(*named, strict=True)), scores.alignment.tolist(), scores.concealment.tolist(), calls,
-            (pictures * 255).round().byte().numpy(),
+            task, list(zip(*named, strict=True)), scores.alignment.tolist(), scores.concealment.tolist(), len(rows),
+            sum(rows), (pictures * 255).round().byte().numpy(),
         )  # fmt: skip
 
 
