@@ -17,6 +17,8 @@ from .preview import Painter, watched
 from .view_guidance import Combine, check_view, guide_views, known_latent
 from .views import ViewConds
 
+SIDES = ("positive", "negative")
+
 
 @dataclass(frozen=True)
 class ViewPrompt:
@@ -103,7 +105,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         for index, prompt in enumerate(self.prompts):
             # one view at a time, under the names the host knows: it copies ControlNets and GLIGEN from "positive" to
             # "negative", and areas between all it is given, which must not reach another view
-            pair = {side: raw[f"{side} {index}"] for side in ("positive", "negative")}
+            pair = {side: raw[f"{side} {index}"] for side in SIDES}
             pair = comfy.samplers.process_conds(
                 self.inner_model, noise, pair, device, shown, denoise_mask, seed, **kwargs
             )
@@ -120,7 +122,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
             )
         finally:
             # the host cleans up after every conditioning it finds here
-            self.conds = {f"{side} {i}": getattr(v, side) for i, v in enumerate(self.view_conds) for side in pair}
+            self.conds = {f"{side} {i}": getattr(v, side) for i, v in enumerate(self.view_conds) for side in SIDES}
             del self.view_conds
             self.puller = None
 
@@ -137,10 +139,11 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         seed: int | None = None,
     ) -> torch.Tensor:
         """The denoised picture in the canonical frame (the host's name for it is historical)."""
-        first = self.view_conds[0]
         if self.puller is not None:
             x = self.puller(x, timestep, model_options or {})
         routed = guide_views(self.inner_model, self.view_conds, self.combine, self.cfg, model_options or {})
+        # what the host hands on to patches, which may ask the model again with it
+        positive, negative = ([entry for v in self.view_conds for entry in getattr(v, side)] for side in SIDES)
         return comfy.samplers.sampling_function(
-            self.inner_model, x, timestep, first.negative, first.positive, self.cfg, routed, seed
+            self.inner_model, x, timestep, negative, positive, self.cfg, routed, seed
         )

@@ -91,6 +91,25 @@ def test_the_ksampler_samples_what_the_guider_samples(tiny_models, settings):
     torch.testing.assert_close(ours, _guided(model, _prompts(*names), combine), rtol=1e-5, atol=1e-5)
 
 
+def test_a_patch_that_asks_the_model_again_is_answered_by_all_views(tiny_models):
+    """However many entries a view's prompt has."""
+    gaps: list[float] = []
+
+    def again(args):
+        (asked,) = comfy.samplers.calc_cond_batch(
+            args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"]
+        )
+        gaps.append((asked - args["cond_denoised"]).abs().max().item())
+        return args["denoised"]
+
+    model = tiny_models["EPS"].clone()
+    model.set_model_sampler_post_cfg_function(again)
+    prompts = [*_prompts("identity"), ViewPrompt(view_named("flip"), [*_cond(1), *_cond(2)], _cond(99))]
+    _ksampler(*with_views(model, prompts, _combine(["identity", "flip"])))
+    assert len(gaps) == 5
+    assert max(gaps) < 1e-3
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 def test_the_ksampler_takes_the_gradient_step_of_the_guider(new_model, sampler):
     model, pull = new_model("EPS"), Pull(segregation, partial(step, strength=0.05), 0.0, 1.0, 1)
