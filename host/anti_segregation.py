@@ -7,7 +7,7 @@ last attention that is looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.patcher_extension
@@ -64,46 +64,65 @@ class Puller:
         """The latent to predict at."""
         due = self.once.due(sigma)
         progress = progress_of(self.model.model_sampling, float(sigma.max()))
-        if not due or not self.pull.start <= progress <= self.pull.end:
+        looks = _looks_at(self.views, sigma)
+        if not due or not looks or not self.pull.start <= progress <= self.pull.end:
             return x
         moved = x
         for _ in range(self.pull.iterations):
-            moved = self._pulled(moved, sigma, model_options)
+            moved = self._pulled(looks, moved, sigma, model_options)
         return self.once.kept(x, moved)
 
-    def _pulled(self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]) -> torch.Tensor:
+    def _pulled(
+        self, looks: Sequence[ViewConds], x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
+    ) -> torch.Tensor:
         losses: list[torch.Tensor] = []
 
         def loss_of(z: torch.Tensor) -> torch.Tensor:
-            each = self.pull.loss(self._maps(z, normal(sigma), model_options))
+            each = self.pull.loss(self._maps(looks, z, normal(sigma), model_options))
             losses.append(each.detach())
             return each.sum()  # pictures of a batch do not meet, so each gets its own gradient
 
         gradient = gradient_of(self.model, x, loss_of)
         return x if gradient.value is None else x + self.pull.step(x, gradient.value, losses[0])
 
-    def _maps(self, z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> list[torch.Tensor]:
+    def _maps(
+        self, looks: Sequence[ViewConds], z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]
+    ) -> list[torch.Tensor]:
         """Each view's map, of one batched call if the host makes one of it, else of a call a view."""
-        maps = self._seen(self.views, z, sigma, options)
-        return maps or [self._seen([view], z, sigma, options)[0] for view in self.views]
+        maps = self._seen(looks, z, sigma, options)
+        return maps or [self._seen([look], z, sigma, options)[0] for look in looks]
 
     def _seen(
-        self, views: Sequence[ViewConds], z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]
+        self, looks: Sequence[ViewConds], z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]
     ) -> list[torch.Tensor]:
         """Where the views' concept words look, in the canonical frame, (batch, height, width) of the latent; nothing if the
         host splits the call."""
-        framed, calls = _watched(differentiable_options(in_frames(options, frames_of(views))))
+        framed, calls = _watched(differentiable_options(in_frames(options, frames_of(looks))))
         with capture(self.unet, self.sites, stop=True) as seen:
-            comfy.samplers.calc_cond_batch(self.model, prompts([v.positive[:1] for v in views]), z, sigma, framed)
+            comfy.samplers.calc_cond_batch(self.model, prompts([look.positive for look in looks]), z, sigma, framed)
         rows = calls[0]
-        if len(rows) < len(views):
+        if len(rows) < len(looks):
             return []
-        return [self._map(seen, view, rows.index(view.positive[0]["uuid"]), z) for view in views]
+        return [self._map(seen, look, rows.index(look.positive[0]["uuid"]), z) for look in looks]
 
-    def _map(self, seen: Captured, view: ViewConds, chunk: int, z: torch.Tensor) -> torch.Tensor:
-        rows, words = slice(chunk * len(z), (chunk + 1) * len(z)), list(view.positive[0][ENTRY])
-        looks = [_on_grid(seen.probabilities(s, rows)[..., words].sum(-1).mean(1), seen.grid(s), z) for s in self.sites]
-        return view.view.inverse(torch.stack(looks).sum(0))  # type: ignore[arg-type]
+    def _map(self, seen: Captured, look: ViewConds, chunk: int, z: torch.Tensor) -> torch.Tensor:
+        rows, words = slice(chunk * len(z), (chunk + 1) * len(z)), list(look.positive[0][ENTRY])
+        found = [_on_grid(seen.probabilities(s, rows)[..., words].sum(-1).mean(1), seen.grid(s), z) for s in self.sites]
+        return look.view.inverse(torch.stack(found).sum(0))  # type: ignore[arg-type]
+
+
+def _looks_at(views: Sequence[ViewConds], sigma: torch.Tensor) -> list[ViewConds]:
+    """The views with the one entry of each prompt to look at: the first that counts at this level and knows its concept (the
+    host adds some that do not). Nothing if a view has none."""
+    found = [[e for e in view.positive if e.get(ENTRY) and _counts(e, sigma)][:1] for view in views]
+    return [replace(v, positive=e, negative=None) for v, e in zip(views, found, strict=True)] if all(found) else []
+
+
+def _counts(entry: dict[str, Any], sigma: torch.Tensor) -> bool:
+    """Whether the host asks an entry at this level: its sampling percents may not be reached yet, or be over."""
+    above = "timestep_start" in entry and bool(sigma[0] > entry["timestep_start"])
+    below = "timestep_end" in entry and bool(sigma[0] < entry["timestep_end"])
+    return not (above or below)
 
 
 def _watched(options: dict[str, Any]) -> tuple[dict[str, Any], list[list[Any]]]:

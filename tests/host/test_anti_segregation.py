@@ -221,3 +221,28 @@ def test_the_gradient_step_is_one_call_of_all_views_and_one_a_view_where_the_hos
     assert set(rows) == {2}
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def _with_values(guider, index, *entries, seed=7):
+    """The guider with other entries in the positive of that view: ``values`` of each, all of one text."""
+    prompt = [[_cond(seed)[0][0], {ENTRY: (1, 2), **values}] for values in entries]
+    guider.inner_set_conds({f"positive {index}": prompt})
+    return guider
+
+
+def test_the_entry_that_counts_at_the_moment_is_looked_at(model):
+    """And where none does, nothing is pulled; the rest of the sampling is."""
+    early, late = {"start_percent": 0.0, "end_percent": 0.3}, {"start_percent": 0.3, "end_percent": 1.0}
+    seen: list[torch.Tensor] = []
+    assert torch.isfinite(_sample(_with_values(_guider(model, _pull(seen=seen)), 0, late, early))).all()
+    assert len(seen) == 6
+    seen.clear()
+    assert torch.isfinite(_sample(_with_values(_guider(model, _pull(seen=seen)), 0, late))).all()
+    assert 0 < len(seen) < 6
+
+
+def test_what_the_host_adds_to_a_prompt_is_not_looked_at(model):
+    """To the positive it adds a copy of a negative with an area, which knows no phrase."""
+    guider = _guider(model, _pull())
+    guider.original_conds["negative 0"][0]["area"] = (4, 8, 0, 0)
+    assert torch.isfinite(_sample(guider)).all()
