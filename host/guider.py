@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.samplers
@@ -49,6 +49,25 @@ def tagged(prompt: ViewPrompt, **values: Any) -> tuple[list, list]:
         node_helpers.conditioning_set_values(prompt.positive, {"prompt_type": "positive", **values}),
         node_helpers.conditioning_set_values(prompt.negative, {"prompt_type": "negative", **values}),
     )
+
+
+def own_controls(prompt: ViewPrompt) -> ViewPrompt:
+    """The view with the controls of its positive on its own negative, where the older Apply ControlNet asks for that.
+
+    The host would do it at sampling, as this does: but to the first negatives that have none, whosever they are.
+    """
+    asking = [v["control"] for _, v in prompt.positive if v.get("control_apply_to_uncond") and "area" not in v]
+    if not asking:
+        return prompt
+    negative = list(prompt.negative)
+    free = [number for number, (_, values) in enumerate(negative) if "area" not in values]
+    if free and not any(negative[number][1].get("control") for number in free):
+        for count, control in enumerate(asking):
+            at = free[count % len(free)]
+            cond, values = negative[at]
+            negative[at] = [cond, {**values, "control": control}]
+    positive = node_helpers.conditioning_set_values(prompt.positive, {"control_apply_to_uncond": False})
+    return replace(prompt, positive=positive, negative=negative)
 
 
 class ViewsGuider(comfy.samplers.CFGGuider):

@@ -13,7 +13,7 @@ import comfy.patcher_extension
 import torch
 
 from .anti_segregation import WHO, Pull, Puller, pulled_model
-from .guider import ViewPrompt, tagged
+from .guider import ViewPrompt, own_controls, tagged
 from .once import once_for
 from .view_guidance import Combine, check_view, guide_views, known_latent
 from .views import Conds, ViewConds
@@ -41,7 +41,7 @@ def with_views(
     positive: list[Any] = []
     negative: list[Any] = []
     for index, prompt in enumerate(prompts):
-        pair = tagged(prompt, **{ENTRY: index})
+        pair = tagged(own_controls(prompt), **{ENTRY: index})
         for side, entries in zip((positive, negative), pair, strict=True):
             _refuse_areas(prompt, entries)
             side.extend(entries)

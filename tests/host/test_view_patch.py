@@ -5,13 +5,14 @@ from __future__ import annotations
 import types
 from functools import partial
 
+import comfy.controlnet
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.anti_segregation import Pull
 from comfyui_concepts.host.clip_score import similarities
-from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider, own_controls
 from comfyui_concepts.host.phrases import ENTRY as PHRASE
 from comfyui_concepts.host.time_travel import renoised, travelling
 from comfyui_concepts.host.view_patch import with_views
@@ -160,6 +161,43 @@ def test_a_prompt_bound_to_an_area_is_refused_with_a_way_out(tiny_models):
     bound = [[_cond(0)[0][0], {"area": (4, 4, 0, 0)}]]
     with pytest.raises(ValueError, match="use Anagram Guider"):
         with_views(tiny_models["EPS"], [ViewPrompt(view_named("flip"), bound, _cond(99))], _combine(["flip"]))
+
+
+class _Control(comfy.controlnet.ControlBase):
+    """Stands in for a ControlNet: adds one half to the middle of the network."""
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        return {"middle": [torch.full((1, 64, 4, 4), 0.5)], "input": [], "output": []}
+
+
+def _controlled(seed, *, also_negative):
+    return [[_cond(seed)[0][0], {"control": _Control(), "control_apply_to_uncond": also_negative}]]
+
+
+@pytest.mark.parametrize("also_negative", [False, True])
+def test_a_control_acts_in_its_own_view_alone(tiny_models, also_negative):
+    """With the older Apply ControlNet also on the negative, which is that view's, as in the plain KSampler."""
+    model, positive = tiny_models["EPS"], _controlled(0, also_negative=also_negative)
+    single = [ViewPrompt(view_named("identity"), positive, _cond(99))]
+    assert torch.equal(
+        _ksampler(*with_views(model, single, _combine(["identity"]))), _ksampler(model, positive, _cond(99))
+    )
+    prompts = [*_prompts("identity"), ViewPrompt(view_named("flip"), positive, _cond(98))]
+    combine = _combine(["identity", "flip"])
+    ours = _ksampler(*with_views(model, prompts, combine))
+    torch.testing.assert_close(ours, _guided(model, prompts, combine), rtol=1e-4, atol=1e-4)
+    assert positive[0][1]["control_apply_to_uncond"] == also_negative  # the given conditioning is as it was
+
+
+def test_controls_are_copied_to_the_negative_as_the_host_copies_them():
+    first, second = _controlled(0, also_negative=True), _controlled(1, also_negative=True)
+    one = own_controls(ViewPrompt(view_named("flip"), [*first, *second, *_cond(2)], [*_cond(8), *_cond(9)]))
+    assert [values["control"] for _, values in one.negative] == [p[0][1]["control"] for p in (first, second)]
+    assert not any(values.get("control_apply_to_uncond") for _, values in one.positive)
+    settled = ViewPrompt(view_named("flip"), first, [*_controlled(3, also_negative=False), *_cond(9)])
+    assert own_controls(settled).negative == settled.negative
+    plain = ViewPrompt(view_named("flip"), _cond(1), _cond(9))
+    assert own_controls(plain) is plain
 
 
 def test_a_view_the_canvas_cannot_take_is_refused(tiny_models):
