@@ -14,7 +14,7 @@ from ..methods.panels import Panel
 from .anti_segregation import WHO, Pull, Puller, pulled_model
 from .once import once_for
 from .preview import Painter, watched
-from .view_guidance import Combine, check_view, guide_views, known_latent
+from .view_guidance import Combine, check_own_cfg, check_view, guide_views, known_latent
 from .views import ViewConds
 
 SIDES = ("positive", "negative")
@@ -25,13 +25,15 @@ class ViewPrompt:
     """One view of a picture and the CONDITIONINGs that describe it, or the clean latent that is what it shows.
 
     ``view`` also has ``check(height, width)`` and ``latent``, which is ``pixels only`` if it means nothing on a latent.
-    ``known`` is a latent as it travels on a wire, (1 or batch, channels, …, height, width).
+    ``known`` is a latent as it travels on a wire, (1 or batch, channels, …, height, width). ``cfg`` is the view's own guidance
+    scale, as the combiner was told it, None for the sampler's.
     """
 
     view: Any
     positive: list
     negative: list
     known: torch.Tensor | None = None
+    cfg: float | None = None
 
 
 def tagged(prompt: ViewPrompt, **values: Any) -> tuple[list, list]:
@@ -158,9 +160,11 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         seed: int | None = None,
     ) -> torch.Tensor:
         """The denoised picture in the canonical frame (the host's name for it is historical)."""
+        options = model_options or {}
+        check_own_cfg(self.prompts, self.cfg, options)
         if self.puller is not None:
-            x = self.puller(x, timestep, model_options or {})
-        routed = guide_views(self.inner_model, self.view_conds, self.combine, self.cfg, model_options or {})
+            x = self.puller(x, timestep, options)
+        routed = guide_views(self.inner_model, self.view_conds, self.combine, self.cfg, options)
         # what the host hands on to patches, which may ask the model again with it
         positive, negative = ([entry for v in self.view_conds for entry in getattr(v, side)] for side in SIDES)
         return comfy.samplers.sampling_function(

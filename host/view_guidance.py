@@ -4,6 +4,7 @@ asks every view and hands on one combined answer."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,23 @@ def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
             "pixels, or a view such as 'rotate_180' or 'patch_permute'."
         )
     view.check(*latent.shape[-2:])
+
+
+def check_own_cfg(prompts: Sequence[Any], cfg: float, model_options: dict[str, Any]) -> None:
+    """Refuses a view's own guidance scale where the sampler's leaves nothing to guide with: at 1 the host asks no negative
+    (some samplers tell it to all the same), and at 0 no positive counts.
+
+    Raises:
+        ValueError: which view, and what to do.
+    """
+    skipped = math.isclose(cfg, 1.0) and not model_options.get("disable_cfg1_optimization", False)
+    silenced = next((p for p in prompts if p.cfg not in (None, cfg)), None)
+    if silenced is not None and (skipped or cfg == 0):
+        raise ValueError(
+            f"The view '{silenced.view.name}' has a cfg of its own, {silenced.cfg:g}, and the sampler's is {cfg:g}, at which "
+            f"{'the positive prompts count for nothing' if cfg == 0 else 'no negative is asked'}; set the sampler's cfg to "
+            "another number, such as 1.1 or 5, or the view's to 0."
+        )
 
 
 def known_latent(model: Any, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from .anti_segregation import WHO, Pull, Puller, pulled_model
 from .guider import ViewPrompt, own_controls, tagged
 from .once import once_for
-from .view_guidance import Combine, check_view, guide_views, known_latent
+from .view_guidance import Combine, check_own_cfg, check_view, guide_views, known_latent
 from .views import Conds, ViewConds
 
 KEY = "concepts.views"
@@ -71,6 +71,7 @@ def _predicting(prompts: tuple[ViewPrompt, ...], combine: Combine, patched: Any)
         guider, options = executor.class_obj, model_options or {}
         for prompt in prompts:
             check_view(prompt.view, patched, x)
+        check_own_cfg(prompts, guider.cfg, options)
         views = _views_of(guider, prompts, x)
         if (puller := options.get(PULLER)) is not None:
             x = puller(x, timestep, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from functools import partial
 
 import comfy.controlnet
@@ -20,6 +21,8 @@ from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST,
 from comfyui_concepts.methods.anagram.overlap import segregation, step
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
+from comfyui_concepts.nodes.anagram import AnagramView
+from comfyui_concepts.nodes.anagram_sampling import combination
 
 SAMPLERS = ["euler", "dpmpp_2m", "dpmpp_sde", "uni_pc", "euler_cfg_pp", "ddim"]
 
@@ -240,6 +243,21 @@ def test_a_view_of_its_own_cfg_is_sampled_by_it(tiny_models):
     own = _guided(model, _prompts("flip"), _combine(["flip"], cfgs=[3.0]), cfg=7.0)
     plain = _guided(model, _prompts("flip"), _combine(["flip"]), cfg=3.0)
     torch.testing.assert_close(own, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("cfg", [0.0, 1.0])
+def test_a_views_own_cfg_that_the_samplers_would_silence_is_refused(tiny_models, cfg):
+    prompts = [*_prompts("identity"), replace(_prompts("flip")[0], cfg=7.0)]
+    patched = with_views(tiny_models["EPS"], prompts, _combine(["identity", "flip"], cfgs=[None, 7.0]))
+    with pytest.raises(ValueError, match=f"'flip' has a cfg of its own, 7, and the sampler's is {cfg:g}"):
+        _ksampler(*patched, cfg=cfg)
+
+
+def test_the_nodes_hand_on_a_views_own_cfg():
+    plain = AnagramView(lambda cell: view_named("identity"), _cond(0), None, 1.0, None)
+    own = AnagramView(lambda cell: view_named("flip"), _cond(1), None, 1.0, plain, 7.0)
+    prompts, _ = combination(own, _cond(99), None)
+    assert [p.cfg for p in prompts] == [None, 7.0]
 
 
 def _plain(model, sampler, **known):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import comfy.conds
 import comfy.controlnet
 import comfy.patcher_extension
@@ -258,6 +260,30 @@ def test_bad_input_gets_a_sentence(tiny_models):
         _sample(ViewsGuider(model, *_views("identity", "negate"), 7.0))
     with pytest.raises(ValueError, match="square canvas"):
         _sample(ViewsGuider(model, *_views("identity", "rotate_cw"), 7.0), size=(8, 12))
+
+
+@pytest.mark.parametrize("cfg", [0.0, 1.0])
+def test_a_views_own_cfg_that_the_guiders_would_silence_is_refused(tiny_models, cfg):
+    prompts, _ = _views("identity", "flip")
+    prompts[1] = dataclasses.replace(prompts[1], cfg=7.0)
+    combine = combiner(AVERAGING, [1.0, 1.0], (), [None, 7.0])
+    guider = ViewsGuider(tiny_models["EPS"], prompts, lambda **known: combine(Predictions(**known)), cfg)
+    with pytest.raises(ValueError, match=f"'flip' has a cfg of its own, 7, and the sampler's is {cfg:g}.*set"):
+        _sample(guider)
+    guider.set_cfg(2.0)
+    assert torch.isfinite(_sample(guider)).all()
+
+
+def test_a_views_own_cfg_works_where_the_negative_is_asked_at_cfg_1(tiny_models):
+    """As the cfg++ samplers do; and it may be the guider's own."""
+    prompts, _ = _views("identity", "flip")
+    own = [dataclasses.replace(p, cfg=1.0) for p in prompts]
+    assert torch.equal(
+        _sample(ViewsGuider(tiny_models["EPS"], own, _combine(1, 1), 1.0)),
+        _sample(ViewsGuider(tiny_models["EPS"], prompts, _combine(1, 1), 1.0)),
+    )
+    own = [dataclasses.replace(p, cfg=1.5) for p in prompts]
+    assert torch.isfinite(_sample(ViewsGuider(tiny_models["EPS"], own, _combine(1, 1), 1.0), "euler_cfg_pp")).all()
 
 
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
