@@ -7,7 +7,7 @@ last attention that is looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.patcher_extension
@@ -20,7 +20,7 @@ from .gradients import check_differentiable, differentiable_options, gradient_of
 from .once import Once
 from .phrases import ENTRY
 from .sampling import progress_of
-from .views import ViewConds, frames_of, in_frames
+from .views import ViewConds, frames_of, in_frames, needs_own_frame
 
 WHO = "Anti-segregation"
 
@@ -64,46 +64,82 @@ class Puller:
         """The latent to predict at."""
         due = self.once.due(sigma)
         progress = progress_of(self.model.model_sampling, float(sigma.max()))
-        if not due or not self.pull.start <= progress <= self.pull.end:
+        looks = _looks_at(self.views, sigma)
+        if not due or not looks or not self.pull.start <= progress <= self.pull.end:
             return x
         moved = x
         for _ in range(self.pull.iterations):
-            moved = self._pulled(moved, sigma, model_options)
+            moved = self._pulled(looks, moved, sigma, model_options)
         return self.once.kept(x, moved)
 
-    def _pulled(self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]) -> torch.Tensor:
+    def _pulled(
+        self, looks: Sequence[ViewConds], x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
+    ) -> torch.Tensor:
         losses: list[torch.Tensor] = []
 
         def loss_of(z: torch.Tensor) -> torch.Tensor:
-            each = self.pull.loss(self._maps(z, normal(sigma), model_options))
+            each = self.pull.loss(self._maps(looks, z, normal(sigma), model_options))
             losses.append(each.detach())
             return each.sum()  # pictures of a batch do not meet, so each gets its own gradient
 
         gradient = gradient_of(self.model, x, loss_of)
         return x if gradient.value is None else x + self.pull.step(x, gradient.value, losses[0])
 
-    def _maps(self, z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> list[torch.Tensor]:
-        """Each view's map, of one batched call if the host makes one of it, else of a call a view."""
-        maps = self._seen(self.views, z, sigma, options)
-        return maps or [self._seen([view], z, sigma, options)[0] for view in self.views]
+    def _maps(
+        self, looks: Sequence[ViewConds], z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]
+    ) -> list[torch.Tensor]:
+        """Each view's map, of one batched call if the host makes one of it, else of a call a view; of a call of its own, on
+        the turned latent, where something in the prompt lies as it was drawn in the view."""
+        own = [needs_own_frame(look.positive) for look in looks]
+        shared = [look for look, alone in zip(looks, own, strict=True) if not alone]
+        maps = self._seen(shared, z, sigma, options) if shared else []
+        rest = iter(maps or [self._seen([look], z, sigma, options)[0] for look in shared])
+        return [
+            self._seen([look], z, sigma, options, turned=True)[0] if alone else next(rest)
+            for look, alone in zip(looks, own, strict=True)
+        ]
 
     def _seen(
-        self, views: Sequence[ViewConds], z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]
+        self,
+        looks: Sequence[ViewConds],
+        z: torch.Tensor,
+        sigma: torch.Tensor,
+        options: dict[str, Any],
+        turned: bool = False,
     ) -> list[torch.Tensor]:
         """Where the views' concept words look, in the canonical frame, (batch, height, width) of the latent; nothing if the
-        host splits the call."""
-        framed, calls = _watched(differentiable_options(in_frames(options, frames_of(views))))
+        host splits the call. ``turned``: the one view is shown the turned latent itself."""
+        framed, calls = _watched(differentiable_options(in_frames(options, frames_of(looks), latent_is_turned=turned)))
+        shown = looks[0].view.forward(z).contiguous() if turned else z
         with capture(self.unet, self.sites, stop=True) as seen:
-            comfy.samplers.calc_cond_batch(self.model, prompts([v.positive[:1] for v in views]), z, sigma, framed)
+            comfy.samplers.calc_cond_batch(self.model, prompts([look.positive for look in looks]), shown, sigma, framed)
         rows = calls[0]
-        if len(rows) < len(views):
+        if len(rows) < len(looks):
             return []
-        return [self._map(seen, view, rows.index(view.positive[0]["uuid"]), z) for view in views]
+        return [self._map(seen, look, rows.index(look.positive[0]["uuid"]), z) for look in looks]
 
-    def _map(self, seen: Captured, view: ViewConds, chunk: int, z: torch.Tensor) -> torch.Tensor:
-        rows, words = slice(chunk * len(z), (chunk + 1) * len(z)), list(view.positive[0][ENTRY])
-        looks = [_on_grid(seen.probabilities(s, rows)[..., words].sum(-1).mean(1), seen.grid(s), z) for s in self.sites]
-        return view.view.inverse(torch.stack(looks).sum(0))  # type: ignore[arg-type]
+    def _map(self, seen: Captured, look: ViewConds, chunk: int, z: torch.Tensor) -> torch.Tensor:
+        (entry,) = look.positive
+        rows, words = slice(chunk * len(z), (chunk + 1) * len(z)), list(entry[ENTRY])
+        size, around = _place(entry, z)
+        found = [
+            _on_grid(seen.probabilities(s, rows)[..., words].sum(-1).mean(1), seen.grid(s), size) for s in self.sites
+        ]
+        return look.view.inverse(F.pad(torch.stack(found).sum(0), around))
+
+
+def _looks_at(views: Sequence[ViewConds], sigma: torch.Tensor) -> list[ViewConds]:
+    """The views with the one entry of each prompt to look at: the first that counts at this level and knows its concept (the
+    host adds some that do not). Nothing if a view has none."""
+    found = [[e for e in view.positive if e.get(ENTRY) and _counts(e, sigma)][:1] for view in views]
+    return [replace(v, positive=e, negative=None) for v, e in zip(views, found, strict=True)] if all(found) else []
+
+
+def _counts(entry: dict[str, Any], sigma: torch.Tensor) -> bool:
+    """Whether the host asks an entry at this level: its sampling percents may not be reached yet, or be over."""
+    above = "timestep_start" in entry and bool(sigma[0] > entry["timestep_start"])
+    below = "timestep_end" in entry and bool(sigma[0] < entry["timestep_end"])
+    return not (above or below)
 
 
 def _watched(options: dict[str, Any]) -> tuple[dict[str, Any], list[list[Any]]]:
@@ -124,6 +160,16 @@ def _sites(unet: Any) -> list[Site]:
     return find_sites(unet, CROSS, factor=2) or find_sites(unet, CROSS, factor=1) or find_sites(unet, CROSS)
 
 
-def _on_grid(attention: torch.Tensor, grid: tuple[int, int], z: torch.Tensor) -> torch.Tensor:
-    """(batch, tokens) as a map at the latent's size, (batch, height, width)."""
-    return F.interpolate(attention.unflatten(-1, grid).unsqueeze(1), size=z.shape[-2:], mode="nearest")[:, 0]
+def _place(entry: dict[str, Any], z: torch.Tensor) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Height and width of the part of the latent that an entry is asked for, and what is left of the latent around it, in the
+    order of ``F.pad``: left, right, above, below."""
+    full_height, full_width = z.shape[-2:]
+    area = entry.get("area")
+    height, width, y, x = (full_height, full_width, 0, 0) if area is None else area
+    height, width = min(height, full_height - y), min(width, full_width - x)  # the host cuts it off there too
+    return (height, width), (x, full_width - x - width, y, full_height - y - height)
+
+
+def _on_grid(attention: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """(batch, tokens) as a map of height and width ``size``, (batch, height, width)."""
+    return F.interpolate(attention.unflatten(-1, grid).unsqueeze(1), size=size, mode="nearest")[:, 0]

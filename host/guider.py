@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.samplers
@@ -14,8 +14,10 @@ from ..methods.panels import Panel
 from .anti_segregation import WHO, Pull, Puller, pulled_model
 from .once import once_for
 from .preview import Painter, watched
-from .view_guidance import Combine, check_view, guide_views, known_latent
+from .view_guidance import Combine, check_own_cfg, check_view, guide_views, known_latent
 from .views import ViewConds
+
+SIDES = ("positive", "negative")
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,15 @@ class ViewPrompt:
     """One view of a picture and the CONDITIONINGs that describe it, or the clean latent that is what it shows.
 
     ``view`` also has ``check(height, width)`` and ``latent``, which is ``pixels only`` if it means nothing on a latent.
-    ``known`` is a latent as it travels on a wire, (1 or batch, channels, …, height, width).
+    ``known`` is a latent as it travels on a wire, (1 or batch, channels, …, height, width). ``cfg`` is the view's own guidance
+    scale, as the combiner was told it, None for the sampler's.
     """
 
     view: Any
     positive: list
     negative: list
     known: torch.Tensor | None = None
+    cfg: float | None = None
 
 
 def tagged(prompt: ViewPrompt, **values: Any) -> tuple[list, list]:
@@ -47,6 +51,25 @@ def tagged(prompt: ViewPrompt, **values: Any) -> tuple[list, list]:
         node_helpers.conditioning_set_values(prompt.positive, {"prompt_type": "positive", **values}),
         node_helpers.conditioning_set_values(prompt.negative, {"prompt_type": "negative", **values}),
     )
+
+
+def own_controls(prompt: ViewPrompt) -> ViewPrompt:
+    """The view with the controls of its positive on its own negative, where the older Apply ControlNet asks for that.
+
+    The host would do it at sampling, as this does: but to the first negatives that have none, whosever they are.
+    """
+    asking = [v["control"] for _, v in prompt.positive if v.get("control_apply_to_uncond") and "area" not in v]
+    if not asking:
+        return prompt
+    negative = list(prompt.negative)
+    free = [number for number, (_, values) in enumerate(negative) if "area" not in values]
+    if free and not any(negative[number][1].get("control") for number in free):
+        for count, control in enumerate(asking):
+            at = free[count % len(free)]
+            cond, values = negative[at]
+            negative[at] = [cond, {**values, "control": control}]
+    positive = node_helpers.conditioning_set_values(prompt.positive, {"control_apply_to_uncond": False})
+    return replace(prompt, positive=positive, negative=negative)
 
 
 class ViewsGuider(comfy.samplers.CFGGuider):
@@ -103,7 +126,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         for index, prompt in enumerate(self.prompts):
             # one view at a time, under the names the host knows: it copies ControlNets and GLIGEN from "positive" to
             # "negative", and areas between all it is given, which must not reach another view
-            pair = {side: raw[f"{side} {index}"] for side in ("positive", "negative")}
+            pair = {side: raw[f"{side} {index}"] for side in SIDES}
             pair = comfy.samplers.process_conds(
                 self.inner_model, noise, pair, device, shown, denoise_mask, seed, **kwargs
             )
@@ -120,7 +143,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
             )
         finally:
             # the host cleans up after every conditioning it finds here
-            self.conds = {f"{side} {i}": getattr(v, side) for i, v in enumerate(self.view_conds) for side in pair}
+            self.conds = {f"{side} {i}": getattr(v, side) for i, v in enumerate(self.view_conds) for side in SIDES}
             del self.view_conds
             self.puller = None
 
@@ -137,10 +160,13 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         seed: int | None = None,
     ) -> torch.Tensor:
         """The denoised picture in the canonical frame (the host's name for it is historical)."""
-        first = self.view_conds[0]
+        options = model_options or {}
+        check_own_cfg(self.prompts, self.cfg, options)
         if self.puller is not None:
-            x = self.puller(x, timestep, model_options or {})
-        routed = guide_views(self.inner_model, self.view_conds, self.combine, self.cfg, model_options or {})
+            x = self.puller(x, timestep, options)
+        routed = guide_views(self.inner_model, self.view_conds, self.combine, self.cfg, options)
+        # what the host hands on to patches, which may ask the model again with it
+        positive, negative = ([entry for v in self.view_conds for entry in getattr(v, side)] for side in SIDES)
         return comfy.samplers.sampling_function(
-            self.inner_model, x, timestep, first.negative, first.positive, self.cfg, routed, seed
+            self.inner_model, x, timestep, negative, positive, self.cfg, routed, seed
         )

@@ -4,13 +4,16 @@ asks every view and hands on one combined answer."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import comfy.model_patcher
+import comfy.patcher_extension
 import torch
 
 from .sampling import levels, progress_of, step_of
-from .views import ViewConds, frames_of, in_frames, predict_views
+from .views import KEY, Conds, ViewConds, answers_of, frames_of, in_frames, needs_own_frame, predict_views
 
 _PIXEL_CHANNELS = 3  # a model whose latents have three channels works on the picture itself
 
@@ -40,6 +43,23 @@ def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
     view.check(*latent.shape[-2:])
 
 
+def check_own_cfg(prompts: Sequence[Any], cfg: float, model_options: dict[str, Any]) -> None:
+    """Refuses a view's own guidance scale where the sampler's leaves nothing to guide with: at 1 the host asks no negative
+    (some samplers tell it to all the same), and at 0 no positive counts.
+
+    Raises:
+        ValueError: which view, and what to do.
+    """
+    skipped = math.isclose(cfg, 1.0) and not model_options.get("disable_cfg1_optimization", False)
+    silenced = next((p for p in prompts if p.cfg not in (None, cfg)), None)
+    if silenced is not None and (skipped or cfg == 0):
+        raise ValueError(
+            f"The view '{silenced.view.name}' has a cfg of its own, {silenced.cfg:g}, and the sampler's is {cfg:g}, at which "
+            f"{'the positive prompts count for nothing' if cfg == 0 else 'no negative is asked'}; set the sampler's cfg to "
+            "another number, such as 1.1 or 5, or the view's to 0."
+        )
+
+
 def known_latent(model: Any, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """A latent from a wire as the model sees clean latents, fit for a sampling that starts from this noise.
 
@@ -67,28 +87,68 @@ def guide_views(
         skip_negative = args["conds"][1] is None
         asked = [dataclasses.replace(v, negative=None) for v in views] if skip_negative else list(views)
         positive, negative = predict_views(model, asked, args["input"], args["sigma"], model_options)
-        return _combined(model, combine, cfg, args, model_options, positive, None if skip_negative else negative)
+        return combined(args["input"], args["sigma"], positive, None if skip_negative else negative)
 
-    # patches that run after guidance may ask the model again with a conditioning of ours: its view goes with it
-    routed = in_frames(model_options, frames_of(views))
+    def combined(x, sigma, positive, negative=None):
+        return _combined(model, combine, cfg, x, sigma, model_options, positive, negative)
+
+    routed = _answering_again(model_options, views, combined)
     routed["sampler_calc_cond_batch_function"] = views_batch
     return routed
+
+
+def _answering_again(
+    model_options: dict[str, Any], views: Sequence[ViewConds], combined: Callable[..., list[torch.Tensor]]
+) -> dict[str, Any]:
+    """A copy of the options for patches that run after guidance and ask the model again with the conditioning they are
+    handed, which is that of all views: each view answers with its own entries in its own frame, and the answers are combined.
+
+    A rectification or a view's own cfg then knows of no negative, for none is asked.
+    """
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+
+    def wrapper(executor, model, conds, x, sigma, model_options):
+        def evaluate(conds, z, options):
+            return executor(model, conds, z, sigma, options)
+
+        def answer(cond):
+            own = _by_view(cond, views)
+            if not own:
+                return evaluate([cond], x, in_frames(model_options, frames_of(views)))[0]
+            return combined(x, sigma, answers_of(evaluate, own, x, model_options)[0])[0]
+
+        if len(views) == 1 and not any(needs_own_frame(cond) for cond in conds):  # one call, as it would be without us
+            return evaluate(conds, x, in_frames(model_options, frames_of(views)))
+        return [answer(cond) for cond in conds]
+
+    kind = comfy.patcher_extension.WrappersMP.CALC_COND_BATCH
+    comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
+    return options
+
+
+def _by_view(cond: Conds | None, views: Sequence[ViewConds]) -> list[ViewConds]:
+    """A conditioning sorted out among the views; nothing unless it is of them all and of nobody else."""
+    own = [[entry for entry in cond or () if entry["uuid"] in frames_of([v])] for v in views]
+    if not all(own) or sum(map(len, own)) < len(cond or ()):
+        return []
+    return [dataclasses.replace(v, positive=entries, negative=None) for v, entries in zip(views, own, strict=True)]
 
 
 def _combined(
     model: Any,
     combine: Combine,
     cfg: float,
-    args: dict[str, Any],
+    x: torch.Tensor,
+    sigma: torch.Tensor,
     options: dict[str, Any],
     positive: list[torch.Tensor],
     negative: list[torch.Tensor] | None,
 ) -> list[torch.Tensor]:
     """One positive and one negative prediction; without a negative the host expects zeros."""
-    level = float(args["sigma"].max())
+    level = float(sigma.max())
     signal, noise = levels(model.model_sampling, level)
     cond, uncond = combine(
-        x=args["input"], signal=signal, noise=noise, progress=progress_of(model.model_sampling, level),
+        x=x, signal=signal, noise=noise, progress=progress_of(model.model_sampling, level),
         step=step_of(options.get("transformer_options", {}), level), positive=tuple(positive),
         negative=None if negative is None else tuple(negative), cfg=cfg,
     )  # fmt: skip

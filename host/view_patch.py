@@ -13,9 +13,9 @@ import comfy.patcher_extension
 import torch
 
 from .anti_segregation import WHO, Pull, Puller, pulled_model
-from .guider import ViewPrompt, tagged
+from .guider import ViewPrompt, own_controls, tagged
 from .once import once_for
-from .view_guidance import Combine, check_view, guide_views, known_latent
+from .view_guidance import Combine, check_own_cfg, check_view, guide_views, known_latent
 from .views import Conds, ViewConds
 
 KEY = "concepts.views"
@@ -41,7 +41,7 @@ def with_views(
     positive: list[Any] = []
     negative: list[Any] = []
     for index, prompt in enumerate(prompts):
-        pair = tagged(prompt, **{ENTRY: index})
+        pair = tagged(own_controls(prompt), **{ENTRY: index})
         for side, entries in zip((positive, negative), pair, strict=True):
             _refuse_areas(prompt, entries)
             side.extend(entries)
@@ -71,6 +71,7 @@ def _predicting(prompts: tuple[ViewPrompt, ...], combine: Combine, patched: Any)
         guider, options = executor.class_obj, model_options or {}
         for prompt in prompts:
             check_view(prompt.view, patched, x)
+        check_own_cfg(prompts, guider.cfg, options)
         views = _views_of(guider, prompts, x)
         if (puller := options.get(PULLER)) is not None:
             x = puller(x, timestep, options)

@@ -53,6 +53,10 @@ def needs_own_frame(conds: Conds | None) -> bool:
     return any(entry.get(key) is not None for entry in conds or () for key in UPRIGHT_ONLY)
 
 
+Evaluate = Callable[[list[Conds | None], torch.Tensor, dict[str, Any]], list[torch.Tensor]]
+"""A host's batched evaluation at one noise level: conditionings, latent and options to one denoised prediction for each."""
+
+
 def predict_views(
     model: Any, views: Sequence[ViewConds], x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -64,18 +68,25 @@ def predict_views(
     Returns:
         Positive and negative predictions, one of each a view, shaped like ``x``. (Without a negative, zeros, as the host.)
     """
+    return answers_of(lambda conds, z, options: _evaluate(model, conds, z, sigma, options), views, x, model_options)
+
+
+def answers_of(
+    evaluate: Evaluate, views: Sequence[ViewConds], x: torch.Tensor, model_options: dict[str, Any]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The same of any evaluation."""
     asked = [v for v in views if v.known is None]
-    answers = zip(*_predict_asked(model, asked, x, sigma, model_options), strict=True) if asked else iter(())
+    answers = zip(*_predict_asked(evaluate, asked, x, model_options), strict=True) if asked else iter(())
     pairs = [next(answers) if v.known is None else (v.known.to(x).expand_as(x),) * 2 for v in views]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _predict_asked(model, views, x, sigma, model_options):
+def _predict_asked(evaluate, views, x, model_options):
     """The predictions of views that the model is asked for."""
     if any(needs_own_frame(c) for v in views for c in (v.positive, v.negative)):
-        return _predict_one_by_one(model, views, x, sigma, model_options)
+        return _predict_one_by_one(evaluate, views, x, model_options)
     conds = [v.positive for v in views] + [v.negative for v in views]
-    out = _evaluate(model, conds, x, sigma, in_frames(model_options, frames_of(views)))
+    out = evaluate(conds, x, in_frames(model_options, frames_of(views)))
     return out[: len(views)], out[len(views) :]
 
 
@@ -84,12 +95,12 @@ def frames_of(views: Sequence[ViewConds]) -> dict[Any, Invertible]:
     return {entry["uuid"]: v.view for v in views for conds in (v.positive, v.negative) for entry in conds or ()}
 
 
-def _predict_one_by_one(model, views, x, sigma, model_options):
+def _predict_one_by_one(evaluate, views, x, model_options):
     """A model call a view on the turned latent itself: ControlNet hints, masks and areas then lie as they were drawn."""
     positive, negative = [], []
     for v in views:
         options = in_frames(model_options, frames_of([v]), latent_is_turned=True)
-        pair = _evaluate(model, [v.positive, v.negative], v.view.forward(x).contiguous(), sigma, options)
+        pair = evaluate([v.positive, v.negative], v.view.forward(x).contiguous(), options)
         positive.append(v.view.inverse(pair[0]))
         negative.append(v.view.inverse(pair[1]))
     return positive, negative

@@ -77,6 +77,7 @@ def combination(views: AnagramView, negative: Any, options: Combination | None) 
             negative if v.positive is None else v.positive,
             negative if v.negative is None else v.negative,
             v.known,
+            v.cfg or None,
         )
         for v in listed
     ]

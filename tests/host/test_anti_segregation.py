@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from itertools import pairwise
 
+import comfy.controlnet
 import comfy.model_management
 import comfy.samplers
 import pytest
@@ -220,4 +221,78 @@ def test_the_gradient_step_is_one_call_of_all_views_and_one_a_view_where_the_hos
     apart, rows = _maps_of(new_model("EPS"), True, monkeypatch)
     assert set(rows) == {2}
     for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def _with_values(guider, index, *entries, seed=7):
+    """The guider with other entries in the positive of that view: ``values`` of each, all of one text."""
+    prompt = [[_cond(seed)[0][0], {ENTRY: (1, 2), **values}] for values in entries]
+    guider.inner_set_conds({f"positive {index}": prompt})
+    return guider
+
+
+def test_the_entry_that_counts_at_the_moment_is_looked_at(model):
+    """And where none does, nothing is pulled; the rest of the sampling is."""
+    early, late = {"start_percent": 0.0, "end_percent": 0.3}, {"start_percent": 0.3, "end_percent": 1.0}
+    seen: list[torch.Tensor] = []
+    assert torch.isfinite(_sample(_with_values(_guider(model, _pull(seen=seen)), 0, late, early))).all()
+    assert len(seen) == 6
+    seen.clear()
+    assert torch.isfinite(_sample(_with_values(_guider(model, _pull(seen=seen)), 0, late))).all()
+    assert 0 < len(seen) < 6
+
+
+def test_what_the_host_adds_to_a_prompt_is_not_looked_at(model):
+    """To the positive it adds a copy of a negative with an area, which knows no phrase."""
+    guider = _guider(model, _pull())
+    guider.original_conds["negative 0"][0]["area"] = (4, 8, 0, 0)
+    assert torch.isfinite(_sample(guider)).all()
+
+
+class _Watching(comfy.controlnet.ControlBase):
+    """Stands in for a ControlNet; notes the latents it is shown and changes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown: list[torch.Tensor] = []
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        self.shown.append(x_noisy.detach().clone())
+        return {"middle": [], "input": [], "output": []}
+
+
+def test_a_control_sees_its_view_upright_in_the_gradient_step(model):
+    """There it is shown what it is shown in the prediction, but for the step in between."""
+    control = _Watching()
+    _sample(_with_values(_guider(model, _pull(1e-6)), 1, {"control": control}), steps=1)
+    pulled, predicted = (shown.flatten(1) for shown in control.shown[:2])
+    assert torch.nn.functional.cosine_similarity(pulled, predicted).item() > 0.99
+
+
+def _maps_with(model, *views, **values):
+    """Each view's map at the first step, with these values in the last view's prompt, which is always of the same text."""
+    seen = []
+    pull = Pull(
+        lambda maps: (seen.append([m.detach().clone() for m in maps]), segregation(maps))[1], partial(step, strength=0.05),
+        0, 1, 1,
+    )  # fmt: skip
+    _sample(_with_values(_guider(model, pull, views), len(views) - 1, values), steps=1)
+    return seen[0]
+
+
+def test_the_map_of_a_prompt_with_an_area_lies_where_the_area_lies(model):
+    """The upper half of the turned picture is the lower of the canonical one."""
+    whole = _maps_with(model, "identity", "rotate_180")
+    first, bound = _maps_with(model, "identity", "rotate_180", area=(4, 8, 0, 0), strength=1.0)
+    assert bound.shape == whole[1].shape
+    assert not bound[:, :4].any()
+    assert bound[:, 4:].all()
+    torch.testing.assert_close(first, whole[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_view_by_itself_gives_the_map_it_gives_among_the_others(model):
+    """A mask asks for a call of its own, and changes nothing of where the words look."""
+    names = ("rotate_180", "jigsaw", "flip")
+    together, alone = _maps_with(model, *names), _maps_with(model, *names, mask=torch.ones(1, 8, 8))
+    for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.controlnet
 import comfy.samplers
 import pytest
 import torch
@@ -61,12 +62,61 @@ def test_strength_0_and_one_view_are_as_they_were(tiny_models):
     assert torch.equal(plain, contrast)  # at cfg 1 no negative is asked
 
 
+class _Control(comfy.controlnet.ControlBase):
+    """Stands in for a ControlNet: adds one half to the middle of the network."""
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        return {"middle": [torch.full((1, 64, 4, 4), 0.5)], "input": [], "output": []}
+
+
+def _half(upper: bool) -> torch.Tensor:
+    return ((torch.arange(64).view(1, 8, 8) < 32) == upper).float()
+
+
 def test_what_is_drawn_for_another_view_stays_there():
-    prompts = _prompts("identity", "flip", mask=torch.ones(1, 8, 8), pooled_output=torch.ones(1, 4))
-    values = contrasted(prompts, 0.5)[0].negative[1][1]
-    assert "mask" not in values
+    bound = {"mask": _half(True), "mask_strength": 0.5, "area": (4, 8, 0, 0), "control": _Control()}
+    second = ViewPrompt(view_named("flip"), _cond(1, pooled_output=torch.ones(1, 4), **bound), _cond(99))
+    values = contrasted([*_prompts("identity"), second], 0.5)[0].negative[1][1]
+    assert not {*bound} & {*values}
     assert values["strength"] == 0.5
     assert torch.equal(values["pooled_output"], torch.ones(1, 4))
+
+
+def test_the_others_are_asked_under_what_is_drawn_for_this_view():
+    """Or guidance away from them would be guidance towards its control."""
+    control = _Control()
+    own = [
+        *_cond(0, mask=_half(True), mask_strength=0.5, control=control, strength=2.0), *_cond(5, mask=_half(False))
+    ]  # fmt: skip
+    prompts = [ViewPrompt(view_named("identity"), own, _cond(99)), *_prompts("flip")]
+    plain, upper, lower = (values for _, values in contrasted(prompts, 0.5)[0].negative)
+    assert not plain
+    assert upper.pop("control") is control
+    assert torch.equal(upper.pop("mask"), _half(True))
+    assert torch.equal(lower.pop("mask"), _half(False))
+    assert upper == lower == {"strength": 0.5}
+
+
+def test_a_prompt_of_several_entries_for_the_whole_canvas_counts_once():
+    own = [*_cond(0, control=_Control()), *_cond(5), *_cond(6), *_cond(7, mask=_half(True))]
+    prompts = [ViewPrompt(view_named("identity"), own, _cond(99)), *_prompts("flip")]
+    away = [values for _, values in contrasted(prompts, 0.5)[0].negative][1:]
+    assert sum(values["strength"] for values in away) == 0.5
+    assert ["control" in values for values in away] == [True, False]
+    assert not any("mask" in values for values in away)
+
+
+@pytest.mark.parametrize("also_negative", [False, True])
+def test_a_control_of_a_view_is_not_amplified(tiny_models, also_negative):
+    """Where the other reads the same, contrast changes nothing of a view whose control acts on both sides."""
+    values = {"control": _Control(), "control_apply_to_uncond": also_negative}
+    negative = _cond(99) if also_negative else _cond(99, control=values["control"])
+    first = ViewPrompt(view_named("identity"), _cond(0, **values), negative)
+    second = ViewPrompt(view_named("identity"), _cond(99), _cond(99))  # it shows what the first's negative says
+    plain, _ = _predicted(tiny_models["EPS"], [first, second])
+    ours, _ = _predicted(tiny_models["EPS"], contrasted([first, second], 0.5))
+    torch.testing.assert_close(ours.positive[0], plain.positive[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.negative[0], plain.negative[0], rtol=1e-4, atol=1e-4)
 
 
 def test_components_are_left_alone():

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from functools import partial
 
+import comfy.controlnet
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.anti_segregation import Pull
 from comfyui_concepts.host.clip_score import similarities
-from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider, own_controls
 from comfyui_concepts.host.phrases import ENTRY as PHRASE
 from comfyui_concepts.host.time_travel import renoised, travelling
 from comfyui_concepts.host.view_patch import with_views
@@ -19,6 +21,8 @@ from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST,
 from comfyui_concepts.methods.anagram.overlap import segregation, step
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
+from comfyui_concepts.nodes.anagram import AnagramView
+from comfyui_concepts.nodes.anagram_sampling import combination
 
 SAMPLERS = ["euler", "dpmpp_2m", "dpmpp_sde", "uni_pc", "euler_cfg_pp", "ddim"]
 
@@ -91,6 +95,25 @@ def test_the_ksampler_samples_what_the_guider_samples(tiny_models, settings):
     torch.testing.assert_close(ours, _guided(model, _prompts(*names), combine), rtol=1e-5, atol=1e-5)
 
 
+def test_a_patch_that_asks_the_model_again_is_answered_by_all_views(tiny_models):
+    """However many entries a view's prompt has."""
+    gaps: list[float] = []
+
+    def again(args):
+        (asked,) = comfy.samplers.calc_cond_batch(
+            args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"]
+        )
+        gaps.append((asked - args["cond_denoised"]).abs().max().item())
+        return args["denoised"]
+
+    model = tiny_models["EPS"].clone()
+    model.set_model_sampler_post_cfg_function(again)
+    prompts = [*_prompts("identity"), ViewPrompt(view_named("flip"), [*_cond(1), *_cond(2)], _cond(99))]
+    _ksampler(*with_views(model, prompts, _combine(["identity", "flip"])))
+    assert len(gaps) == 5
+    assert max(gaps) < 1e-3
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 def test_the_ksampler_takes_the_gradient_step_of_the_guider(new_model, sampler):
     model, pull = new_model("EPS"), Pull(segregation, partial(step, strength=0.05), 0.0, 1.0, 1)
@@ -143,6 +166,43 @@ def test_a_prompt_bound_to_an_area_is_refused_with_a_way_out(tiny_models):
         with_views(tiny_models["EPS"], [ViewPrompt(view_named("flip"), bound, _cond(99))], _combine(["flip"]))
 
 
+class _Control(comfy.controlnet.ControlBase):
+    """Stands in for a ControlNet: adds one half to the middle of the network."""
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        return {"middle": [torch.full((1, 64, 4, 4), 0.5)], "input": [], "output": []}
+
+
+def _controlled(seed, *, also_negative):
+    return [[_cond(seed)[0][0], {"control": _Control(), "control_apply_to_uncond": also_negative}]]
+
+
+@pytest.mark.parametrize("also_negative", [False, True])
+def test_a_control_acts_in_its_own_view_alone(tiny_models, also_negative):
+    """With the older Apply ControlNet also on the negative, which is that view's, as in the plain KSampler."""
+    model, positive = tiny_models["EPS"], _controlled(0, also_negative=also_negative)
+    single = [ViewPrompt(view_named("identity"), positive, _cond(99))]
+    assert torch.equal(
+        _ksampler(*with_views(model, single, _combine(["identity"]))), _ksampler(model, positive, _cond(99))
+    )
+    prompts = [*_prompts("identity"), ViewPrompt(view_named("flip"), positive, _cond(98))]
+    combine = _combine(["identity", "flip"])
+    ours = _ksampler(*with_views(model, prompts, combine))
+    torch.testing.assert_close(ours, _guided(model, prompts, combine), rtol=1e-4, atol=1e-4)
+    assert positive[0][1]["control_apply_to_uncond"] == also_negative  # the given conditioning is as it was
+
+
+def test_controls_are_copied_to_the_negative_as_the_host_copies_them():
+    first, second = _controlled(0, also_negative=True), _controlled(1, also_negative=True)
+    one = own_controls(ViewPrompt(view_named("flip"), [*first, *second, *_cond(2)], [*_cond(8), *_cond(9)]))
+    assert [values["control"] for _, values in one.negative] == [p[0][1]["control"] for p in (first, second)]
+    assert not any(values.get("control_apply_to_uncond") for _, values in one.positive)
+    settled = ViewPrompt(view_named("flip"), first, [*_controlled(3, also_negative=False), *_cond(9)])
+    assert own_controls(settled).negative == settled.negative
+    plain = ViewPrompt(view_named("flip"), _cond(1), _cond(9))
+    assert own_controls(plain) is plain
+
+
 def test_a_view_the_canvas_cannot_take_is_refused(tiny_models):
     with pytest.raises(ValueError, match="square"):
         _ksampler(*with_views(tiny_models["EPS"], _prompts("rotate_cw"), _combine(["rotate_cw"])), size=(8, 12))
@@ -183,6 +243,21 @@ def test_a_view_of_its_own_cfg_is_sampled_by_it(tiny_models):
     own = _guided(model, _prompts("flip"), _combine(["flip"], cfgs=[3.0]), cfg=7.0)
     plain = _guided(model, _prompts("flip"), _combine(["flip"]), cfg=3.0)
     torch.testing.assert_close(own, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("cfg", [0.0, 1.0])
+def test_a_views_own_cfg_that_the_samplers_would_silence_is_refused(tiny_models, cfg):
+    prompts = [*_prompts("identity"), replace(_prompts("flip")[0], cfg=7.0)]
+    patched = with_views(tiny_models["EPS"], prompts, _combine(["identity", "flip"], cfgs=[None, 7.0]))
+    with pytest.raises(ValueError, match=f"'flip' has a cfg of its own, 7, and the sampler's is {cfg:g}"):
+        _ksampler(*patched, cfg=cfg)
+
+
+def test_the_nodes_hand_on_a_views_own_cfg():
+    plain = AnagramView(lambda cell: view_named("identity"), _cond(0), None, 1.0, None)
+    own = AnagramView(lambda cell: view_named("flip"), _cond(1), None, 1.0, plain, 7.0)
+    prompts, _ = combination(own, _cond(99), None)
+    assert [p.cfg for p in prompts] == [None, 7.0]
 
 
 def _plain(model, sampler, **known):

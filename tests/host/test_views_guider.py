@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import comfy.conds
 import comfy.controlnet
 import comfy.patcher_extension
 import comfy.samplers
@@ -259,6 +262,30 @@ def test_bad_input_gets_a_sentence(tiny_models):
         _sample(ViewsGuider(model, *_views("identity", "rotate_cw"), 7.0), size=(8, 12))
 
 
+@pytest.mark.parametrize("cfg", [0.0, 1.0])
+def test_a_views_own_cfg_that_the_guiders_would_silence_is_refused(tiny_models, cfg):
+    prompts, _ = _views("identity", "flip")
+    prompts[1] = dataclasses.replace(prompts[1], cfg=7.0)
+    combine = combiner(AVERAGING, [1.0, 1.0], (), [None, 7.0])
+    guider = ViewsGuider(tiny_models["EPS"], prompts, lambda **known: combine(Predictions(**known)), cfg)
+    with pytest.raises(ValueError, match=f"'flip' has a cfg of its own, 7, and the sampler's is {cfg:g}.*set"):
+        _sample(guider)
+    guider.set_cfg(2.0)
+    assert torch.isfinite(_sample(guider)).all()
+
+
+def test_a_views_own_cfg_works_where_the_negative_is_asked_at_cfg_1(tiny_models):
+    """As the cfg++ samplers do; and it may be the guider's own."""
+    prompts, _ = _views("identity", "flip")
+    own = [dataclasses.replace(p, cfg=1.0) for p in prompts]
+    assert torch.equal(
+        _sample(ViewsGuider(tiny_models["EPS"], own, _combine(1, 1), 1.0)),
+        _sample(ViewsGuider(tiny_models["EPS"], prompts, _combine(1, 1), 1.0)),
+    )
+    own = [dataclasses.replace(p, cfg=1.5) for p in prompts]
+    assert torch.isfinite(_sample(ViewsGuider(tiny_models["EPS"], own, _combine(1, 1), 1.0), "euler_cfg_pp")).all()
+
+
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
 def test_the_combiner_is_told_where_in_the_sampling_it_is(tiny_models, kind):
     told = []
@@ -368,9 +395,8 @@ def test_an_area_stays_in_its_view(tiny_models):
     assert entries[0] == entries[-1] == [1, 1]
 
 
-def test_a_patch_that_asks_the_model_again_is_answered_in_the_views_frame(tiny_models):
-    """Perturbed-attention guidance and its kin call the model with our conditioning after guidance."""
-    gaps = []
+def _asking_again(model, gaps: list[float]):
+    """The model with a patch that asks with the positive it is handed, and notes how far the answer is from the first one."""
 
     def again(args):
         (asked,) = comfy.samplers.calc_cond_batch(
@@ -379,11 +405,58 @@ def test_a_patch_that_asks_the_model_again_is_answered_in_the_views_frame(tiny_m
         gaps.append((asked - args["cond_denoised"]).abs().max().item())
         return args["denoised"]
 
-    model = tiny_models["EPS"].clone()
-    model.set_model_sampler_post_cfg_function(again)
-    _sample(_anagram_of(model, _cond(1), view="rotate_180"))
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(again)
+    return patched
+
+
+def test_a_patch_that_asks_the_model_again_is_answered_in_the_views_frame(tiny_models):
+    """Perturbed-attention guidance and its kin call the model with our conditioning after guidance."""
+    gaps: list[float] = []
+    _sample(_anagram_of(_asking_again(tiny_models["EPS"], gaps), _cond(1), view="rotate_180"))
     assert len(gaps) == STEPS
     assert max(gaps) < 1e-3
+
+
+def _masked(seed):
+    mask = (torch.arange(64).view(1, 8, 8) < 24).float()
+    return [[_cond(seed)[0][0], {"mask": mask, "mask_strength": 1.0}], *_cond(seed + 1)]
+
+
+@pytest.mark.parametrize(
+    "positive", [_cond(1), [*_cond(1), *_cond(2)], _masked(1), [[_cond(1)[0][0], {"control": FakeControl([])}]]],
+    ids=["one entry", "two entries", "a mask", "a control"],
+)  # fmt: skip
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 3.0)], ids=str)
+def test_a_patch_that_asks_the_model_again_is_answered_by_all_views(tiny_models, positive, weights):
+    gaps: list[float] = []
+    prompts = [
+        ViewPrompt(VIEWS["identity"], _cond(0), _cond(99)), ViewPrompt(VIEWS["rotate_180"], positive, _cond(99))
+    ]  # fmt: skip
+    model = _asking_again(tiny_models["EPS"], gaps)
+    _sample(ViewsGuider(model, prompts, _combine(*weights), 7.0))
+    assert len(gaps) == STEPS
+    assert max(gaps) < 1e-3
+
+
+def test_a_conditioning_of_one_view_or_of_nobody_is_answered_as_it_is(tiny_models):
+    gaps, turn = [], VIEWS["rotate_180"].forward
+    foreign = [{"uuid": "foreign", "model_conds": {"c_crossattn": comfy.conds.CONDCrossAttn(_cond(5)[0][0])}}]
+
+    def again(args):
+        def ask(conds, x, options):
+            return comfy.samplers.calc_cond_batch(args["model"], conds, x, args["sigma"], options)
+
+        x, own, plain = args["input"], args["cond"][:1], {"transformer_options": {}}
+        mine, nothing, theirs = ask([own, None, foreign], x, args["model_options"])
+        gaps.extend([mine - turn(ask([own], turn(x), plain)[0]), nothing, theirs - ask([foreign], x, plain)[0]])
+        return args["denoised"]
+
+    model = tiny_models["EPS"].clone()
+    model.set_model_sampler_post_cfg_function(again)
+    _sample(ViewsGuider(model, *_views("rotate_180", "flip"), 7.0), steps=1)
+    assert len(gaps) == 3
+    assert max(gap.abs().max().item() for gap in gaps) < 1e-3
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["batched", "one by one"])
