@@ -169,7 +169,7 @@ class ComposeGuider(comfy.samplers.CFGGuider):
             return super().predict_noise(x, timestep, options, seed)
         if self.watcher is not None:
             progress = progress_of(self.inner_model.model_sampling, float(timestep.max()))
-            if progress < self.settings.automatic or not self.watcher.seen:
+            if progress < self.settings.automatic or not self.watcher.sums:
                 return super().predict_noise(x, timestep, self.watcher.options(options, progress), seed)
             self.found = self.attention()
             self.regions = found_regions(self.watcher.maps())

@@ -19,11 +19,11 @@ class Watcher:
         sites = loss_sites(injection.unet, CROSS)
         self.sites = sites or find_sites(injection.unet, CROSS)
         self.sums: dict[tuple[int, int], torch.Tensor] = {}
-        self.seen, self.progress = False, 0.0
+        self.progress = 0.0
 
     def options(self, options: dict[str, Any], progress: float) -> dict[str, Any]:
         """A copy of the options under which the maps are summed at this percent (0 to 1); the answers stay as they are."""
-        self.seen, self.progress = True, progress
+        self.progress = progress
         return around_attention(options, self.injection.unet, self.sites, self._answer)
 
     def _answer(

@@ -247,8 +247,25 @@ def model(new_model):
     return new_model("EPS", sd15=True)
 
 
-def sample(model, concepts, covered, settings, *, steps=4, sampler="euler", batch=1, cfg=3.0, seeds=None, mask=None):
-    positive, negative = ([[_random(1, 7, 24, seed=n).float(), {}]] for n in (1, 2))
+def prompt(seed, words=7, **values):
+    return [[_random(1, words, 24, seed=seed).float(), values]]
+
+
+def sample(
+    model,
+    concepts,
+    covered,
+    settings,
+    *,
+    steps=4,
+    sampler="euler",
+    batch=1,
+    cfg=3.0,
+    seeds=None,
+    mask=None,
+    positive=None,
+):
+    positive, negative = positive or prompt(1), prompt(2)
     covered_for = None if covered is None else (lambda h, w: covered)
     guider = ComposeGuider(model, positive, negative, cfg, concepts, covered_for, settings)
     seeds = seeds or range(batch)
@@ -306,6 +323,30 @@ def test_without_gradient_there_are_no_steps_and_pictures_of_a_batch_do_not_meet
     _, guider = sample(model, two, halves(), Compose(enhancement=0), steps=2)
     assert guider.updates == 0
     assert guider.losses == []
+
+
+def test_several_entries_of_the_positive_are_looked_at_alike(model):
+    """As Conditioning (Combine) makes: twice the same is once, and pictures of a batch stay apart."""
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    settings = Compose(stop="never", end=1.0)
+    _, once = sample(model, two, halves(), settings, steps=2)
+    _, twice = sample(model, two, halves(), settings, steps=2, positive=prompt(1) + prompt(1))
+    torch.testing.assert_close(twice.losses, once.losses, rtol=1e-4, atol=1e-4)
+    other = prompt(1) + prompt(3, words=5)
+    both, guider = sample(model, two, halves(), settings, steps=2, batch=2, positive=other)
+    assert [loss.shape for loss in guider.losses] == [(2,), (2,)]
+    alone, _ = sample(model, two, halves(), settings, steps=2, seeds=[1], positive=other)
+    assert torch.allclose(both[1:], alone, atol=2e-4)
+
+
+def test_before_the_positive_begins_nothing_pulls(model):
+    late = prompt(1, start_percent=0.5, end_percent=1.0)
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    out, guider = sample(model, two, halves(), Compose(stop="never", end=1.0), positive=late)
+    assert torch.isfinite(out).all()
+    assert 0 < guider.updates == len(guider.losses) < 4
+    _, found = sample(model, two, None, Compose(enhancement=0), positive=late)
+    assert found.regions is not None
 
 
 def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(model):
