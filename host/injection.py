@@ -116,7 +116,8 @@ class Injection:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, extra: dict[str, Any], attend: Attend
     ) -> torch.Tensor:
         """In the place of one attention; q, k, v are (rows, tokens, heads · channels)."""
-        if SIDES not in extra or not self.voices:
+        # a self-attention laid over ours for one call (perturbed attention guidance) is meant for regions too
+        if SIDES not in extra or not self.voices or (site.kind == SELF and getattr(attend, "later", False)):
             return attend(q, k, v)
         grid = (int(extra["activations_shape"][-2]), int(extra["activations_shape"][-1]))
         tokens = self.grids.tokens(grid)

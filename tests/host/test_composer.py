@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import comfy.conds
 import comfy.model_management
+import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
@@ -176,6 +177,24 @@ def test_cross_attention_knows_the_concept_inside_and_the_prompt_outside(patcher
     assert not torch.equal(first[:, inside], second[:, inside])
     assert torch.equal(first[:, inside], third[:, inside])
     assert not torch.equal(first[:, ~inside], third[:, ~inside])
+
+
+def test_a_self_attention_laid_over_ours_answers_in_regions_too(patcher):
+    """As perturbed attention guidance does in a call of its own; what stood there before us keeps to the background."""
+    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves())
+    plain, calls = call(patcher, made.options({})), []
+
+    def perturbed(q, k, v, extra):
+        calls.append(tuple(q.shape))
+        return v
+
+    def with_theirs(options):
+        options = {"transformer_options": {}, **options}
+        return comfy.model_patcher.set_model_options_patch_replace(options, perturbed, "attn1", "middle", 0)
+
+    assert same(call(patcher, made.options(with_theirs({}))), plain)
+    assert not same(call(patcher, with_theirs(made.options({}))), plain, 1e-3)
+    assert calls == [(2, 2 * 3, 128)] * 2
 
 
 def test_overlaps_are_the_average_also_where_regions_cover_everything(patcher):
