@@ -157,7 +157,12 @@ def reinitialised(
     options: dict[str, Any],
     how: str,
 ) -> torch.Tensor:
-    """The first noise with each region's best window in the region: exchanged (``swap``), or doubled as the reference does."""
+    """The first noise with each region's best window in the region: exchanged (``swap``), or doubled as the reference does.
+
+    Noise without any spread (a second stage adds none) has no windows that differ, and is left.
+    """
+    if not bool(noise.std() > 0):
+        return noise
     model, height, width = injection.model, noise.shape[-2], noise.shape[-1]
     device = injection.model.current_patcher.load_device
     x = model.model_sampling.noise_scaling(sigmas[0].to(device), noise.to(device), latent.to(device), False)

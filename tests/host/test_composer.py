@@ -271,24 +271,15 @@ def prompt(seed, words=7, **values):
 
 
 def sample(
-    model,
-    concepts,
-    covered,
-    settings,
-    *,
-    steps=4,
-    sampler="euler",
-    batch=1,
-    cfg=3.0,
-    seeds=None,
-    mask=None,
-    positive=None,
-):
+    model, concepts, covered, settings, *,
+    steps=4, sampler="euler", batch=1, cfg=3.0, seeds=None, mask=None, positive=None, noise=None,
+):  # fmt: skip
     positive, negative = positive or prompt(1), prompt(2)
     covered_for = None if covered is None else (lambda h, w: covered)
     guider = ComposeGuider(model, positive, negative, cfg, concepts, covered_for, settings)
     seeds = seeds or range(batch)
-    noise = torch.cat([torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    if noise is None:
+        noise = torch.cat([torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(s)) for s in seeds])
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
     out = guider.sample(
         noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, mask, disable_pbar=True, seed=1
@@ -366,6 +357,14 @@ def test_before_the_positive_begins_nothing_pulls(model):
     assert 0 < guider.updates == len(guider.losses) < 4
     _, found = sample(model, two, None, Compose(enhancement=0), positive=late)
     assert found.regions is not None
+
+
+@pytest.mark.parametrize("how", ["copy", "swap"])
+def test_a_stage_that_adds_no_noise_has_none_to_rearrange(model, how):
+    two, nothing = [concept(5, 1.0, model), concept(6, 1.0, model)], torch.zeros(1, 4, *SIZE)
+    out, _ = sample(model, two, halves(10, 20), Compose(reinit=how, enhancement=0), steps=2, noise=nothing)
+    plain, _ = sample(model, two, halves(10, 20), Compose(reinit="off", enhancement=0), steps=2, noise=nothing)
+    assert torch.equal(out, plain)
 
 
 def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(model):
