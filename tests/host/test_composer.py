@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.conds
 import comfy.model_management
 import comfy.model_patcher
@@ -426,6 +428,26 @@ def test_regions_are_found_when_none_are_given(model):
     assert torch.isfinite(out).all()
     assert guider.regions.shape == (2, *guider.regions.shape[1:])
     assert guider.regions.flatten(1).sum(-1).min() > 0
+
+
+def test_a_concept_for_which_no_place_is_left_is_refused(model):
+    """The same twice, or two LoRAs that leave the words alone: the maps are alike, and one takes every cell."""
+    once = concept(5, 1.0, model)
+    elsewhere = {key: t for key, t in concept(6, 1.0, model).lora.tensors.items() if ".attn1." in key}
+    twin = replace(once, name="twin", lora=LoraFile("twin", elsewhere))
+    for two in ([once, once], [replace(twin, name="first"), twin]):
+        with pytest.raises(ValueError, match="No region was found for the concept '(c5|twin)'.*; give each concept"):
+            sample(model, two, None, Compose(enhancement=0, automatic=0.3))
+
+
+def test_a_sampling_that_ends_before_regions_are_found_says_so(model, caplog):
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    _, guider = sample(model, two, None, Compose(enhancement=0, automatic=0.8), steps=1)
+    assert guider.regions is None
+    assert [r.levelname for r in caplog.records if "after 80 % of it" in r.message] == ["WARNING"]
+    caplog.clear()
+    sample(model, two, None, Compose(enhancement=0, automatic=0.3), steps=3)
+    assert not any("regions were found" in r.message for r in caplog.records)
 
 
 def test_what_cannot_work_is_refused_in_words(model):
