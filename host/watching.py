@@ -8,7 +8,7 @@ import torch
 
 from .attention import CROSS, Attend, Site, around_attention, find_sites
 from .enhancement import loss_sites
-from .injection import Injection
+from .injection import Injection, grid_of
 
 
 class Watcher:
@@ -29,7 +29,7 @@ class Watcher:
     def _answer(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, extra: dict[str, Any], attend: Attend
     ) -> torch.Tensor:
-        grid = (int(extra["activations_shape"][-2]), int(extra["activations_shape"][-1]))
+        grid = grid_of(q, extra)
         uuids = extra.get("uuids") or ()
         for rows, uuid in zip(q.chunk(max(1, len(uuids))), uuids, strict=False):
             if self.injection.sides.get(uuid) == 0:

@@ -10,6 +10,8 @@ import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_tomesd import TomePatchModel
 from comfyui_concepts.host.attention import CROSS, SELF, find_sites, unet_of
 from comfyui_concepts.host.composer import ComposeGuider
 from comfyui_concepts.host.concept import LAYERS, Concept
@@ -448,6 +450,25 @@ def test_a_sampling_that_ends_before_regions_are_found_says_so(model, caplog):
     caplog.clear()
     sample(model, two, None, Compose(enhancement=0, automatic=0.3), steps=3)
     assert not any("regions were found" in r.message for r in caplog.records)
+
+
+def _tomesd(model):
+    return TomePatchModel.execute(model, 0.5).args[0]
+
+
+def _hypertile(model):
+    return HyperTile.execute(model, 64, 2, 0, False)[0]
+
+
+@pytest.mark.parametrize("token_lora", [False, True])
+@pytest.mark.parametrize("other", [_tomesd, _hypertile])
+def test_other_numbers_of_tokens_are_refused_where_regions_need_them(model, other, token_lora):
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    settings = Compose(enhancement=0, reinit="off", token_lora=token_lora)
+    with pytest.raises(ValueError, match=r"A layer works on \d+ image tokens, .* \(token merging, tiling\): bypass it"):
+        sample(other(model), two, halves(), settings, steps=1)
+    if not token_lora:  # nothing but isolation looks at the tokens of self-attention
+        sample(other(model), two, halves(), replace(settings, isolation=False), steps=1)
 
 
 def test_what_cannot_work_is_refused_in_words(model):
