@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import comfy.conds
 import comfy.model_management
@@ -12,7 +13,8 @@ import pytest
 import torch
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_tomesd import TomePatchModel
-from comfyui_concepts.host.attention import CROSS, SELF, find_sites, unet_of
+from comfyui_concepts.host import enhancement
+from comfyui_concepts.host.attention import CROSS, SELF, capture, find_sites, unet_of
 from comfyui_concepts.host.composer import ComposeGuider
 from comfyui_concepts.host.concept import LAYERS, Concept
 from comfyui_concepts.host.enhancement import Enhancer, Maps, loss_sites
@@ -371,22 +373,24 @@ def test_a_stage_that_adds_no_noise_has_none_to_rearrange(model, how):
     assert torch.equal(out, plain)
 
 
-def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(model):
+def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(model, monkeypatch):
     made, positive = _running(model)
     x, sigma = torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(4)), torch.tensor([2.0])
-    gradients, losses = [], []
+    found, ends = [], []
+    counting = unet_of(model.model).out.register_forward_pre_hook(lambda *_: ends.append(1))
+
+    def loss_of(z):
+        maps = Maps(made, normal(positive), 32, 32, regions=True)  # layers before the last
+        cross, attention = maps.of(z, normal(sigma), differentiable_options({}))
+        return sum(c.square().sum() for c in cross) + attention.square().sum()
+
     for stop in (True, False):
-
-        def loss_of(z, stop=stop):
-            maps = Maps(made, normal(positive), *SIZE, regions=True)
-            if not stop:
-                maps.own = [*maps.own, find_sites(made.unet, SELF)[-1]][: len(maps.own)]
-            cross, attention = maps.of(z, normal(sigma), differentiable_options({}))
-            return sum(c.square().sum() for c in cross) + attention.square().sum()
-
-        got = gradient_of(made.model, x, loss_of)
-        gradients.append(got.value), losses.append(got.loss)
-    assert torch.equal(*gradients)
+        monkeypatch.setattr(enhancement, "capture", partial(_captured, stop))
+        found.append(gradient_of(made.model, x, loss_of))
+        assert len(ends) == 1 - stop
+    counting.remove()
+    assert torch.equal(found[0].value, found[1].value)
+    assert found[0].loss == found[1].loss
     settings = Compose(enhancement=1e-3, stop="never")
     enhancer = Enhancer(made, positive, settings, Once())
     moved = enhancer(x, sigma, {})
@@ -405,6 +409,10 @@ def test_the_papers_rate_holds_for_a_variance_preserving_latent(model):
     scale = (1 + sigma**2) ** 0.5
     z = x / scale - 20.0 * gradient * scale
     assert torch.allclose(x - enhancer._scaled(gradient, x, sigma, 0.0), z * scale, atol=1e-3)
+
+
+def _captured(stopping, unet, sites, *, stop):
+    return capture(unet, sites, stop=stopping and stop)
 
 
 def _running(model):
