@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import comfy.model_patcher
+import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
@@ -216,23 +217,42 @@ def around_attention(
     """A copy of the options under which ``around`` answers at these sites, in the place of the attention.
 
     What it is handed as ``attend`` is the attention as it would have been: the host's own, or another pack's in the host's
-    single slot, which goes on working that way; ``attend.foreign`` says that it is another's, which wants whole grids.
+    single slot, which goes on working that way; ``attend.foreign`` says that it is another's, which wants whole grids, and
+    ``attend.later`` that it was laid over this copy, as guidance by a perturbed attention does for a call of its own.
     """
     options = comfy.model_patcher.create_model_options_clone(model_options)
-    transformer_options = options.get("transformer_options", {})
-    replace = dict(transformer_options.get("patches_replace", {}))
-    for kind in {site.kind for site in sites}:
-        before = replace.get(_MODULES[kind], {})
-        replace[_MODULES[kind]] = before | {
-            (*s.block, s.depth): _around(unet, s, before.get((*s.block, s.depth)) or before.get(s.block), around)
-            for s in sites
-            if s.kind == kind
-        }
-    options["transformer_options"] = {**transformer_options, "patches_replace": replace}
+    earlier = model_options.get("transformer_options", {}).get("patches_replace", {})
+
+    def placed(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        """Only at the call is it known what stands in the slots: what is put there now would hide what comes later."""
+        told = transformer_options or {}
+        replace = _replaced(told.get("patches_replace", {}), earlier, unet, sites, around)
+        return executor(x, t, c_concat, c_crossattn, control, {**told, "patches_replace": replace}, **kwargs)
+
+    kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+    comfy.patcher_extension.add_wrapper_with_key(kind, "concepts.attention", placed, options, is_model_options=True)
     return options
 
 
-def _around(unet: UNetModel, site: Site, before: Any, around: Around) -> Callable[..., torch.Tensor]:
+def _replaced(
+    now: dict[str, Any], earlier: dict[str, Any], unet: UNetModel, sites: Collection[Site], around: Around
+) -> dict[str, Any]:
+    """The host's table of replaced attentions with ``around`` about what stands there now."""
+    replace = dict(now)
+    for site in sites:
+        name = _MODULES[site.kind]
+        before = _standing(now.get(name, {}), site)
+        later = before is not None and before is not _standing(earlier.get(name, {}), site)
+        replace[name] = replace.get(name, {}) | {(*site.block, site.depth): _around(unet, site, before, later, around)}
+    return replace
+
+
+def _standing(table: dict[tuple[Any, ...], Any], site: Site) -> Any:
+    """What answers at a site: one block of a transformer comes before the whole of it, as in the host."""
+    return table.get((*site.block, site.depth)) or table.get(site.block)
+
+
+def _around(unet: UNetModel, site: Site, before: Any, later: bool, around: Around) -> Callable[..., torch.Tensor]:
     module = site.module(unet)
 
     def replacement(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
@@ -243,7 +263,7 @@ def _around(unet: UNetModel, site: Site, before: Any, around: Around) -> Callabl
                 q, k, v, module.heads, attn_precision=module.attn_precision, transformer_options=extra_options
             )
 
-        attend.foreign = before is not None  # type: ignore[attr-defined]
+        attend.foreign, attend.later = before is not None, later  # type: ignore[attr-defined]
         return around(q, k, v, site, extra_options, attend)
 
     return replacement

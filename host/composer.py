@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,13 @@ from .preview import Painter, watched
 from .sampling import progress_of
 from .watching import Watcher
 
+log = logging.getLogger(__name__)
+
 _WHO = "LoRA-Composer's enhancement"
+_NEVER_FOUND = (
+    "LoRA Composer: the sampling ended before the regions were found, which is after %.0f %% of it, so no concept is in the "
+    "picture; lower automatic_percent, take more steps, or draw the regions."
+)
 
 
 class ComposeGuider(comfy.samplers.CFGGuider):
@@ -37,7 +44,7 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         positive, negative: the whole picture's prompts.
         concepts: one a region, in the regions' order; a concept may come twice. Those of strength 0 are left out.
         covered_for: how much of each cell of a latent of (height, width) each region covers, (regions, height, width);
-            None finds the regions in the concepts' own attention during the first steps.
+            None finds the regions in the concepts' own attention during the first steps, one set for the whole batch.
         soft: whether regions fade into what lies around them.
 
     After a sampling ``regions`` holds the regions at the latent's size, ``updates`` counts the gradient steps and ``losses``
@@ -107,7 +114,10 @@ class ComposeGuider(comfy.samplers.CFGGuider):
                 self.settings.reinit,
             )
         callback = watched(callback, self.model_patcher, self.panels)
-        return executor(guider, sigmas, extra_args, callback, noise, latent, mask, *args, **kwargs)
+        out = executor(guider, sigmas, extra_args, callback, noise, latent, mask, *args, **kwargs)
+        if self.watcher is not None:
+            log.warning(_NEVER_FOUND, 100 * self.settings.automatic)
+        return out
 
     def _once(self, sampler: Any, sigmas: torch.Tensor, mask: torch.Tensor | None) -> Once | None:
         if self.settings.enhancement <= 0:
@@ -169,15 +179,30 @@ class ComposeGuider(comfy.samplers.CFGGuider):
             return super().predict_noise(x, timestep, options, seed)
         if self.watcher is not None:
             progress = progress_of(self.inner_model.model_sampling, float(timestep.max()))
-            if progress < self.settings.automatic or not self.watcher.seen:
+            if progress < self.settings.automatic or not self.watcher.sums:
                 return super().predict_noise(x, timestep, self.watcher.options(options, progress), seed)
             self.found = self.attention()
             self.regions = found_regions(self.watcher.maps())
+            _check_found(self.regions, self.concepts)
             running.grids, self.watcher = Grids(self.regions.to(x.device), self.soft), None
         if self.enhancer is not None:
             x = self.enhancer(x, timestep, options)
             self.losses, self.updates = self.enhancer.losses, self.enhancer.updates
         return super().predict_noise(x, timestep, running.options(options), seed)
+
+
+def _check_found(regions: torch.Tensor, concepts: Sequence[Concept]) -> None:
+    """Refuses regions (concepts, h, w) of which one is empty: its concept would stand nowhere.
+
+    Raises:
+        ValueError: which concept has no place, and what to do.
+    """
+    for region, concept in zip(regions, concepts, strict=True):
+        if not region.any():
+            raise ValueError(
+                f"No region was found for the concept '{concept.name}': another one looks at the same places with the same words, "
+                "so that nothing tells them apart; give each concept a phrase of its own, or draw the regions with Region Editor."
+            )
 
 
 def words_of(concept: Concept, device: torch.device, dtype: torch.dtype) -> Words:

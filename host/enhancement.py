@@ -36,21 +36,37 @@ def loss_sites(unet: Any, kind: str, height: int = 64, width: int = 64) -> list[
     return [s for s in sites if s.depth == depths[s.block] // 2]
 
 
+_Look = tuple[list[torch.Tensor], torch.Tensor | None]
+
+
 class Maps:
-    """The attention maps of one conditional call with everything in its place, up to the last layer that is looked at."""
+    """The attention maps of the positive with everything in its place, each entry called up to the last layer looked at."""
 
     def __init__(self, injection: Injection, positive: list, height: int, width: int, *, regions: bool) -> None:
         self.injection, self.positive, self.regions = injection, positive, regions
         self.cross = loss_sites(injection.unet, CROSS, height, width)
         self.own = loss_sites(injection.unet, SELF, height, width) if regions else []
 
-    def of(
-        self, z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]
-    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """For each region its concept's (batch, words, h, w), and the self-attention (batch, tokens, tokens)."""
+    def of(self, z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> _Look | None:
+        """For each region its concept's (batch, words, h, w), and the self-attention (batch, tokens, tokens).
+
+        Several entries of the positive count alike. None says that none of them is sampled with at this noise level.
+        """
         routed = self.injection.options(options)
+        looks = [self._entry(entry, z, sigma, routed) for entry in self.positive]
+        found = [look for look in looks if look is not None]
+        if not found:
+            return None
+        crosses, attentions = zip(*found, strict=True)
+        cross = [torch.stack(maps).mean(0) for maps in zip(*crosses, strict=True)]
+        return cross, torch.stack(attentions).mean(0) if self.own else None
+
+    def _entry(self, entry: Any, z: torch.Tensor, sigma: torch.Tensor, routed: dict[str, Any]) -> _Look | None:
+        """Of one entry, in a call of its own: the host is free to call those of one prompt together or one by one."""
         with capture(self.injection.unet, [*self.cross, *self.own], stop=True) as seen:
-            comfy.samplers.calc_cond_batch(self.injection.model, [self.positive], z, sigma, routed)
+            comfy.samplers.calc_cond_batch(self.injection.model, [[entry]], z, sigma, routed)
+        if not seen.keys:  # outside of its part of the sampling the host makes no call
+            return None
         grid = seen.grid(self.cross[0])
         cross = []
         for voice in self.injection.voices:
@@ -98,7 +114,10 @@ class Enhancer:
         def loss_of(z: torch.Tensor) -> torch.Tensor:
             (positive,) = prompts([self.positive])
             maps = Maps(self.injection, positive, *x.shape[-2:], regions=self.settings.weights.region > 0)
-            cross, attention = maps.of(z, normal(sigma), differentiable_options(options))
+            found = maps.of(z, normal(sigma), differentiable_options(options))
+            if found is None:
+                return (0 * z).sum()  # nobody has looked yet, so nothing pulls
+            cross, attention = found
             self.seen = [maps.detach() for maps in cross], progress
             grid = (int(cross[0].shape[-2]), int(cross[0].shape[-1]))
             inside = self.injection.grids.inside(grid).unflatten(-1, grid).to(z.device)
@@ -107,6 +126,8 @@ class Enhancer:
             return each.sum()  # pictures of a batch do not meet, so each gets its own gradient
 
         gradient = gradient_of(self.injection.model, x, loss_of)
+        if not seen:
+            return x
         self.losses.append(seen[0])
         going = torch.ones(len(x), dtype=torch.bool, device=x.device) if self.going is None else self.going
         # the step that a picture stops at is still taken, as in the reference
@@ -136,20 +157,28 @@ def reinitialised(
     options: dict[str, Any],
     how: str,
 ) -> torch.Tensor:
-    """The first noise with each region's best window in the region: exchanged (``swap``), or doubled as the reference does."""
+    """The first noise with each region's best window in the region: exchanged (``swap``), or doubled as the reference does.
+
+    Noise without any spread (a second stage adds none) has no windows that differ, and is left.
+    """
+    if not bool(noise.std() > 0):
+        return noise
     model, height, width = injection.model, noise.shape[-2], noise.shape[-1]
     device = injection.model.current_patcher.load_device
     x = model.model_sampling.noise_scaling(sigmas[0].to(device), noise.to(device), latent.to(device), False)
     maps = Maps(injection, positive, height, width, regions=False)
-    cross, _ = maps.of(x, sigmas[:1].to(device).expand(len(x)), options)
+    found = maps.of(x, sigmas[:1].to(device).expand(len(x)), options)
+    if found is None:
+        return noise
+    cross, _ = found
     grid = (int(cross[0].shape[-2]), int(cross[0].shape[-1]))
     boxes = [around(region) for region in injection.grids.inside(grid).unflatten(-1, grid)]
     factor = maps.cross[0].factor
     out = []
     for number, one in enumerate(noise):
-        found = sources([c[number].sum(0).cpu() for c in cross], boxes)
+        hottest = sources([c[number].sum(0).cpu() for c in cross], boxes)
         changed = one
-        for source, box in zip(found, boxes, strict=True):
+        for source, box in zip(hottest, boxes, strict=True):
             move = swapped if how == "swap" else copied
             if source != box:
                 changed = move(changed, scaled(source, factor, height, width), scaled(box, factor, height, width))

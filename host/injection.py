@@ -20,7 +20,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from ..methods.compose.masks import Grids
 from .attention import CROSS, SELF, Attend, Place, Site, after_attention, around_attention, sites_of, unet_of
 from .lora import Factors
-from .lowrank import Branch, low_rank
+from .lowrank import Branch, low_rank, other_tokens
 
 KEY = "concepts.composer"
 SIDES = "concepts_sides"
@@ -121,10 +121,15 @@ class Injection:
     def _answer(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, extra: dict[str, Any], attend: Attend
     ) -> torch.Tensor:
-        """In the place of one attention; q, k, v are (rows, tokens, heads · channels)."""
-        if SIDES not in extra or not self.voices:
+        """In the place of one attention; q, k, v are (rows, tokens, heads · channels).
+
+        Raises:
+            ValueError: the queries are not those of the picture's own grid.
+        """
+        # a self-attention laid over ours for one call (perturbed attention guidance) is meant for regions too
+        if SIDES not in extra or not self.voices or (site.kind == SELF and getattr(attend, "later", False)):
             return attend(q, k, v)
-        grid = (int(extra["activations_shape"][-2]), int(extra["activations_shape"][-1]))
+        grid = grid_of(q, extra)
         tokens = self.grids.tokens(grid)
         weights = self.grids.weights(grid).to(q)
         out = _background(q, k, v, tokens[0], attend)
@@ -222,6 +227,18 @@ class Injection:
         for own, keys in zip(inside, self.grids.keys(grid), strict=True) if self.isolation else ():
             allowed[own] &= torch.zeros_like(own).index_fill(0, keys, True)
         return allowed
+
+
+def grid_of(q: torch.Tensor, extra: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the picture at an attention with these queries (rows, tokens, channels).
+
+    Raises:
+        ValueError: there are more or fewer queries than places.
+    """
+    height, width = (int(side) for side in extra["activations_shape"][-2:])
+    if q.shape[1] != height * width:
+        raise other_tokens(q.shape[1], [height * width])
+    return height, width
 
 
 def _background(q, k, v, own, attend) -> torch.Tensor:

@@ -7,7 +7,7 @@ touched, so off-loaded, cast and quantised layers work as they are, several conc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,8 +122,13 @@ def _weighted(
         return hidden
     mask = branch.tokens.get(count)
     if mask is None:
-        raise ValueError(
-            f"A layer works on {count} image tokens, and the regions are known for {sorted(branch.tokens)}; another node "
-            "changes the number of tokens (token merging, tiling): bypass it."
-        )
+        raise other_tokens(count, branch.tokens)
     return hidden * shaped(mask.to(hidden))
+
+
+def other_tokens(count: int, known: Iterable[int]) -> ValueError:
+    """What is said where a layer works on a number of image tokens that the regions are not known for."""
+    return ValueError(
+        f"A layer works on {count} image tokens, and the regions are known for {sorted(known)}; another node changes the number "
+        "of tokens (token merging, tiling): bypass it."
+    )

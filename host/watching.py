@@ -8,7 +8,7 @@ import torch
 
 from .attention import CROSS, Attend, Site, around_attention, find_sites
 from .enhancement import loss_sites
-from .injection import Injection
+from .injection import Injection, grid_of
 
 
 class Watcher:
@@ -19,17 +19,17 @@ class Watcher:
         sites = loss_sites(injection.unet, CROSS)
         self.sites = sites or find_sites(injection.unet, CROSS)
         self.sums: dict[tuple[int, int], torch.Tensor] = {}
-        self.seen, self.progress = False, 0.0
+        self.progress = 0.0
 
     def options(self, options: dict[str, Any], progress: float) -> dict[str, Any]:
         """A copy of the options under which the maps are summed at this percent (0 to 1); the answers stay as they are."""
-        self.seen, self.progress = True, progress
+        self.progress = progress
         return around_attention(options, self.injection.unet, self.sites, self._answer)
 
     def _answer(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, extra: dict[str, Any], attend: Attend
     ) -> torch.Tensor:
-        grid = (int(extra["activations_shape"][-2]), int(extra["activations_shape"][-1]))
+        grid = grid_of(q, extra)
         uuids = extra.get("uuids") or ()
         for rows, uuid in zip(q.chunk(max(1, len(uuids))), uuids, strict=False):
             if self.injection.sides.get(uuid) == 0:

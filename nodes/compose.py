@@ -17,7 +17,7 @@ from .concept import Concepts, assigned
 from .region import Regions, linked
 
 CATEGORY = "concepts/compose"
-_CELL = 8  # px of a found region for each cell of the latent
+_CELL = 8  # px of the picture for each cell of the latent
 
 Options = io.Custom("CONCEPTS_COMPOSER_OPTIONS")
 
@@ -52,7 +52,7 @@ class ConceptsComposer(io.ComfyNode):
                 Regions.Input(
                     "regions", optional=True,
                     tooltip="Where the concepts stand, one region a concept in order, or labelled with their phrases. Without "
-                    "any they are found where the concepts look in the first steps.",
+                    "any they are found where the concepts look in the first steps, once for all pictures of a batch.",
                 ),
                 Options.Input("options", optional=True, tooltip="From Composer Options; empty takes its starting values."),
                 io.Float.Input(
@@ -161,7 +161,8 @@ class ConceptsComposerRegions(io.ComfyNode):
             raise ValueError("This guider has no regions; connect LoRA Composer's, and the latent it has sampled.")
         labels = [concept.phrase for concept in guider.concepts]
         regions = [Region(label, (), mask.cpu().float()) for label, mask in zip(labels, found, strict=True)]
-        height, width = (side * _CELL for side in found.shape[-2:])
+        # what is found has the grid of an attention, which is coarser than the latent
+        height, width = (side * _CELL for side in latent["samples"].shape[-2:])
         masks = coverage(regions, height, width)
         return io.NodeOutput(linked(regions), masks, picture(regions, masks, range(len(regions)), None)[None])
 

@@ -84,5 +84,5 @@ def copied(noise: torch.Tensor, source: Window, box: Window) -> torch.Tensor:
 
 
 def restored(noise: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The noise at the mean and deviation of another."""
-    return (noise - noise.mean()) / noise.std() * like.std() + like.mean()
+    """The noise at the mean and deviation of another; where there is no deviation, at its mean."""
+    return (noise - noise.mean()) / noise.std().clamp(min=1e-12) * like.std() + like.mean()

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import comfy.ldm.modules.attention as host_attention
+import comfy.model_patcher
 import pytest
 import torch
-from comfyui_concepts.host.attention import CROSS, SELF, after_attention, capture, find_sites, sites_of, unet_of
+from comfyui_concepts.host.attention import (
+    CROSS,
+    SELF,
+    after_attention,
+    around_attention,
+    capture,
+    find_sites,
+    sites_of,
+    unet_of,
+)
 
 
 def _call(model, x, options=None, rows=1):
@@ -111,6 +121,33 @@ def test_a_change_after_an_attention_runs_after_those_of_others_and_touches_only
     _call(model, _x(), options["transformer_options"])
     assert {value for kind, value in seen if kind == CROSS} == {0.0}
     assert len(others["transformer_options"]["patches"]["attn2_output_patch"]) == 1
+
+
+@pytest.mark.parametrize("depth", [None, 0])
+@pytest.mark.parametrize("later", [False, True])
+def test_what_another_pack_puts_into_the_slot_is_the_attention_that_is_called(model, depth, later):
+    """Before us or after us, for a whole transformer or for one block of it."""
+    unet, told = unet_of(model), []
+
+    def around(q, k, v, site, extra, attend):
+        told.append((attend.foreign, attend.later))
+        return attend(q, k, v)
+
+    def with_theirs(options):
+        theirs = lambda q, k, v, extra: v * 0.5  # noqa: E731
+        return comfy.model_patcher.set_model_options_patch_replace({**options}, theirs, "attn1", "middle", 0, depth)
+
+    def with_ours(options):
+        return around_attention(options, unet, find_sites(unet, SELF, "middle"), around)
+
+    x, plain = _x(), {"transformer_options": {}}
+    options = with_theirs(with_ours(plain)) if later else with_ours(with_theirs(plain))
+    alone = _call(model, x, with_theirs(plain)["transformer_options"])
+    assert not torch.equal(alone, _call(model, x))
+    assert torch.equal(_call(model, x, options["transformer_options"]), alone)
+    assert told == [(True, later)]
+    assert torch.equal(_call(model, x, with_ours(plain)["transformer_options"]), _call(model, x))
+    assert told[-1] == (False, False)
 
 
 def test_other_architectures_are_refused():

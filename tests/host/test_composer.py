@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import comfy.conds
 import comfy.model_management
+import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
-from comfyui_concepts.host.attention import CROSS, SELF, find_sites, unet_of
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_tomesd import TomePatchModel
+from comfyui_concepts.host import enhancement
+from comfyui_concepts.host.attention import CROSS, SELF, capture, find_sites, unet_of
 from comfyui_concepts.host.composer import ComposeGuider
 from comfyui_concepts.host.concept import LAYERS, Concept
 from comfyui_concepts.host.enhancement import Enhancer, Maps, loss_sites
@@ -178,6 +185,24 @@ def test_cross_attention_knows_the_concept_inside_and_the_prompt_outside(patcher
     assert not torch.equal(first[:, ~inside], third[:, ~inside])
 
 
+def test_a_self_attention_laid_over_ours_answers_in_regions_too(patcher):
+    """As perturbed attention guidance does in a call of its own; what stood there before us keeps to the background."""
+    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves())
+    plain, calls = call(patcher, made.options({})), []
+
+    def perturbed(q, k, v, extra):
+        calls.append(tuple(q.shape))
+        return v
+
+    def with_theirs(options):
+        options = {"transformer_options": {}, **options}
+        return comfy.model_patcher.set_model_options_patch_replace(options, perturbed, "attn1", "middle", 0)
+
+    assert same(call(patcher, made.options(with_theirs({}))), plain)
+    assert not same(call(patcher, with_theirs(made.options({}))), plain, 1e-3)
+    assert calls == [(2, 2 * 3, 128)] * 2
+
+
 def test_overlaps_are_the_average_also_where_regions_cover_everything(patcher):
     v, w = voice(patcher, 5), voice(patcher, 6)
     both = torch.cat([FULL, FULL])
@@ -247,12 +272,20 @@ def model(new_model):
     return new_model("EPS", sd15=True)
 
 
-def sample(model, concepts, covered, settings, *, steps=4, sampler="euler", batch=1, cfg=3.0, seeds=None, mask=None):
-    positive, negative = ([[_random(1, 7, 24, seed=n).float(), {}]] for n in (1, 2))
+def prompt(seed, words=7, **values):
+    return [[_random(1, words, 24, seed=seed).float(), values]]
+
+
+def sample(
+    model, concepts, covered, settings, *,
+    steps=4, sampler="euler", batch=1, cfg=3.0, seeds=None, mask=None, positive=None, noise=None,
+):  # fmt: skip
+    positive, negative = positive or prompt(1), prompt(2)
     covered_for = None if covered is None else (lambda h, w: covered)
     guider = ComposeGuider(model, positive, negative, cfg, concepts, covered_for, settings)
     seeds = seeds or range(batch)
-    noise = torch.cat([torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    if noise is None:
+        noise = torch.cat([torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(s)) for s in seeds])
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
     out = guider.sample(
         noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, mask, disable_pbar=True, seed=1
@@ -308,22 +341,56 @@ def test_without_gradient_there_are_no_steps_and_pictures_of_a_batch_do_not_meet
     assert guider.losses == []
 
 
-def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(model):
+def test_several_entries_of_the_positive_are_looked_at_alike(model):
+    """As Conditioning (Combine) makes: twice the same is once, and pictures of a batch stay apart."""
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    settings = Compose(stop="never", end=1.0)
+    _, once = sample(model, two, halves(), settings, steps=2)
+    _, twice = sample(model, two, halves(), settings, steps=2, positive=prompt(1) + prompt(1))
+    torch.testing.assert_close(twice.losses, once.losses, rtol=1e-4, atol=1e-4)
+    other = prompt(1) + prompt(3, words=5)
+    both, guider = sample(model, two, halves(), settings, steps=2, batch=2, positive=other)
+    assert [loss.shape for loss in guider.losses] == [(2,), (2,)]
+    alone, _ = sample(model, two, halves(), settings, steps=2, seeds=[1], positive=other)
+    assert torch.allclose(both[1:], alone, atol=2e-4)
+
+
+def test_before_the_positive_begins_nothing_pulls(model):
+    late = prompt(1, start_percent=0.5, end_percent=1.0)
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    out, guider = sample(model, two, halves(), Compose(stop="never", end=1.0), positive=late)
+    assert torch.isfinite(out).all()
+    assert 0 < guider.updates == len(guider.losses) < 4
+    _, found = sample(model, two, None, Compose(enhancement=0), positive=late)
+    assert found.regions is not None
+
+
+@pytest.mark.parametrize("how", ["copy", "swap"])
+def test_a_stage_that_adds_no_noise_has_none_to_rearrange(model, how):
+    two, nothing = [concept(5, 1.0, model), concept(6, 1.0, model)], torch.zeros(1, 4, *SIZE)
+    out, _ = sample(model, two, halves(10, 20), Compose(reinit=how, enhancement=0), steps=2, noise=nothing)
+    plain, _ = sample(model, two, halves(10, 20), Compose(reinit="off", enhancement=0), steps=2, noise=nothing)
+    assert torch.equal(out, plain)
+
+
+def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(model, monkeypatch):
     made, positive = _running(model)
     x, sigma = torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(4)), torch.tensor([2.0])
-    gradients, losses = [], []
+    found, ends = [], []
+    counting = unet_of(model.model).out.register_forward_pre_hook(lambda *_: ends.append(1))
+
+    def loss_of(z):
+        maps = Maps(made, normal(positive), 32, 32, regions=True)  # layers before the last
+        cross, attention = maps.of(z, normal(sigma), differentiable_options({}))
+        return sum(c.square().sum() for c in cross) + attention.square().sum()
+
     for stop in (True, False):
-
-        def loss_of(z, stop=stop):
-            maps = Maps(made, normal(positive), *SIZE, regions=True)
-            if not stop:
-                maps.own = [*maps.own, find_sites(made.unet, SELF)[-1]][: len(maps.own)]
-            cross, attention = maps.of(z, normal(sigma), differentiable_options({}))
-            return sum(c.square().sum() for c in cross) + attention.square().sum()
-
-        got = gradient_of(made.model, x, loss_of)
-        gradients.append(got.value), losses.append(got.loss)
-    assert torch.equal(*gradients)
+        monkeypatch.setattr(enhancement, "capture", partial(_captured, stop))
+        found.append(gradient_of(made.model, x, loss_of))
+        assert len(ends) == 1 - stop
+    counting.remove()
+    assert torch.equal(found[0].value, found[1].value)
+    assert found[0].loss == found[1].loss
     settings = Compose(enhancement=1e-3, stop="never")
     enhancer = Enhancer(made, positive, settings, Once())
     moved = enhancer(x, sigma, {})
@@ -342,6 +409,10 @@ def test_the_papers_rate_holds_for_a_variance_preserving_latent(model):
     scale = (1 + sigma**2) ** 0.5
     z = x / scale - 20.0 * gradient * scale
     assert torch.allclose(x - enhancer._scaled(gradient, x, sigma, 0.0), z * scale, atol=1e-3)
+
+
+def _captured(stopping, unet, sites, *, stop):
+    return capture(unet, sites, stop=stopping and stop)
 
 
 def _running(model):
@@ -367,6 +438,45 @@ def test_regions_are_found_when_none_are_given(model):
     assert torch.isfinite(out).all()
     assert guider.regions.shape == (2, *guider.regions.shape[1:])
     assert guider.regions.flatten(1).sum(-1).min() > 0
+
+
+def test_a_concept_for_which_no_place_is_left_is_refused(model):
+    """The same twice, or two LoRAs that leave the words alone: the maps are alike, and one takes every cell."""
+    once = concept(5, 1.0, model)
+    elsewhere = {key: t for key, t in concept(6, 1.0, model).lora.tensors.items() if ".attn1." in key}
+    twin = replace(once, name="twin", lora=LoraFile("twin", elsewhere))
+    for two in ([once, once], [replace(twin, name="first"), twin]):
+        with pytest.raises(ValueError, match="No region was found for the concept '(c5|twin)'.*; give each concept"):
+            sample(model, two, None, Compose(enhancement=0, automatic=0.3))
+
+
+def test_a_sampling_that_ends_before_regions_are_found_says_so(model, caplog):
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    _, guider = sample(model, two, None, Compose(enhancement=0, automatic=0.8), steps=1)
+    assert guider.regions is None
+    assert [r.levelname for r in caplog.records if "after 80 % of it" in r.message] == ["WARNING"]
+    caplog.clear()
+    sample(model, two, None, Compose(enhancement=0, automatic=0.3), steps=3)
+    assert not any("regions were found" in r.message for r in caplog.records)
+
+
+def _tomesd(model):
+    return TomePatchModel.execute(model, 0.5).args[0]
+
+
+def _hypertile(model):
+    return HyperTile.execute(model, 64, 2, 0, False)[0]
+
+
+@pytest.mark.parametrize("token_lora", [False, True])
+@pytest.mark.parametrize("other", [_tomesd, _hypertile])
+def test_other_numbers_of_tokens_are_refused_where_regions_need_them(model, other, token_lora):
+    two = [concept(5, 1.0, model), concept(6, 1.0, model)]
+    settings = Compose(enhancement=0, reinit="off", token_lora=token_lora)
+    with pytest.raises(ValueError, match=r"A layer works on \d+ image tokens, .* \(token merging, tiling\): bypass it"):
+        sample(other(model), two, halves(), settings, steps=1)
+    if not token_lora:  # nothing but isolation looks at the tokens of self-attention
+        sample(other(model), two, halves(), replace(settings, isolation=False), steps=1)
 
 
 def test_what_cannot_work_is_refused_in_words(model):

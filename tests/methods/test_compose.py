@@ -135,6 +135,7 @@ def test_the_references_copy_doubles_a_window_and_keeps_mean_and_deviation():
     assert torch.equal(out[:, 4:7, 0:3], out[:, 0:3, 5:8])
     back = restored(out, noise)
     assert torch.allclose(torch.stack([back.mean(), back.std()]), torch.stack([noise.mean(), noise.std()]), atol=1e-12)
+    assert torch.equal(restored(torch.zeros(4, 8, 8), torch.zeros(4, 8, 8)), torch.zeros(4, 8, 8))
 
 
 def test_windows_are_brought_to_the_latent_and_cut_at_its_edge():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from comfyui_concepts.host.concept import Concept
 from comfyui_concepts.methods.regions import Box, Region
+from comfyui_concepts.nodes.compose import ConceptsComposerRegions
 from comfyui_concepts.nodes.concept import ConceptList
 from comfyui_concepts.nodes.region import ConceptsRegionEditor, ConceptsRegionMask, _colours
 
@@ -116,3 +118,19 @@ def test_the_page_is_told_which_widget_edits_the_regions(object_info):
     assert kind == "STRING"  # an API graph holds a text
     assert options["widgetType"] == "CONCEPTS_REGIONS"
     assert options["default"] == ""
+
+
+def test_what_a_composer_has_found_comes_out_at_the_size_of_the_picture():
+    """Found on the grid of an attention, or drawn on the latent's own."""
+    concepts = [Concept(name, name, None, 1.0, [], []) for name in ("lion", "robot")]
+    latent = {"samples": torch.zeros(1, 4, 16, 24)}
+    for factor in (1, 4):
+        found = torch.zeros(2, 16 // factor, 24 // factor)
+        found[0, :, : 12 // factor] = found[1, :, 12 // factor :] = 1
+        guider = SimpleNamespace(regions=found, concepts=concepts)
+        regions, masks, preview = ConceptsComposerRegions.execute(guider, latent).args
+        assert [r.label for r in regions.in_order()] == ["lion", "robot"]
+        assert masks.shape == (2, 128, 192)
+        assert masks[0, :, :96].all()
+        assert torch.equal(masks.sum(0), torch.ones(128, 192))
+        assert preview.shape == (1, 128, 192, 3)
