@@ -19,6 +19,18 @@ from .anagram_pictures import upright, vae_input, views_on
 Scores = io.Custom("CONCEPTS_SCORES")
 
 
+def _reader_inputs() -> list[io.Input]:
+    """What reads the views, and what it should find in them."""
+    return [
+        io.ClipVision.Input("clip_vision", tooltip="A CLIP Vision with its projection, such as ViT-L/14."),
+        io.Clip.Input("clip", tooltip="The text encoder of the same CLIP, loaded from a file that has its projection."),
+        io.String.Input(
+            "prompts", multiline=True, default="",
+            tooltip="What each view shows, one line a view, in the order of the views.",
+        ),
+    ]  # fmt: skip
+
+
 class ConceptsAnagramScore(io.ComfyNode):
     """Alignment and concealment by CLIP."""
 
@@ -35,12 +47,7 @@ class ConceptsAnagramScore(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="The finished pictures."),
                 Views.Input("views", tooltip="The views they were made with."),
-                io.ClipVision.Input("clip_vision", tooltip="A CLIP Vision with its projection, such as ViT-L/14."),
-                io.Clip.Input("clip", tooltip="The text encoder of the same CLIP, loaded from a file that has its projection."),
-                io.String.Input(
-                    "prompts", multiline=True, default="",
-                    tooltip="What each view shows, one line a view, in the order of the views.",
-                ),
+                *_reader_inputs(),
                 vae_input(),
             ],
             outputs=[
@@ -75,12 +82,7 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that is sampled, the same as for Anagram Guider."),
                 vae_input(optional=False),
                 Views.Input("views", tooltip="The views, the same list as for Anagram Guider."),
-                io.ClipVision.Input("clip_vision", tooltip="A CLIP Vision with its projection, such as ViT-L/14."),
-                io.Clip.Input("clip", tooltip="The text encoder of the same CLIP, loaded from a file that has its projection."),
-                io.String.Input(
-                    "prompts", multiline=True, default="",
-                    tooltip="What each view shows, one line a view, in the order of the views.",
-                ),
+                *_reader_inputs(),
                 Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
             ],
             outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
