@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..host.path_guider import PathGuider
 from ..methods.regions import Box, Pyramid, Region
 from .architecture import UNET
 from .loader import load_demo_model
-from .measuring import peak_of
+from .measuring import peak_of, timed
 from .random_models import SD15_UNET, random_model
 
 RANK = 4
@@ -129,9 +128,7 @@ def compare(name: str, bench: Bench, runs: int) -> None:
     times: dict[str, list[float]] = {title: [] for title in steps}
     for _ in range(runs):
         for title, step in steps.items():
-            started = time.perf_counter()
-            step()
-            times[title].append(time.perf_counter() - started)
+            times[title].append(timed(step))
     ours = times["ours"]
     over = statistics.median(o / b for o, b in zip(ours, times["bare rows"], strict=True))
     line = f"{name}, N = {bench.count}: ours {over:.2f} × the bare rows"
