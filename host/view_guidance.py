@@ -13,9 +13,8 @@ import comfy.patcher_extension
 import torch
 
 from .sampling import levels, progress_of, step_of
+from .vae import PIXEL_CHANNELS
 from .views import KEY, Conds, ViewConds, answers_of, frames_of, in_frames, needs_own_frame, predict_views
-
-_PIXEL_CHANNELS = 3  # a model whose latents have three channels works on the picture itself
 
 Combine = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 """All views' predictions to one positive and one negative, in the canonical frame. Called with the keywords ``x``,
@@ -34,7 +33,7 @@ def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
             "Pixel Guider, which turns finished pixels, or 'inner_circle' and 'rings', which are exact."
         )
     channels = model_patcher.get_model_object("latent_format").latent_channels
-    if view.latent == "pixels only" and channels != _PIXEL_CHANNELS:
+    if view.latent == "pixels only" and channels != PIXEL_CHANNELS:
         raise ValueError(
             f"The view '{view.name}' moves single pixels, their brightness or their colour, which has no meaning on the "
             f"{channels} channels of this model's latents; use Anagram Pixel Guider, a model that works on "
