@@ -161,11 +161,11 @@ class _Run:
         norm = torch.stack([g.norm() for g in gradients]).norm()
         seen = [float(t.detach()) for t in terms]
         done = len(self.outcome.erase)
-        finite = math.isfinite(sum(seen))
-        if finite and self.scale > 1 and not bool(torch.isfinite(norm)):
+        finite, sound = math.isfinite(sum(seen)), bool(torch.isfinite(norm))
+        if finite and not sound and self.scale > 1:
             self.scale /= 2
             return ""
-        if not (finite and bool(torch.isfinite(norm))):
+        if not (finite and sound):
             return (
                 f"a loss or gradient was not finite in iteration {done + 1}; the adapter of the iteration before is "
                 "kept (a lower rate, or a bf16 or fp32 model, avoids it)"
