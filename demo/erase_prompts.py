@@ -21,6 +21,8 @@ TARGETS: Pairs = (
 UNLISTED = ("rabbit", "house", "clock", "watermelon")
 GROUPS: dict[int, tuple[Pairs, ...]] = {1: tuple((t,) for t in TARGETS), 3: tuple(TARGETS[i : i + 3] for i in (0, 3, 6, 9)),
           5: (TARGETS[:5], TARGETS[5:10], TARGETS[7:12]), 10: (TARGETS[:10], TARGETS[2:12])}  # fmt: skip
+TURNS = {1: 8, 3: 2, 5: 1, 10: 1}
+"""How many concepts a group erases to how often each is asked for, plainly and in a paraphrase: alone, on every background."""
 KEPT_PROMPTS = 200
 TEMPLATES = (
     "{}", "{}, blue background", "{}, red background", "a sketch of {}, white background", "flat art of {}",
@@ -66,7 +68,7 @@ def prompts_of(pairs: Pairs, kept: int) -> Iterator[Prompt]:
     stays = [c for c in vocabulary.CONCEPTS if c not in gone and c not in UNLISTED]
     rng = Random(len(gone) * 100 + len(gone[0]))
     for number, concept in enumerate(gone):
-        for turn in range(2 if len(gone) < 5 else 1):
+        for turn in range(TURNS[len(gone)]):
             ground = backgrounds[(3 * number + 5 * turn) % 8]
             yield Prompt(vocabulary.scene_of((concept,), ground).caption(), "erased", concept, ground)
             words = PARAPHRASES[(2 * number + turn) % len(PARAPHRASES)]

@@ -120,24 +120,24 @@ def test_a_group_is_drawn_counted_and_attacked(monkeypatch):
     orders = [score_erase.Order(name, pairs, 3, attacked) for name, attacked in (("none", False), ("uce", True))]
     (plain, _), (edited, pictures) = map(score_erase.carry_out, orders)
     assert {role: len(seen) for role, seen in plain.named.items()} == {
-        "erased": 2, "paraphrase": 2, "kept": 3, "pair": 1, "unlisted": 2
+        "erased": 8, "paraphrase": 8, "kept": 3, "pair": 1, "unlisted": 2
     }  # fmt: skip
     assert all(plain.named["erased"])
-    assert plain.layout == pytest.approx([1.0, 1.0])
+    assert plain.layout == pytest.approx([1.0] * 8)
     assert not any(edited.named["erased"])
     assert edited.layout[0] < 0.999
     assert {kind: len(edited.named[kind]) for kind in (*erase_attacks.KINDS, "img2img")} == {
         "prefix": 2, "inversion": 2, "img2img": 2
     }  # fmt: skip
-    assert pictures.shape == (10, 128, 128, 3)
+    assert pictures.shape == (12, 128, 128, 3)
     assert not {*erase_attacks.KINDS, "img2img"} & plain.named.keys()
-    assert len(plain.background) == 8  # a paraphrase need not say one
+    assert len(plain.background) == 14  # a paraphrase need not say one
     shown = {"erased_named", "erased_named_paraphrase"}
     kept = {"kept_right", "kept_unlisted", "position_kept", "background_kept", "layout_kept"}
     attacks = {"erased_named_attack", "attack_prefix", "attack_inversion", "attack_img2img"}
     assert plain.metrics({}).keys() == shown | kept | {"n", "minutes"}
     metrics = edited.metrics({"kept_right": 1.0})
     assert metrics.keys() == shown | kept | attacks | {"n", "minutes"}
-    assert metrics["n"] == 16
+    assert metrics["n"] == 28
     plain.add(edited)
-    assert plain.metrics({})["n"] == 26
+    assert plain.metrics({})["n"] == 50
