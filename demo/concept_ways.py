@@ -34,7 +34,8 @@ Way = Callable[[Task, Any], Any]
 """(task, model) -> the guider that draws it."""
 Carrier = Callable[[tuple[str, Task]], tuple[Tally, np.ndarray]]
 """(name of a way, task) -> what ``Maker.make`` gives."""
-CONDUCTOR = Conduct(whole_transformers=True, iterations=1)
+CONDUCTOR = Conduct(whole_transformers=True, iterations=1, guidance_weight=12 * Conduct.guidance_weight)
+"""One heavy step of the alignment instead of the reference's ten light ones before each step of the sampling: a tenth of the time."""
 
 
 @dataclass(frozen=True)
