@@ -134,6 +134,7 @@ class Tally:
     named: dict[str, list[bool]] = field(default_factory=dict)
     background: list[bool] = field(default_factory=list)
     layout: list[float] = field(default_factory=list)
+    anchored: list[bool] = field(default_factory=list)
     minutes: list[float] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -142,6 +143,7 @@ class Tally:
             self.named.setdefault(kind, []).extend(seen)
         self.background += other.background
         self.layout += other.layout
+        self.anchored += other.anchored
         self.minutes += other.minutes
 
     def metrics(self, plain: dict[str, float]) -> dict[str, float]:
@@ -166,6 +168,7 @@ class Tally:
             shown
             | {name: relative(name, value) for name, value in kept.items()}
             | ({"layout_kept": statistics.mean(self.layout)} if self.layout else {})
+            | ({"anchor_named": statistics.mean(self.anchored)} if self.anchored else {})
             | {"n": sum(map(len, self.named.values())), "minutes": statistics.mean(self.minutes)}
         )
 
@@ -193,12 +196,14 @@ def carry_out(order: Order) -> tuple[Tally, np.ndarray]:
     tally.minutes.append(edited.minutes)
     prompts = list(prompts_of(order.pairs, order.kept))
     conds = ground.encoded(edited.clip, [p.text for p in prompts])
-    latents = ground.draw(edited, conds, list(range(100, 100 + len(prompts))))
+    latents, anchors = ground.draw(edited, conds, list(range(100, 100 + len(prompts)))), dict(order.pairs)
     tally.layout += _layout(ground, prompts, latents)
     pictures = ground.painter.vae.decode(latents).float()
     for prompt, picture in zip(prompts, pictures, strict=True):
         (verdict,) = ground.judge.look(picture[None], prompt.box)
         tally.named.setdefault(prompt.role, []).append(verdict.name == prompt.concept)
+        if prompt.role == "erased":  # whether a whole thing stands there still: blobs keep a layout too
+            tally.anchored.append(verdict.name == anchors[prompt.concept])
         if prompt.role != "paraphrase":
             tally.background.append(background_of(picture) == prompt.background)
     if order.attacked:

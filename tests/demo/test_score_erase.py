@@ -126,6 +126,8 @@ def test_a_group_is_drawn_counted_and_attacked(monkeypatch):
     assert plain.layout == pytest.approx([1.0] * 8)
     assert not any(edited.named["erased"])
     assert edited.layout[0] < 0.999
+    assert not any(plain.anchored)
+    assert all(edited.anchored)
     assert {kind: len(edited.named[kind]) for kind in (*erase_attacks.KINDS, "img2img")} == {
         "prefix": 2, "inversion": 2, "img2img": 2
     }  # fmt: skip
@@ -133,7 +135,7 @@ def test_a_group_is_drawn_counted_and_attacked(monkeypatch):
     assert not {*erase_attacks.KINDS, "img2img"} & plain.named.keys()
     assert len(plain.background) == 14  # a paraphrase need not say one
     shown = {"erased_named", "erased_named_paraphrase"}
-    kept = {"kept_right", "kept_unlisted", "position_kept", "background_kept", "layout_kept"}
+    kept = {"kept_right", "kept_unlisted", "position_kept", "background_kept", "layout_kept", "anchor_named"}
     attacks = {"erased_named_attack", "attack_prefix", "attack_inversion", "attack_img2img"}
     assert plain.metrics({}).keys() == shown | kept | {"n", "minutes"}
     metrics = edited.metrics({"kept_right": 1.0})
