@@ -129,6 +129,7 @@ TWINS = {
         | _both_places(", a city park", "my first person", "my second person")
         | {
             ("7", "cfg"): 7.5, ("10", "steps"): 30, ("11", "batch_size"): 1, ("16", "cfg"): 7.0, ("18", "iterations"): 0,
+            ("18", "guidance_weight"): 0.0391,
         },
     ),
     "conduct_regions_sd15": Twin(
