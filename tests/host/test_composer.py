@@ -16,72 +16,23 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from comfyui_concepts.host import enhancement
 from comfyui_concepts.host.attention import CROSS, SELF, capture, find_sites, unet_of
 from comfyui_concepts.host.composer import ComposeGuider
-from comfyui_concepts.host.concept import LAYERS, Concept
+from comfyui_concepts.host.concept import LAYERS
 from comfyui_concepts.host.enhancement import Enhancer, Maps, loss_sites
 from comfyui_concepts.host.gradients import differentiable_options, gradient_of, normal
 from comfyui_concepts.host.injection import Injection, Voice, Words
-from comfyui_concepts.host.lora import Factors, LoraFile
+from comfyui_concepts.host.lora import LoraFile
 from comfyui_concepts.host.lowrank import Branch, low_rank, prepared
 from comfyui_concepts.host.once import Once
-from comfyui_concepts.host.phrases import ENTRY
 from comfyui_concepts.methods.compose.masks import Grids
 from comfyui_concepts.methods.compose.settings import Compose
+from comfyui_concepts.methods.regions import Box, Region, coverage, shares
 
-SIZE = (16, 24)
-FULL = torch.ones(1, *SIZE)
-
-
-def halves(left=12, right=12):
-    covered = torch.zeros(2, *SIZE)
-    covered[0, :, :left] = 1
-    covered[1, :, right:] = 1
-    return covered
-
-
-def _random(*shape, seed=0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+from .composer_cases import FULL, SIZE, call, concept, halves, injection, lora, prompt, randn, sample, voice
 
 
 @pytest.fixture(scope="module")
 def patcher(new_model):
     return new_model("EPS", torch.float64, sd15=True)
-
-
-def lora(patcher, seed, pattern=("attn1.", "attn2.", "ff.net.2", "proj_in")):
-    unet, factors = unet_of(patcher.model), {}
-    for path, module in unet.named_modules():
-        if any(p in f"{path}." for p in pattern) and getattr(module, "weight", None) is not None and "norm" not in path:
-            shape = module.weight.shape
-            if len(shape) == 2 or shape[-1] == 1:
-                down = _random(2, *shape[1:], seed=seed, scale=0.3)
-                factors[path] = Factors(down, _random(shape[0], 2, seed=seed, scale=0.3), 1.0)
-    assert factors
-    return factors
-
-
-def voice(patcher, seed, words=5):
-    contexts = [_random(1, words, 24, seed=seed), _random(1, words, 24, seed=seed + 50)]
-    return Voice(Words(*contexts, (1, 2)), lora(patcher, seed))
-
-
-def injection(patcher, voices, covered, **more):
-    made = Injection(patcher.model, voices, Grids(covered, more.pop("soft", False)), {"p": 0, "n": 1}, **more)
-    made.fill()
-    return made
-
-
-def call(patcher, options=None, sides=("p", "n"), x=None, contexts=None, batch=1):
-    x = _random(batch, 4, *SIZE, seed=3) if x is None else x
-    contexts = contexts or {"p": _random(1, 7, 24, seed=1), "n": _random(1, 7, 24, seed=2)}
-    told = (options or {}).get("transformer_options", {}) | {
-        "uuids": list(sides), "cond_or_uncond": [int(s == "n") for s in sides]
-    }  # fmt: skip
-    context = torch.cat([contexts[s].expand(len(x), -1, -1) for s in sides])
-    rows = torch.cat([x] * len(sides))
-    return patcher.model.apply_model(
-        rows, torch.full((len(rows),), 2.0, dtype=torch.float64), c_crossattn=context, transformer_options=told
-    ).split(len(x))
 
 
 def same(a, b, tolerance=1e-11):
@@ -108,7 +59,7 @@ def test_without_concepts_and_in_rows_of_others_nothing_changes(patcher):
     v = voice(patcher, 5)
     foreign = injection(patcher, [v], FULL).options({})
     assert same(
-        call(patcher, foreign, sides=("x", "y"), contexts={"x": _random(1, 7, 24, seed=1), "y": _random(1, 7, 24, seed=2)}),
+        call(patcher, foreign, sides=("x", "y"), contexts={"x": randn(1, 7, 24, seed=1), "y": randn(1, 7, 24, seed=2)}),
         plain, 0,
     )  # fmt: skip
 
@@ -118,7 +69,7 @@ def test_a_subset_of_the_keys_is_the_dense_mask(patcher):
     made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves(10, 14))
     site = find_sites(made.unet, SELF, factor=1)[0]
     heads, channels, tokens = site.module(made.unet).heads, site.module(made.unet).to_q.out_features, 16 * 24
-    q, k, v = (_random(2, tokens, channels, seed=n) for n in range(3))
+    q, k, v = (randn(2, tokens, channels, seed=n) for n in range(3))
     extra = {"activations_shape": [2, channels, *SIZE], "concepts_sides": [0, 1]}
 
     def attend(q, k, v):
@@ -136,7 +87,7 @@ def _site_jacobian(made, site, of, wrt, kind):
     channels = site.module(made.unet).to_q.out_features
     extra = {"activations_shape": [1, channels, *SIZE], "concepts_sides": [0]}
     with torch.inference_mode(False), torch.enable_grad():
-        q, k, v = (_random(1, 16 * 24, channels, seed=n) for n in range(3))
+        q, k, v = (randn(1, 16 * 24, channels, seed=n) for n in range(3))
         z = (k.clone() if kind is SELF else q.clone()).requires_grad_(True)
 
         def attend(q, k, v):
@@ -170,7 +121,7 @@ def test_cross_attention_knows_the_concept_inside_and_the_prompt_outside(patcher
     covered = halves(10, 24)[:1]
     site = find_sites(unet_of(patcher.model), CROSS, factor=1)[0]
     channels = site.module(unet_of(patcher.model)).to_q.out_features
-    q, k, v = _random(1, 384, channels, seed=0), _random(1, 7, channels, seed=1), _random(1, 7, channels, seed=2)
+    q, k, v = randn(1, 384, channels, seed=0), randn(1, 7, channels, seed=1), randn(1, 7, channels, seed=2)
     extra = {"activations_shape": [1, channels, *SIZE], "concepts_sides": [0]}
 
     def answer(seed, k):
@@ -209,7 +160,7 @@ def test_overlaps_are_the_average_also_where_regions_cover_everything(patcher):
     out = injection(patcher, [v, w], both, isolation=False)
     site = find_sites(out.unet, CROSS, factor=1)[0]
     channels = site.module(out.unet).to_q.out_features
-    q, k = _random(1, 384, channels, seed=0), _random(1, 7, channels, seed=1)
+    q, k = randn(1, 384, channels, seed=0), randn(1, 7, channels, seed=1)
     extra = {"activations_shape": [1, channels, *SIZE], "concepts_sides": [0]}
 
     def answer(made):
@@ -219,6 +170,90 @@ def test_overlaps_are_the_average_also_where_regions_cover_everything(patcher):
     assert torch.allclose(answer(out), sum(alone) / 2, atol=1e-12)
     whole = call(patcher, injection(patcher, [v, w], both).options({}))
     assert all(torch.isfinite(side).all() for side in whole)
+
+
+def _dense(q, k, v, heads):
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+
+def _merged(made, site, name, v):
+    path = f"{made.paths[site]}.{name}"
+    f = v.factors[path]
+    return made.unet.get_submodule(path).weight + f.up @ f.down
+
+
+@pytest.mark.parametrize("kind", [SELF, CROSS])
+def test_where_soft_regions_fade_the_answer_is_the_weighted_mean(patcher, kind):
+    """Every region's answer at every token, by what share it has there; of ``to_out`` with each concept's own weights."""
+    boxes, voices = (Box(0, 0, 0.45, 1), Box(0.4, 0.2, 0.4, 0.8)), [voice(patcher, 5), voice(patcher, 6)]
+    covered = coverage([Region("", (box,), feather=0.2) for box in boxes], *SIZE)
+    weights, inside = shares(covered).flatten(1), covered.flatten(1) >= 0.5
+    assert all(((share > 0) & (share < 1)).any() for share in weights)
+    made = injection(patcher, voices, covered, soft=True)
+    site = find_sites(made.unet, kind, factor=1)[0]
+    module = site.module(made.unet)
+    heads, channels = module.heads, module.to_q.out_features
+    q = randn(1, 384, channels)
+    k, v = (randn(1, 384 if kind is SELF else 7, channels, seed=n) for n in (1, 2))
+    extra = {"activations_shape": [1, channels, *SIZE], "concepts_sides": [0]}
+    answers, outs = [_dense(q, k, v, heads)], [module.to_out[0].weight]
+    for n, each in enumerate(voices):
+        if kind is SELF:
+            read = inside[n] | ~inside[1 - n]
+            answers.append(_dense(q, k[:, read], v[:, read], heads))
+        else:
+            to_k, to_v, to_out = (_merged(made, site, name, each) for name in ("to_k", "to_v", "to_out.0"))
+            answers.append(_dense(q, each.words.positive @ to_k.T, each.words.positive @ to_v.T, heads))
+            outs.append(to_out)
+    weighted = [share[:, None] * answer for share, answer in zip(weights, answers, strict=True)]
+    out = made._answer(q, k, v, site, extra, lambda *qkv: made._attention(*qkv, site, extra))
+    assert torch.allclose(out, sum(weighted), atol=1e-6)  # shares are float32
+    if kind is CROSS:
+        told = out @ outs[0].T + made._added[site.block, site.depth]
+        assert torch.allclose(told, sum(w @ o.T for w, o in zip(weighted, outs, strict=True)), atol=1e-6)
+
+
+def test_soft_regions_are_finite_and_hard_ones_are_those_that_do_not_fade(patcher):
+    """The edges of the boxes lie between tokens of every grid; elsewhere a coarse token would be shared."""
+    boxes, voices = (Box(0, 0, 1 / 3, 1), Box(1 / 3, 0, 1 / 3, 1)), [voice(patcher, 5), voice(patcher, 6)]
+    made = []
+    for feather, soft in ((0, False), (0, True), (0.2, True), (0.5, True)):
+        covered = coverage([Region("", (box,), feather=feather) for box in boxes], *SIZE)
+        made.append(call(patcher, injection(patcher, voices, covered, soft=soft, token_lora=True).options({})))
+    hard, sharp, *faded = made
+    assert same(hard, sharp, 1e-5)
+    for each in faded:
+        assert all(torch.isfinite(side).all() for side in each)
+        assert not same(hard, each, 1e-2)
+
+
+class Forgetful(Injection):
+    """Computes keys and values at every question."""
+
+    def of(self, *asked):
+        self.cached.clear()
+        return super().of(*asked)
+
+
+@pytest.mark.parametrize("token_lora", [False, True])
+def test_keys_and_values_kept_for_a_run_are_those_of_every_step(patcher, token_lora):
+    """Spec B8.6: of an injection filled anew for the step, and of one that computes them inside the model call."""
+    voices, told = [voice(patcher, 5), voice(patcher, 6)], {"token_lora": token_lora}
+    kept = injection(patcher, voices, halves(), **told)
+    before, answers = {key: tuple(t.clone() for t in c) for key, c in kept.cached.items()}, []
+    for seed, sigma in enumerate((9.0, 2.0, 0.5)):
+        asked = {"x": randn(1, 4, *SIZE, seed=seed), "sigma": sigma}
+        anew = injection(patcher, voices, halves(), **told)
+        forgetful = Forgetful(kept.model, voices, kept.grids, kept.sides, **told)
+        answers.append(call(patcher, kept.options({}), **asked))
+        for other in (anew, forgetful):
+            assert same(call(patcher, other.options({}), **asked), answers[-1], 0)
+        assert all(
+            torch.equal(a, b) for key, c in anew.cached.items() for a, b in zip(c, kept.cached[key], strict=True)
+        )
+    assert all(torch.equal(a, b) for key, c in kept.cached.items() for a, b in zip(c, before[key], strict=True))
+    assert not same(answers[0], answers[1], 1e-3)
 
 
 def test_the_same_concept_in_two_regions_is_computed_once(patcher):
@@ -234,7 +269,7 @@ def test_sides_follow_their_ids_and_a_batch_is_its_pictures(patcher):
     options = made.options({})
     there, back = call(patcher, options), call(patcher, options, sides=("n", "p"))
     assert same(there, back[::-1])
-    two = torch.cat([_random(1, 4, *SIZE, seed=n) for n in (3, 8)])
+    two = torch.cat([randn(1, 4, *SIZE, seed=n) for n in (3, 8)])
     both = call(patcher, options, x=two)
     for n in (0, 1):
         assert same([side[n : n + 1] for side in both], call(patcher, options, x=two[n : n + 1]))
@@ -242,7 +277,7 @@ def test_sides_follow_their_ids_and_a_batch_is_its_pictures(patcher):
 
 def test_prompts_of_other_lengths_and_learned_layers_go_in(patcher):
     """A negative of another length than the positive; and a prompt of its own for every layer (ED-LoRA)."""
-    long = Words(_random(16, 9, 24, seed=1), _random(1, 4, 24, seed=2), (1,))
+    long = Words(randn(16, 9, 24, seed=1), randn(1, 4, 24, seed=2), (1,))
     v = Voice(long, lora(patcher, 5))
     out = call(patcher, injection(patcher, [v], FULL).options({}))
     assert all(torch.isfinite(side).all() for side in out)
@@ -258,44 +293,14 @@ def test_the_losses_look_at_the_layers_of_the_reference(patcher):
 # ---- whole samplings ------------------------------------------------------------------------------------------------
 
 
-def concept(seed, strength=1.0, model=None):
-    tensors = {}
-    for path, f in lora(model, seed).items():
-        tensors[f"diffusion_model.{path}.lora_down.weight"] = f.down.float()
-        tensors[f"diffusion_model.{path}.lora_up.weight"] = f.up.float().reshape(f.up.shape + (1,) * (f.down.ndim - 2))
-    entry = [[_random(1, 5, 24, seed=seed).float(), {ENTRY: (1, 2)}]]
-    return Concept(f"c{seed}", "it", LoraFile(f"c{seed}", tensors), strength, entry, [[entry[0][0] * 0.5, {}]])
-
-
 @pytest.fixture(scope="module")
 def model(new_model):
     return new_model("EPS", sd15=True)
 
 
-def prompt(seed, words=7, **values):
-    return [[_random(1, words, 24, seed=seed).float(), values]]
-
-
-def sample(
-    model, concepts, covered, settings, *,
-    steps=4, sampler="euler", batch=1, cfg=3.0, seeds=None, mask=None, positive=None, noise=None,
-):  # fmt: skip
-    positive, negative = positive or prompt(1), prompt(2)
-    covered_for = None if covered is None else (lambda h, w: covered)
-    guider = ComposeGuider(model, positive, negative, cfg, concepts, covered_for, settings)
-    seeds = seeds or range(batch)
-    if noise is None:
-        noise = torch.cat([torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(s)) for s in seeds])
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-    out = guider.sample(
-        noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, mask, disable_pbar=True, seed=1
-    )
-    return out, guider
-
-
 def test_a_layer_wise_prompt_of_another_model_is_refused(model):
     wrong = concept(5, model=model)
-    wrong.positive[0][1][LAYERS] = _random(7, 5, 24)
+    wrong.positive[0][1][LAYERS] = randn(7, 5, 24)
     with pytest.raises(ValueError, match="for 7 layers, and this model has 16 cross-attentions"):
         sample(model, [wrong], FULL, Compose())
 
@@ -304,7 +309,7 @@ def test_no_concept_or_no_strength_is_the_hosts_own_guider_bit_for_bit(model):
     plain, _ = sample(model, [], None, Compose())
     nothing, _ = sample(model, [concept(5, 0.0, model)], FULL, Compose())
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(*([[_random(1, 7, 24, seed=n).float(), {}]] for n in (1, 2)))
+    guider.set_conds(*([[randn(1, 7, 24, seed=n).float(), {}]] for n in (1, 2)))
     guider.set_cfg(3.0)
     noise = torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(0))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
@@ -428,7 +433,7 @@ def _running(model):
         voices.append(Voice(words_of(c, torch.device("cpu"), torch.float32), factors))
     made = Injection(model.model, voices, Grids(halves()), {"p": 0})
     made.fill()
-    entry = {"model_conds": {"c_crossattn": comfy.conds.CONDCrossAttn(_random(1, 7, 24, seed=1).float())}, "uuid": "p"}
+    entry = {"model_conds": {"c_crossattn": comfy.conds.CONDCrossAttn(randn(1, 7, 24, seed=1).float())}, "uuid": "p"}
     return made, [entry]
 
 
