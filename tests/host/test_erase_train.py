@@ -17,6 +17,7 @@ from comfyui_concepts.host.adapters import attached, layers_named, shapes_of
 from comfyui_concepts.host.erase_apply import AUTOMATIC, FULL, TEXT, WEIGHTS, apply_edit, apply_to_clip
 from comfyui_concepts.host.erase_export import export_lora
 from comfyui_concepts.host.erase_train import (
+    OWN_PICTURES,
     Choices,
     Request,
     latents_of,
@@ -37,6 +38,7 @@ from comfyui_concepts.methods.erase.report import text_of
 from comfyui_concepts.methods.erase.spec import SPAN_TO_END, TEMPLATES, Erased, Preserved
 from comfyui_concepts.methods.erase.train import new_factors
 from comfyui_concepts.methods.erase.trained import METHODS
+from scipy.optimize import nnls
 
 CAT = Erased("cat", "", TEMPLATES["object"][:2], SPAN_TO_END, 1.0)
 KEPT = Preserved(("a dog", "a car"), 1.0)
@@ -270,6 +272,54 @@ def test_states_have_the_spread_of_their_noise_level(demo_model):
     noise = torch.randn(50, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     x = noised(sampling, torch.zeros_like(noise), noise, levels)
     assert torch.allclose(x.flatten(1).std(1), levels, rtol=0.1)
+
+
+def _within(rows, point):
+    """How far a point is from the convex hull of rows: non-negative weights that add up to one, by least squares."""
+    ones = 100 * rows.norm(dim=1).mean()
+    system = torch.cat([rows.T, ones.expand(1, len(rows))]).double()
+    return nnls(system.numpy(), torch.cat([point, ones[None]]).double().numpy())[1]
+
+
+def test_only_co_erasings_questions_about_a_picture_have_image_tokens(demo_model):
+    """Every call of the network in a whole training, its own pictures and trajectories among them."""
+    model, clip, _ = demo_model
+    calls, sampling = [], model.get_model_object("model_sampling")
+
+    def watch(module, args, kwargs):
+        calls.append((args[0].detach().clone(), args[1].clone(), kwargs["context"].detach().clone()))
+
+    handle = model.model.diffusion_model.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        train_erasure(model, clip, CAT, KEPT, _request("Co-Erasing"))
+    finally:
+        handle.remove()
+    plan = plan_of(METHODS["Co-Erasing"], CAT, KEPT, _request("Co-Erasing"), {})
+    concept, others, empty = (
+        prompts_of(clip, texts).context for texts in (plan.concept, (*plan.anchor, *plan.kept), [""])
+    )
+    count = dict.fromkeys(("words", "picture", "search"), 0)
+    for x, timestep, context in calls:
+        level = sampling.sigma(timestep)
+        spread = ((level.square() + 1) / (level.square() + sampling.sigma_data**2)).sqrt()  # of latents of spread one
+        assert ((x.flatten(1).std(1) / spread).log2().abs() < 0.6).all()
+        assert context.shape[1] in (77, 81)
+        for row in context:
+            words, tokens = row[:77], row[77:]
+            if not len(tokens):
+                assert (words == torch.cat([concept, others, empty])).all(-1).all(-1).any()
+                count["words"] += 1
+            elif torch.equal(words, empty[0]):
+                count["search"] += 1
+            else:
+                assert (words == concept).all(-1).all(-1).any()
+                distances = [_within(words, token) for token in tokens]
+                assert max(distances) < 1e-3 * float(words.norm(dim=1).mean())
+                count["picture"] += 1
+    states, batches, picture_rows = SMALL.trajectories * SMALL.steps, SMALL.iterations, 1
+    assert count["search"] == 2 * OWN_PICTURES
+    assert count["picture"] == states + batches * picture_rows
+    assert count["words"] > 2 * states + 2 * batches
 
 
 def test_the_text_layers_are_those_the_model_taps(demo_model):
