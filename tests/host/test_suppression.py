@@ -14,7 +14,7 @@ from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.injection import BACKGROUND
 from comfyui_concepts.host.lora import LoraFile
 from comfyui_concepts.host.path_guider import PathGuider
-from comfyui_concepts.host.phrases import ENTRY, OBJECTS, encode_with_objects
+from comfyui_concepts.host.phrases import ENTRY, OBJECTS, correct_objects, encode_with_objects
 from comfyui_concepts.host.suppression import SIDE, Suppressor, with_suppression, words_of
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
 from comfyui_concepts.methods.anagram.prediction import Predictions
@@ -22,6 +22,7 @@ from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.methods.compose.settings import Compose
 from comfyui_concepts.methods.compose.similarity import Words
 from comfyui_concepts.methods.regions import Box, Pyramid, Region
+from torch.nn.functional import conv2d, pad
 
 WORDS = Words(((1,), (3, 4)), ((1, 6),))
 
@@ -68,6 +69,25 @@ def test_a_prompt_knows_its_objects_and_its_words(demo_model):
 def test_objects_that_cannot_be_told_apart_are_refused(demo_model, phrases, sentence):
     with pytest.raises(ValueError, match=sentence):
         encode_with_objects(demo_model[1], "a red cat and a dog", phrases)
+
+
+def test_a_real_prompts_objects_are_corrected_and_neither_its_frame_nor_its_padding(demo_model):
+    prompt = encode_with_objects(demo_model[1], "a red cat and a dog", ["red cat", "dog"])
+    ((context, _),) = prompt
+    ((same, _),) = correct_objects(prompt, 0.0, 3, 0.0)
+    assert torch.equal(same, context)
+    ((corrected, about),) = correct_objects(prompt, 1.0, 3, 0.0)
+    objects = [2, 3, 6]
+    assert about[OBJECTS] == prompt[0][1][OBJECTS]
+    assert torch.equal(corrected[:, [n for n in range(77) if n not in objects]], context[:, [n for n in range(77) if n not in objects]])  # fmt: skip
+    assert (corrected - context)[:, objects].norm(dim=-1).min() > 0.01 * context.norm(dim=-1).mean()
+    assert torch.allclose(corrected.norm(dim=-1), context.norm(dim=-1), rtol=1e-5)
+    other = context.clone()
+    other[:, [0, *range(7, 77)]] = context[:, [0, *range(7, 77)]].flip(-1) * 5  # the start, the end and the padding
+    ((again, _),) = correct_objects([[other, about]], 1.0, 3, 0.0)
+    assert torch.equal(again[:, objects], corrected[:, objects])
+    with pytest.raises(ValueError, match="which of its words are objects"):
+        correct_objects([[context, {}]], 1.0, 3, 0.0)
 
 
 def test_without_strength_or_marks_the_model_is_the_plain_one(model, positive):
@@ -133,6 +153,46 @@ def test_answering_with_the_attention_itself_is_the_plain_model(model):
     call = [model.model.apply_model(x, torch.full((2,), 2.0), c_crossattn=context, transformer_options=o)
             for o in ({}, options["transformer_options"])]  # fmt: skip
     assert torch.equal(*call)
+
+
+def _by_hand(q, k, v, heads, grid, strength):
+    """P' v of one picture, and how many objects are left at each of its tokens: the formula, in float64."""
+    q, k, v = (t.double().unflatten(-1, (heads, -1)).transpose(0, 1) for t in (q, k, v))
+    p = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)  # (heads, tokens, words)
+    maps = torch.stack([p[..., list(words)].mean((0, 2)) for words in WORDS.objects]).unflatten(-1, grid)
+    line = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64).square().mul(-0.5).exp()
+    blur = torch.outer(line, line) / line.sum() ** 2
+    winner = conv2d(pad(maps[:, None], (1, 1, 1, 1), mode="replicate"), blur[None, None])[:, 0].flatten(1).argmax(0)
+    for number, words in enumerate(WORDS.objects):
+        p[..., list(words)] *= torch.where(winner == number, 1.0, 1 - strength)[None, :, None]
+    left = sum((p[..., list(words)] > 0).any(-1).any(0).int() for words in WORDS.objects)
+    return (p @ v).transpose(0, 1).flatten(-2), left, winner
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.6, 1.0])
+def test_at_every_site_the_hosts_attention_becomes_the_formulas_and_the_uncond_stays(model, strength):
+    """At no strength the host's own attention, at full strength one object a token; on a canvas that is not square."""
+    unet, told, met = unet_of(model.model), {"uuids": ["positive", "negative"]}, []
+
+    def watch(q, k, v, site, extra, attend):
+        plain = attend(q, k, v)
+        out = Suppressor({"positive": WORDS}, strength, False)(q, k, v, site, extra | told, attend)
+        height = round((q.shape[1] * 16 / 24) ** 0.5)
+        for row in range(2):
+            wanted, left, winner = _by_hand(q[row], k[row], v[row], extra["n_heads"], (height, q.shape[1] // height), strength)  # fmt: skip
+            assert (out[row] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+            assert left.tolist() == [1 if strength == 1 else 2] * q.shape[1]
+            met.append(len(winner.unique()))
+        assert torch.equal(out[2:], plain[2:])
+        return out
+
+    sites = find_sites(unet, CROSS)
+    options = around_attention({}, unet, sites, watch)["transformer_options"]
+    generator = torch.Generator().manual_seed(2)
+    x, context = torch.randn(4, 4, 16, 24, generator=generator), 3 * torch.randn(4, 7, 32, generator=generator)
+    model.model.apply_model(x, torch.full((4,), 2.0), c_crossattn=context, transformer_options=options)
+    assert len(met) == 2 * len(sites)
+    assert max(met) == 2  # some sites have both as winners
 
 
 HALVES = [Region("left", (Box(0, 0, 0.5, 1),)), Region("right", (Box(0.5, 0, 0.5, 1),))]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 
 import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from comfyui_concepts.host import gradients, predictions
+from comfyui_concepts.host import gradients, predictions, training
 from comfyui_concepts.host.adapters import PLACES, attached, shapes_of, unet_layers
 from comfyui_concepts.host.training import Plan, train_unet
 from comfyui_concepts.host.trajectories import draw_bank
 from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.train import Schedule, Terms, new_factors
 from comfyui_concepts.methods.erase.trained.all_but_one import all_but_one
+from comfyui_concepts.methods.erase.trained.doco import ALONE, Discriminator, doco
 from comfyui_concepts.methods.erase.trained.esd import esd
 from comfyui_concepts.methods.erase.trained.ground import Encoded, Settings
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 KINDS = ["EPS", "V_PREDICTION", "FLOW"]
 
@@ -392,3 +395,106 @@ def test_esd_learns_in_the_other_parameterisations(new_model, kind):
     plan = _plan(schedule=Schedule(60, 1e-2, preserve_weight=1.0), preview_every=0)
     outcome = train_unet(new_model(kind), TinyClip(), plan).outcome
     assert sum(outcome.erase[-10:]) < 0.5 * sum(outcome.erase[:3]) / 3 * 10
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """What DoCo's discriminator is shown, and the states it is made of: (clean latents, noise levels), (x_t, noise levels)."""
+    shown, states = [], []
+
+    class Watched(Discriminator):
+        def forward(self, clean, sigma):
+            shown.append((clean.detach().clone(), sigma.clone()))
+            return super().forward(clean, sigma)
+
+    def watched(sampling, x, sigma, output, *, clean_of=predictions.clean_of):
+        states.append((x.clone(), sigma.clone()))
+        return clean_of(sampling, x, sigma, output)
+
+    monkeypatch.setattr(importlib.import_module(doco.__module__), "Discriminator", Watched)
+    monkeypatch.setattr(predictions, "clean_of", watched)
+    return shown, states
+
+
+def _docos(**changes):
+    schedule = Schedule(ALONE + 5, 5e-3, surgery=True)
+    return _plan(
+        **{"method": doco, "anchor_states": True, "schedule": schedule, "preview_every": 0, "steps": 8} | changes
+    )
+
+
+def test_docos_discriminator_cannot_tell_its_classes_by_their_noise(new_model, judged):
+    """Both classes and what is to pass for the anchor are of the same states, in every iteration."""
+    patcher, (shown, states) = new_model("EPS"), judged
+    outcome = train_unet(patcher, TinyClip(), _docos()).outcome
+    assert len(shown) == 3 * len(outcome.erase) == 3 * (ALONE + 5)
+    assert len(states) == 2 * len(outcome.erase)
+    timestep = patcher.get_model_object("model_sampling").timestep
+    seen = set()
+    for n in range(len(outcome.erase)):
+        (anchor, level), *others = shown[3 * n : 3 * n + 3]
+        assert all(torch.equal(level, sigma) for _, sigma in others)
+        assert all(torch.equal(a, b) for a, b in zip(*states[2 * n : 2 * n + 2], strict=True))
+        assert torch.equal(states[2 * n][1], level)
+        assert torch.equal(others[0][0], others[1][0])
+        assert not torch.equal(anchor, others[0][0])
+        seen |= set(timestep(level).tolist())
+    assert len(seen) > 3
+    assert max(seen) < 674  # of 1000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_its_own_anchor_gives_docos_discriminator_nothing_to_tell(new_model, judged, kind):
+    sentences, (shown, _) = ("a cat", "the cat"), judged
+    schedule = Schedule(4, 0.0, surgery=True)  # the student stays the teacher
+    train_unet(new_model(kind), TinyClip(), _docos(concept=sentences, anchor=sentences, schedule=schedule))
+    assert len(shown) == 12
+    for n in range(4):
+        (anchor, _), (concept, _), _ = shown[3 * n : 3 * n + 3]
+        assert torch.allclose(anchor, concept, atol=1e-3 * float(anchor.abs().max()))
+    anchors = torch.cat([anchor for anchor, _ in shown[::3]])
+    assert (anchors - anchors[:1]).abs().amax((1, 2, 3)).max() > 0.1 * anchors.abs().max()  # not always the same one
+
+
+def test_docos_steps_never_go_against_what_must_be_kept(new_model, monkeypatch):
+    """In a real training: what AdamW gets is the exact projection of the erase gradient, layer by layer."""
+    taken, asked, weight = [], [], 0.25
+
+    def watched(factors, terms_of, *rest, train=training.train, **named):
+        tensors = [t for f in factors.values() for t in f]
+
+        def terms(generator):
+            made = terms_of(generator)
+            taken.append([
+                torch.autograd.grad(loss, tensors, retain_graph=True) if loss.requires_grad else None for loss in made
+            ])  # fmt: skip
+            return made
+
+        return train(factors, terms, *rest, **named)
+
+    def step(optimiser, *_):
+        if type(optimiser) is torch.optim.AdamW:
+            asked.append([p.grad.clone() for group in optimiser.param_groups for p in group["params"]])
+
+    monkeypatch.setattr(training, "train", watched)
+    schedule = Schedule(ALONE + 6, 2e-2, preserve_weight=weight, surgery=True, clip=1e9)
+    handle = register_optimizer_step_pre_hook(step)
+    try:
+        train_unet(new_model("V_PREDICTION"), TinyClip(), _docos(schedule=schedule))
+    finally:
+        handle.remove()
+    assert len(asked) == len(taken) == ALONE + 6
+    conflicts = []
+    for (erase, preserve), stepped in zip(taken[ALONE:], asked[ALONE:], strict=True):
+        for a, b, g in zip(erase, preserve, stepped, strict=True):
+            a, b, g = a.double(), b.double(), g.double()
+            wanted = g - weight * b
+            scale = float(a.norm() * b.norm())
+            product = float((a * b).sum())
+            if b.norm() < 1e-15:  # its square is none in float32
+                continue
+            assert float((wanted * b).sum()) >= -1e-5 * scale
+            conflicts.append(product < -1e-3 * scale)
+            along = product / float(b.square().sum()) if product < 0 else 0.0
+            assert (wanted - (a - along * b)).norm() <= 1e-5 * (a.norm() + weight * b.norm())
+    assert 0 < sum(conflicts) < len(conflicts)

@@ -45,6 +45,19 @@ def test_only_the_objects_move_and_a_full_correction_keeps_their_norm():
     assert torch.allclose(out[:, touched].norm(dim=-1), context[:, touched].norm(dim=-1), atol=1e-12)
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
+def test_in_between_no_norm_grows_and_none_falls_below_what_the_two_directions_leave(alpha):
+    """f and f̂ are of one norm, so that what lies between them is as long as their angle says, and no longer than f."""
+    context = _context()
+    out, whole = correct(context, WORDS, alpha), correct(context, WORDS, alpha=1.0)
+    assert torch.allclose(out, (1 - alpha) * context + alpha * whole, atol=1e-12)
+    touched = [2, 5, 6, 80]
+    before, after = context[:, touched].norm(dim=-1), out[:, touched].norm(dim=-1)
+    angle = torch.cosine_similarity(context[:, touched], whole[:, touched], dim=-1)
+    assert (after <= before * (1 + 1e-12)).all()
+    assert torch.allclose(after, before * ((1 - alpha) ** 2 + alpha**2 + 2 * alpha * (1 - alpha) * angle).sqrt())
+
+
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_at_threshold_one_an_object_is_only_like_itself_and_stays_as_it_is(alpha, dtype):

@@ -19,7 +19,7 @@ from .ground import Bank, Ground, Keeper, Settings, States, answers
 
 RATE = 1e-3  # of the discriminator
 ALONE = 10  # iterations in which only the discriminator learns
-NOISE_LIMIT = 3.0  # states noisier than this say little about what is drawn (t ≤ 600 of 1000 on the SD schedule)
+NOISE_LIMIT = 3.0  # states noisier than this say little about what is drawn (t < 674 of 1000 on the SD schedule)
 
 
 class Discriminator(nn.Module):
