@@ -294,6 +294,25 @@ def test_bad_input_gets_a_sentence(tiny_models):
         _sample(ViewsGuider(model, *_views("identity", "rotate_cw"), 7.0), size=(8, 12))
 
 
+@pytest.mark.parametrize(
+    ("view", "size", "says"),
+    [
+        ("pixel_permute", (8, 8), "moves single pixels.*Anagram Pixel Guider"),
+        ("skew", (8, 8), "moves single pixels.*Anagram Pixel Guider"),
+        ("gray", (8, 8), "no meaning on the 4 channels"),
+        ("jigsaw", (8, 12), "square canvas"),
+        ("patch_permute", (12, 12), r"into 8 equal parts.*try parts = 2 or 3 or 4 or 6 or 12"),
+        ("half_swap", (8, 9), "choose another size"),
+    ],
+)
+def test_a_view_that_this_latent_cannot_take_is_refused_before_the_first_step(tiny_models, view, size, says):
+    prompts = [ViewPrompt(view_named(name), _cond(0), _cond(99)) for name in ("identity", view)]
+    guider, calls = ViewsGuider(tiny_models["EPS"], prompts, lambda **known: calls.append(1), 7.0), []
+    with pytest.raises(ValueError, match=says):
+        _sample(guider, size=size)
+    assert not calls
+
+
 @pytest.mark.parametrize("cfg", [0.0, 1.0])
 def test_a_views_own_cfg_that_the_guiders_would_silence_is_refused(tiny_models, cfg):
     prompts, _ = _views("identity", "flip")
