@@ -21,7 +21,9 @@ from ..host.views import ViewConds
 from ..methods.anagram.combine import MULTI_TASK_FAST, MULTI_TASK_FULL, combiner
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.views import VIEWS, view_named
-from ..nodes.anagram_sampling import pull_of
+from ..nodes.anagram import AnagramView
+from ..nodes.anagram_options import PRESETS
+from ..nodes.anagram_sampling import ConceptsAnagramGuider, pull_of
 from .measuring import ratios
 from .sampling import CFG, STEPS, Painter, encode, noise_for
 
@@ -58,9 +60,18 @@ class Bench:
         self.sample(guider, pictures)
 
     def anagram(self, views: int) -> None:
+        """Views that are averaged and rectified, so many rows a view and no more."""
         combine = combiner(MULTI_TASK_FAST, [1.0] * views)
         prompts = self.prompts(views)
         self.sample(ViewsGuider(self.painter.model, prompts, lambda **k: combine(Predictions(**k)), CFG), 1)
+
+    def preset(self, views: int, name: str) -> None:
+        """So many views as Anagram Guider samples them with that preset of Anagram Options."""
+        listed: AnagramView | None = None
+        for view in map(view_named, list(VIEWS)[:views]):
+            listed = AnagramView(lambda cell, view=view: view, self.prompt, None, 1.0, listed)
+        made = ConceptsAnagramGuider.execute(self.painter.model, listed, self.negative, CFG, PRESETS[name])
+        self.sample(made.args[0], 1)
 
     def gradient(self, views: int) -> list[float]:
         """One gradient step over one forward pass of the views' positives, a row each."""
@@ -88,14 +99,19 @@ def main(arguments: list[str]) -> int:
     """Prints the median and the range of each ratio for 1 to 4 views."""
     parser = argparse.ArgumentParser(prog="dev.py bench anagram")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--views", type=int, action="append", choices=(1, 2, 3, 4), help="again for more; all without")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     bench = Bench(options.runs)
-    for views in (1, 2, 3, 4):
+    counts = options.views or (1, 2, 3, 4)
+    for views in counts:
         bare = ratios(lambda n=views: bench.plain(n), lambda n=views: bench.anagram(n), options.runs)
         bench.say(f"{views} views over bare calls of {2 * views} rows", bare)
-    for views in (2, 3, 4):
+    for views in (n for n in counts if n > 1):
         alone = ratios(lambda: bench.plain(1), lambda n=views: bench.anagram(n), options.runs)
         bench.say(f"{views} views over one plain picture", alone)
+        for name in (n for n, preset in PRESETS.items() if preset is not None):
+            made = ratios(lambda: bench.plain(1), lambda n=views, p=name: bench.preset(n, p), options.runs)
+            bench.say(f"{views} views by '{name}' over one plain picture", made)
         bench.say(f"gradient step over a forward pass of {views} rows", bench.gradient(views))
     return 0

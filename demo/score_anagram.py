@@ -21,6 +21,7 @@ from ..host.guider import ViewPrompt, ViewsGuider
 from ..host.phrases import encode_with_phrase
 from ..host.time_travel import travelling
 from ..host.vae import cell_side
+from ..methods.anagram.balance import Reader
 from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, MULTI_TASK_FULL, Combination, combiner
 from ..methods.anagram.overlap import AntiSegregation
 from ..methods.anagram.prediction import Predictions
@@ -162,7 +163,7 @@ class Maker:
     def guider(self, task: Task, method: Method, model: Any) -> ViewsGuider:
         settings = method.combination
         if method.read:
-            settings = replace(settings, score=partial(self.reads, task))
+            settings = replace(settings, reader=Reader(partial(self.reads, task)))
         negative = encode(self.painter.clip, "")
         prompts = [
             ViewPrompt(

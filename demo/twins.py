@@ -76,7 +76,7 @@ TWINS = {
     "anagram_choose_best_sd15": Twin(
         "anagram_choose_best", SD15,
         _prompts("an oil painting of a vase with flowers", "an oil painting of a portrait of a woman")
-        | {("9", "steps"): 30, ("9", "cfg"): 8.0},
+        | {("9", "steps"): 30, ("9", "cfg"): 8.0, ("13", "captions"): "a vase with flowers\na portrait of a woman"},
         left_out=("11",),  # the judge
     ),
     "anagram_turn_sdxl": Twin(

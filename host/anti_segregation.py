@@ -27,13 +27,17 @@ WHO = "Anti-segregation"
 
 @dataclass(frozen=True)
 class Pull:
-    """What the step is, handed in: ``loss(maps)`` of each view's map to (batch,), and ``step(x, gradient, loss)``."""
+    """What the step is, handed in: ``loss(maps)`` of each view's map to (batch,), and ``step(x, gradient, loss)``.
+
+    ``lasting``: whether it stays in the sampler's own latent, or only the prediction sees it; None is as the sampler can.
+    """
 
     loss: Callable[[Sequence[torch.Tensor]], torch.Tensor]
     step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     start: float
     end: float
     iterations: int
+    lasting: bool | None = None
 
 
 def pulled_model(model: Any, views: Sequence[Any]) -> Any:

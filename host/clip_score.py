@@ -27,17 +27,27 @@ def _is_real(projection: torch.Tensor) -> bool:
 def text_embeddings(clip: Any, prompts: Sequence[str]) -> torch.Tensor:
     """Unit-length embeddings of prompts, (prompts, dim).
 
+    They are projected here: encoders of SD 1 and Flux hand on what stands before the projection, from CLIPLoader too.
+
     Raises:
-        ValueError: the text encoder came without its projection (SD 1.5 checkpoints drop it), or is no CLIP.
+        ValueError: the text encoder came without its projection (SD 1.5 checkpoints drop it), is no CLIP, or is several whose
+            outputs are strung together (SD 3).
     """
     projections = _text_projections(clip)
-    if not projections or not all(map(_is_real, projections[-1:])):
+    if not projections or not _is_real(projections[-1]):
         raise ValueError(
             "This CLIP has no text projection, so its words cannot be compared with pictures (SD 1.5 checkpoints leave it "
             "out); load a complete text encoder with CLIPLoader, such as clip_l of CLIP ViT-L/14."
         )
-    pooled = [clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)[1] for prompt in prompts]
-    return F.normalize(torch.cat(pooled).float(), dim=-1)
+    tokens = map(clip.tokenize, prompts)
+    pooled = torch.cat([clip.encode_from_tokens(each, return_pooled="unprojected")[1] for each in tokens]).float()
+    projection = _text_projections(clip)[-1].to(pooled)  # as it is loaded now, with its patches
+    if pooled.shape[-1] != projection.shape[-1]:
+        raise ValueError(
+            f"This text encoder gives {pooled.shape[-1]} numbers a prompt and projects {projection.shape[-1]}: it is several in "
+            "one; load a single CLIP with CLIPLoader, such as clip_l of CLIP ViT-L/14."
+        )
+    return F.normalize(F.linear(pooled, projection), dim=-1)
 
 
 def compared(clip_vision: Any, pictures: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import comfy.samplers
 import node_helpers
 import torch
 
+from ..methods.anagram.prediction import Memory
 from ..methods.panels import Panel
 from .anti_segregation import WHO, Pull, Puller, pulled_model
 from .once import once_for
@@ -81,6 +82,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
 
     conds: dict[str, Any]  # the host's: what it is sampling with, by name
     view_conds: list[ViewConds]  # ours: the same by view, while a sampling runs
+    memory: Memory  # of what each sampling has seen so far
     puller: Puller | None = None
     shows_views = True  # while it works: every view, upright; without it, what the host shows
 
@@ -132,11 +134,13 @@ class ViewsGuider(comfy.samplers.CFGGuider):
             )
             known = None if prompt.known is None else known_latent(self.inner_model, prompt.known, noise)
             self.view_conds.append(ViewConds(prompt.view, pair["positive"], pair["negative"], known))
+        self.memory = Memory()
         if self.shows_views:
             callback = watched(callback, self.model_patcher, self.panels)
         try:
             if self.pull is not None and len(self.view_conds) > 1:
-                once = once_for(sampler, sigmas, denoise_mask, self.inner_model.model_sampling, WHO)
+                sampling = self.inner_model.model_sampling
+                once = once_for(sampler, sigmas, denoise_mask, sampling, WHO, self.pull.lasting)
                 self.puller = Puller(self.inner_model, self.view_conds, self.pull, once)
             return super().inner_sample(
                 noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
@@ -144,7 +148,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         finally:
             # the host cleans up after every conditioning it finds here
             self.conds = {f"{side} {i}": getattr(v, side) for i, v in enumerate(self.view_conds) for side in SIDES}
-            del self.view_conds
+            del self.view_conds, self.memory
             self.puller = None
 
     def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
@@ -164,7 +168,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         check_own_cfg(self.prompts, self.cfg, options)
         if self.puller is not None:
             x = self.puller(x, timestep, options)
-        routed = guide_views(self.inner_model, self.view_conds, self.combine, self.cfg, options)
+        routed = guide_views(self.inner_model, self.view_conds, self.combine, self.cfg, options, self.memory)
         # what the host hands on to patches, which may ask the model again with it
         positive, negative = ([entry for v in self.view_conds for entry in getattr(v, side)] for side in SIDES)
         return comfy.samplers.sampling_function(

@@ -61,9 +61,13 @@ class Once:
 
 
 def once_for(
-    sampler: Any, sigmas: torch.Tensor, denoise_mask: torch.Tensor | None, model_sampling: Any, who: str
-) -> Once:
+    sampler: Any, sigmas: torch.Tensor, denoise_mask: torch.Tensor | None, model_sampling: Any, who: str,
+    wanted: bool | None = None,
+) -> Once:  # fmt: skip
     """When edits are due with this sampler; says so in the log where they do not last.
+
+    Args:
+        wanted: whether edits shall be written into the sampler's own latent; None is where it keeps them.
 
     Raises:
         ValueError: a sampler that measures its own error, which an edit would look like.
@@ -74,8 +78,9 @@ def once_for(
     if _ADAPTIVE in name:
         raise ValueError(f"{who} cannot work with dpm_adaptive, which would take it for an error; use euler.")
     forgets = _CORRECTED not in name and any(word in name for word in _FORGETFUL)
-    lasting = denoise_mask is None and not forgets
-    if not lasting:
+    kept = denoise_mask is None and not forgets
+    lasting = kept if wanted is None else wanted
+    if not kept and wanted is not False:
         log.info("%s acts on the predictions alone: with this sampler or an inpaint mask the latent is not kept.", who)
     options = getattr(sampler, "extra_options", None) or {}
     if options.get("s_churn", 0.0) > 0 or _OWN_LEVELS in name:  # churn asks above each level

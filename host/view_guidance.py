@@ -12,13 +12,14 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 
+from ..methods.anagram.prediction import Memory
 from .sampling import levels, progress_of, step_of
 from .vae import PIXEL_CHANNELS
 from .views import KEY, Conds, ViewConds, answers_of, frames_of, in_frames, needs_own_frame, predict_views
 
 Combine = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 """All views' predictions to one positive and one negative, in the canonical frame. Called with the keywords ``x``,
-``signal``, ``noise``, ``progress``, ``step``, ``positive``, ``negative`` (None without one) and ``cfg``."""
+``signal``, ``noise``, ``progress``, ``step``, ``positive``, ``negative`` (None without one), ``cfg`` and ``memory``."""
 
 
 def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
@@ -74,7 +75,7 @@ def known_latent(model: Any, latent: torch.Tensor, noise: torch.Tensor) -> torch
 
 
 def guide_views(
-    model: Any, views: Sequence[ViewConds], combine: Combine, cfg: float, model_options: dict[str, Any]
+    model: Any, views: Sequence[ViewConds], combine: Combine, cfg: float, model_options: dict[str, Any], memory: Memory
 ) -> dict[str, Any]:
     """A copy of the options under which the host's one evaluation is that of all views, combined.
 
@@ -89,7 +90,7 @@ def guide_views(
         return combined(args["input"], args["sigma"], positive, None if skip_negative else negative)
 
     def combined(x, sigma, positive, negative=None):
-        return _combined(model, combine, cfg, x, sigma, model_options, positive, negative)
+        return _combined(model, combine, cfg, memory, x, sigma, model_options, positive, negative)
 
     routed = _answering_again(model_options, views, combined)
     routed["sampler_calc_cond_batch_function"] = views_batch
@@ -137,6 +138,7 @@ def _combined(
     model: Any,
     combine: Combine,
     cfg: float,
+    memory: Memory,
     x: torch.Tensor,
     sigma: torch.Tensor,
     options: dict[str, Any],
@@ -149,6 +151,6 @@ def _combined(
     cond, uncond = combine(
         x=x, signal=signal, noise=noise, progress=progress_of(model.model_sampling, level),
         step=step_of(options.get("transformer_options", {}), level), positive=tuple(positive),
-        negative=None if negative is None else tuple(negative), cfg=cfg,
+        negative=None if negative is None else tuple(negative), cfg=cfg, memory=memory,
     )  # fmt: skip
     return [cond, torch.zeros_like(cond) if uncond is None else uncond]

@@ -12,6 +12,7 @@ from typing import Any
 import comfy.patcher_extension
 import torch
 
+from ..methods.anagram.prediction import Memory
 from .anti_segregation import WHO, Pull, Puller, pulled_model
 from .guider import ViewPrompt, own_controls, tagged
 from .once import once_for
@@ -23,6 +24,8 @@ ENTRY = "concepts_view"
 """The key of a conditioning entry under which the number of its view stands."""
 PULLER = "concepts_puller"
 """The key of a sampling's own options under which its gradient step stands."""
+MEMORY = "concepts_memory"
+"""And the one under which stands what it has seen so far."""
 
 
 def with_views(
@@ -48,9 +51,8 @@ def with_views(
     patched = model.clone()
     wrapper = _predicting(tuple(prompts), combine, patched)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, KEY, wrapper)
-    if pull is not None and len(prompts) > 1:
-        pulling = _pulling(tuple(prompts), pull)
-        patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, pulling)
+    sampling = _sampling(tuple(prompts), pull if len(prompts) > 1 else None)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, sampling)
     return patched, positive, negative
 
 
@@ -75,19 +77,22 @@ def _predicting(prompts: tuple[ViewPrompt, ...], combine: Combine, patched: Any)
         views = _views_of(guider, prompts, x)
         if (puller := options.get(PULLER)) is not None:
             x = puller(x, timestep, options)
-        return executor(x, timestep, guide_views(guider.inner_model, views, combine, guider.cfg, options), seed)
+        memory = options.get(MEMORY) or Memory()
+        return executor(x, timestep, guide_views(guider.inner_model, views, combine, guider.cfg, options, memory), seed)
 
     return wrapper
 
 
-def _pulling(prompts: tuple[ViewPrompt, ...], pull: Pull):
-    """The wrapper around a whole sampling, which makes its gradient step and lays it into the options of this run."""
+def _sampling(prompts: tuple[ViewPrompt, ...], pull: Pull | None):
+    """The wrapper around a whole sampling, which lays its memory and its gradient step into the options of this run."""
 
     def wrapper(executor, guider, sigmas, extra_args, callback, noise, latent=None, denoise_mask=None, *args, **kwargs):
-        sampling = guider.inner_model.model_sampling
-        once = once_for(executor.class_obj, sigmas, denoise_mask, sampling, WHO)
-        puller = Puller(guider.inner_model, _views_of(guider, prompts, noise), pull, once)
-        mine = {**extra_args, "model_options": {**extra_args["model_options"], PULLER: puller}}
+        own = {MEMORY: Memory()}
+        if pull is not None:
+            sampling = guider.inner_model.model_sampling
+            once = once_for(executor.class_obj, sigmas, denoise_mask, sampling, WHO, pull.lasting)
+            own[PULLER] = Puller(guider.inner_model, _views_of(guider, prompts, noise), pull, once)
+        mine = {**extra_args, "model_options": {**extra_args["model_options"], **own}}
         return executor(guider, sigmas, mine, callback, noise, latent, denoise_mask, *args, **kwargs)
 
     return wrapper

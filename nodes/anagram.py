@@ -53,6 +53,24 @@ Views = io.Custom("CONCEPTS_VIEW")
 Options = io.Custom("CONCEPTS_ANAGRAM_OPTIONS")
 
 
+def lines_of(text: str, views: int, what: str) -> list[str]:
+    """A line for each view.
+
+    Args:
+        what: the lines' name in a refusal.
+
+    Raises:
+        ValueError: another number of views than of lines.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) != views:
+        raise ValueError(
+            f"There are {views} views and {len(lines)} lines of {what}; write what each view shows on a line of its own, in "
+            "the order of the views."
+        )
+    return lines
+
+
 def _own_cfg() -> io.Input:
     return io.Float.Input(
         "cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01, optional=True,

@@ -20,6 +20,7 @@ PRESETS = {
     "custom": None,
     "multi-task (full)": MULTI_TASK_FULL,
 }
+EDITS = {"auto": None, "latent": True, "prediction": False}
 
 
 class ConceptsAnagramOptions(io.ComfyNode):
@@ -74,6 +75,52 @@ class ConceptsAnagramOptions(io.ComfyNode):
             raise ValueError(f"There is no preset '{preset}'; try one of {', '.join(PRESETS)}.")
         custom = Combination(balance, rectification, strength, start_percent, end_percent)
         return io.NodeOutput(PRESETS[preset] or custom)
+
+
+class ConceptsAnagramRectification(io.ComfyNode):
+    """What averaging takes from the noise, given back."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsAnagramRectification",
+            display_name="Anagram Rectification",
+            category=CATEGORY,
+            description="Cures the dullness that averaging views brings: the noise of their mean is made as strong as that of "
+            "each of them, whatever the other options are, and not stronger than a bound. Costs nothing.",
+            search_aliases=["visual anagram", "variance rectification", "washed out"],
+            inputs=[
+                io.Combo.Input(
+                    "rectification", options=["off", *GAINS], default="match",
+                    tooltip="'match' restores the power the views have on average; 'unit' restores unit variance, as the "
+                    "paper. Start with match.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=1.0, step=0.05,
+                    tooltip="How much of the rectification is applied; 0 is off. Start with 1.0.",
+                ),
+                io.Float.Input(
+                    "largest", default=0.0, min=0.0, max=10.0, step=0.05,
+                    tooltip="By how much the noise is multiplied at most. 0 takes the root of the number of views, 1.41 for two, "
+                    "which views need that share nothing; lower it, 1.1 say, where the picture gets too harsh. Start with 0.",
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.05, min=0.0, max=1.0, step=0.01,
+                    tooltip="From where in the sampling the rectification works. Start with 0.05.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=0.92, min=0.0, max=1.0, step=0.01,
+                    tooltip="Up to where in the sampling the rectification works; the last steps only sharpen. Start with 0.92.",
+                ),
+                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+            ],
+            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, rectification, strength, largest, start_percent, end_percent, options=None) -> io.NodeOutput:
+        given = {"strength": strength, "start": start_percent, "end": end_percent, "largest": largest}
+        return io.NodeOutput(replace(options or AVERAGING, rectification=rectification, **given))
 
 
 class ConceptsAnagramSchedule(io.ComfyNode):
@@ -164,13 +211,19 @@ class ConceptsAnagramAntiSegregation(io.ComfyNode):
                     "end_percent", default=0.7, min=0.0, max=1.0, step=0.01,
                     tooltip="Up to where in the sampling it works; later the places are settled. Start with 0.7.",
                 ),
+                io.Combo.Input(
+                    "edit", options=list(EDITS), default="auto", optional=True,
+                    tooltip="'latent' writes each step into the picture the sampler goes on with; 'prediction' shows it to the "
+                    "model alone, the same in every sampler and weaker in most; 'auto' is 'latent' where the sampler keeps "
+                    "it. Start with auto.",
+                ),
             ],
             outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, strength, iterations, start_percent, end_percent, options=None) -> io.NodeOutput:
-        together = AntiSegregation(strength, start_percent, end_percent, iterations)
+    def execute(cls, strength, iterations, start_percent, end_percent, options=None, edit="auto") -> io.NodeOutput:
+        together = AntiSegregation(strength, start_percent, end_percent, iterations, EDITS[edit])
         return io.NodeOutput(replace(options or AVERAGING, together=together))
 
 
@@ -179,4 +232,5 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptsAnagramSchedule,
     ConceptsAnagramContrast,
     ConceptsAnagramAntiSegregation,
+    ConceptsAnagramRectification,
 )

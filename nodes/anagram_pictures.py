@@ -14,7 +14,7 @@ from ..methods.anagram.blend import blend
 from ..methods.anagram.film_size import film_size
 from ..methods.anagram.motion import film
 from ..methods.anagram.views import View
-from .anagram import CATEGORY, AnagramView, Views
+from .anagram import CATEGORY, AnagramView, Views, lines_of
 
 FRAMES_PER_SECOND = 20
 
@@ -148,19 +148,26 @@ class ConceptsAnagramAnimate(io.ComfyNode):
                     "Start with 512.",
                 ),
                 vae_input(),
+                io.String.Input(
+                    "captions", multiline=True, default="", optional=True,
+                    tooltip="Words under each view while it stands still, a line a view, in Latin letters; empty is none.",
+                ),
             ],
             outputs=[io.Image.Output("frames", display_name="frames", tooltip="The frames, with even sides.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, image, views, still_frames, moving_frames, loop, largest_side, vae=None) -> io.NodeOutput:
+    def execute(
+        cls, image, views, still_frames, moving_frames, loop, largest_side, vae=None, captions=""
+    ) -> io.NodeOutput:
         cell = _cell_of(image, vae)
         parts = [view.parts for view in _views_at(image, views, cell)]
         size = film_size(*image.shape[1:3], cell, largest_side, parts)
         picture = _resized(image[:1], size.height, size.width)
         listed = _views_at(picture, views, size.cell)
         pixels = (picture[0] * 255).round().clamp(0, 255).byte().cpu().numpy()
-        shots = film(pixels, listed, still_frames, moving_frames, loop)
+        words = lines_of(captions, len(listed), "captions") if captions.strip() else []
+        shots = film(pixels, listed, still_frames, moving_frames, loop, words)
         frames = torch.from_numpy(shots.astype(np.float32) / 255)
         return io.NodeOutput(frames, ui=_flipping(frames, upright(picture, listed)[0], listed, cls))
 

@@ -127,8 +127,9 @@ def pull_of(options: Combination | None) -> Pull | None:
     if together.strength == 0:
         return None
     return Pull(
-        segregation, partial(step, strength=together.strength), together.start, together.end, together.iterations
-    )
+        segregation, partial(step, strength=together.strength), together.start, together.end, together.iterations,
+        together.lasting,
+    )  # fmt: skip
 
 
 class ConceptsAnagramModel(io.ComfyNode):

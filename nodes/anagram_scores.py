@@ -10,10 +10,11 @@ from comfy_api.latest import io, ui
 from ..host.beside import sampled_stays_loaded
 from ..host.clip_score import compared, similarities, text_embeddings
 from ..host.schema import schema
+from ..methods.anagram.balance import Reader
 from ..methods.anagram.combine import AVERAGING
 from ..methods.anagram.score import Readings
 from ..methods.anagram.sheet import contact_sheet
-from .anagram import CATEGORY, Options, Views
+from .anagram import CATEGORY, Options, Views, lines_of
 from .anagram_pictures import upright, vae_input, views_on
 
 Scores = io.Custom("CONCEPTS_SCORES")
@@ -59,7 +60,7 @@ class ConceptsAnagramScore(io.ComfyNode):
     @classmethod
     def execute(cls, image, views, clip_vision, clip, prompts, vae=None) -> io.NodeOutput:
         listed = views_on(image, views, vae)
-        lines = prompt_lines(prompts, len(listed))
+        lines = lines_of(prompts, len(listed), "prompts")
         shown = upright(image, listed)
         matches = similarities(clip_vision, clip, shown.flatten(0, 1), lines)
         readings = Readings(matches.unflatten(0, shown.shape[:2]))
@@ -84,13 +85,28 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
                 Views.Input("views", tooltip="The views, the same list as for Anagram Guider."),
                 *_reader_inputs(),
                 Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+                io.Float.Input(
+                    "start_percent", default=0.15, min=0.0, max=1.0, step=0.01, optional=True,
+                    tooltip="From where in the sampling CLIP looks; before, the picture is mush to it. Start with 0.15.",
+                ),
+                io.Float.Input(
+                    "smoothing", default=0.7, min=0.0, max=0.95, step=0.05, optional=True,
+                    tooltip="How much of what CLIP read before counts beside what it reads now, so that one slip does not "
+                    "turn the weights; 0 is the reading of the step alone. Start with 0.7.",
+                ),
+                io.Float.Input(
+                    "least", default=0.15, min=0.0, max=0.5, step=0.01, optional=True,
+                    tooltip="Of the whole weight, what no view gets less than; 0.5 leaves all views even. Start with 0.15.",
+                ),
             ],
             outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, vae, views, clip_vision, clip, prompts, options=None) -> io.NodeOutput:
-        words = text_embeddings(clip, prompt_lines(prompts, len(views.in_order())))
+    def execute(
+        cls, model, vae, views, clip_vision, clip, prompts, options=None, start_percent=0.15, smoothing=0.7, least=0.15
+    ) -> io.NodeOutput:
+        words = text_embeddings(clip, lines_of(prompts, len(views.in_order()), "prompts"))
         to_wire = model.get_model_object("latent_format").process_out
 
         def score(latents: torch.Tensor) -> torch.Tensor:
@@ -100,22 +116,8 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
                 matches = compared(clip_vision, shown.flatten(0, 1), words).unflatten(0, shown.shape[:2])
             return matches.diagonal(dim1=1, dim2=2)
 
-        return io.NodeOutput(replace(options or AVERAGING, score=score))
-
-
-def prompt_lines(prompts: str, views: int) -> list[str]:
-    """A prompt for each view.
-
-    Raises:
-        ValueError: another number of lines than of views.
-    """
-    lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-    if len(lines) != views:
-        raise ValueError(
-            f"There are {views} views and {len(lines)} lines of prompts; write what each view shows on a line of its own, in "
-            "the order of the views."
-        )
-    return lines
+        reader = Reader(score, start_percent, smoothing, least)
+        return io.NodeOutput(replace(options or AVERAGING, reader=reader))
 
 
 class ConceptsAnagramContactSheet(io.ComfyNode):

@@ -11,9 +11,9 @@ from ..demo.loader import load_demo_model
 from ..host.folders import offer_loras
 from ..host.schema import schema
 from ..methods.anagram.score import Readings
-from .anagram import Views
+from .anagram import Views, lines_of
 from .anagram_pictures import upright, views_on
-from .anagram_scores import Scores, prompt_lines
+from .anagram_scores import Scores
 
 offer_loras(LORAS)  # the demo model's LoRAs appear in the host's Load LoRA, as any other
 
@@ -84,7 +84,7 @@ class ConceptsDemoJudge(io.ComfyNode):
             report = "\n".join(judge.describe(picture) for picture in image)
             return io.NodeOutput(report, None, ui=ui.PreviewText(report))
         listed = views_on(image, views, vae)
-        names = prompt_lines(concepts, len(listed))
+        names = lines_of(concepts, len(listed), "concepts")
         unknown = [name for name in names if name not in CLASSES]
         if unknown:
             raise ValueError(f"The judge does not know '{unknown[0]}'; it knows {', '.join(CLASSES)}.")

@@ -4,6 +4,7 @@ Multi-task Learning", 2412.02693, section 3.3, noise vector balancing). One sign
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -77,33 +78,57 @@ def guidance_norm(weights: Sequence[float]) -> Weights:
     return weigh
 
 
-SCORE_FROM = 0.15  # before, a denoised picture is mush that no scorer can read
 LOWEST_SCORE = 0.02
-LEAST, MOST = 0.15, 0.85  # of the whole weight: no view is ever silent
 
 
-def by_score(weights: Sequence[float], score: Callable[[torch.Tensor], torch.Tensor]) -> Weights:
+@dataclass(frozen=True)
+class Reader:
+    """What reads the views in the middle of a sampling, and how it is listened to.
+
+    Attributes:
+        score: denoised latents in the canonical frame, (batch, …), to how well each view reads, (batch, views).
+        start: the sampling percent, 0 to 1, from which it is asked; before, a denoised picture is mush.
+        smoothing: how much of a score are the readings before, 0 to 1.
+        least: of the whole weight, what no view gets less than, and 1 − least what none gets more than.
+    """
+
+    score: Callable[[torch.Tensor], torch.Tensor]
+    start: float = 0.15
+    smoothing: float = 0.7
+    least: float = 0.15
+
+
+def by_score(weights: Sequence[float], reader: Reader) -> Weights:
     """αᵢ ∝ wᵢ · sᵢ^−(1 + progress): the view that reads worst gets more weight, the more so the later it is
     ("Diffusion-based Visual Anagram as Multi-task Learning", 2412.02693, section 3.3; its code has step/30 for the progress).
 
-    Ours: scored is the denoised picture of this step, not the noisy one, which only a noise-aware CLIP could read; scores
-    are bounded from below, since a cosine can be negative; and weights from both sides.
-
-    Args:
-        score: denoised latents in the canonical frame, (batch, …), to how well each view reads, (batch, views).
+    Ours: scored is the denoised picture of this step, not the noisy one, which only a noise-aware CLIP could read; a score is
+    a running mean, since one reading may be a slip; scores are bounded from below, since a cosine can be negative; and weights
+    from both sides.
     """
     even = manual(weights)
 
     def weigh(p: Predictions) -> torch.Tensor:
         alphas = even(p)
-        if p.progress < SCORE_FROM or alphas.shape[1] == 1:
+        if p.progress < reader.start or alphas.shape[1] == 1:
             return alphas
-        mixed = sum(x0 * alphas[0, i].to(x0) for i, x0 in enumerate(p.guided()))
-        matches = score(mixed).to(alphas).clamp(min=LOWEST_SCORE)  # type: ignore[arg-type]
+        matches = _read(p, alphas, reader).clamp(min=LOWEST_SCORE)
         wanted = normalised(alphas * matches ** -(1 + p.progress))
-        return normalised(wanted.clamp(LEAST, MOST) * (alphas > 0))
+        return normalised(wanted.clamp(reader.least, 1 - reader.least) * (alphas > 0))
 
     return weigh
+
+
+def _read(p: Predictions, alphas: torch.Tensor, reader: Reader) -> torch.Tensor:
+    """How well each view reads by now, (batch, views). A level is read once: samplers of second order and patches after
+    guidance ask there again, the latter with predictions that are no picture."""
+    known = p.memory
+    if known.scores is None or known.level != p.noise:
+        mixed = sum(x0 * alphas[0, i].to(x0) for i, x0 in enumerate(p.guided()))
+        read = reader.score(mixed).to(alphas)  # type: ignore[arg-type]
+        before = read if known.scores is None else known.scores
+        known.level, known.scores = p.noise, reader.smoothing * before + (1 - reader.smoothing) * read
+    return known.scores
 
 
 BALANCES: dict[str, Callable[[Sequence[float]], Weights]] = {

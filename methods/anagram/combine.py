@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from . import rectify
-from .balance import BALANCES, by_score
+from .balance import BALANCES, Reader, by_score, manual
 from .overlap import AntiSegregation
 from .prediction import Predictions, Weights
 from .schedule import Stop, by_schedule
 from .views.base import Transform, View
+from .views.components import SCALE
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class Combination:
         strength: of the rectification, 0 to 1.
         start, end: the window of the rectification in sampling percent, 0 to 1. Outside of about 0.05 to 0.92 the
             estimate is unsure (at the end) or blown up by σ/(1 − σ) (at the start of flow models).
-        score: takes the place of ``balance`` where it is given: how well each view of denoised latents reads.
+        reader: takes the place of ``balance`` where it is given: the views are weighed by how well each reads.
         schedule: takes the place of ``balance`` where it has stops: each view's weight in the course of the sampling.
         contrast: how much each view is guided away from what the others show, against its negative's 1; 0 is off. Ours.
+        largest: what the rectification multiplies noise by at most; 0 is √views, which views that share nothing need.
         together: the gradient step against segregation, off unless it has a strength.
     """
 
@@ -36,9 +39,10 @@ class Combination:
     strength: float = 1.0
     start: float = 0.05
     end: float = 0.92
-    score: Callable[[torch.Tensor], torch.Tensor] | None = None
+    reader: Reader | None = None
     schedule: tuple[Stop, ...] = ()
     contrast: float = 0.0
+    largest: float = 0.0
     together: AntiSegregation = field(default_factory=AntiSegregation)
 
 
@@ -82,9 +86,10 @@ def check_components(views: Sequence[View]) -> None:
     if not named:
         return
     family = next(v.family for v in views if v.component is not None)
-    if len(named) < len(views) or sorted(named) != sorted(family):
+    whole, once = (SCALE * len(named), "") if family == SCALE else (family, ", each once")
+    if len(named) < len(views) or sorted(named) != sorted(whole):
         raise ValueError(
-            f"Components split one picture, so a list with '{named[0]}' must hold just {' and '.join(family)}, each once, "
+            f"Components split one picture, so a list with '{named[0]}' must hold just {' and '.join(family)}{once}, "
             f"and this one holds {', '.join(v.name for v in views)}; add what is missing and take the others out."
         )
 
@@ -109,7 +114,8 @@ def combiner(
     """The function that combines as the settings say, with the user's weight of each view.
 
     Args:
-        views: the views themselves, where some may be components; these are summed as they are, without weights.
+        views: the views themselves, where some may be components; these are summed as they are, without weights but for
+            ``scale``.
         cfgs: the guidance scale of each view, None for the guider's.
 
     Raises:
@@ -120,19 +126,31 @@ def combiner(
     if settings.rectification != "off" and settings.rectification not in rectify.GAINS:
         raise ValueError(f"There is no rectification '{settings.rectification}'; try off, {', '.join(rectify.GAINS)}.")
     check_components(views)
-    reduce = _summing(views) if any(v.component for v in views) else _averaging(settings, _weigh(settings, weights))
+    summed = any(v.component for v in views)
+    reduce = _summing(_parts(views, weights)) if summed else _averaging(settings, _weigh(settings, weights))
     return lambda p: reduce(with_own_guidance(p, cfgs or [None] * len(p.positive)))
 
 
 def _weigh(settings: Combination, weights: Sequence[float]) -> Weights:
-    if settings.score is not None:
-        return by_score(weights, settings.score)
+    if settings.reader is not None:
+        return by_score(weights, settings.reader)
     return by_schedule(weights, settings.schedule) if settings.schedule else BALANCES[settings.balance](weights)
 
 
-def _summing(views: Sequence[View]) -> Combine:
+def _parts(views: Sequence[View], weights: Sequence[float]) -> list[Transform]:
+    """The projection Fᵢ of every view: its component, or kᵢ times the prediction for mere scales, with Σ kᵢ = 1.
+
+    Raises:
+        ValueError: weights of scales that are negative or all 0.
+    """
+    if views[0].family != SCALE:
+        return [v.component for v in views if v.component is not None]
+    manual(weights)
+    return [partial(torch.mul, other=weight / sum(weights)) for weight in weights]
+
+
+def _summing(parts: Sequence[Transform]) -> Combine:
     """Components summed; never rectified, for nothing is averaged away."""
-    parts = [v.component for v in views if v.component is not None]
 
     def combine(p: Predictions) -> tuple[torch.Tensor, torch.Tensor | None]:
         return sum_components(p.positive, parts), None if p.negative is None else sum_components(p.negative, parts)
@@ -150,7 +168,7 @@ def _averaging(settings: Combination, weigh: Weights) -> Combine:
         inside = settings.start <= p.progress <= settings.end and p.signal > 0 and p.noise > 0
         if settings.rectification == "off" or settings.strength == 0 or len(p.positive) == 1 or not inside:
             return positive, negative
-        factor = rectify.gain(p, alphas, settings.rectification, settings.strength)
+        factor = rectify.gain(p, alphas, settings.rectification, settings.strength, settings.largest)
         # one factor for both: guidance is linear, so the guided noise gets exactly this factor
         rectified = rectify.with_gain(p, positive, factor)
         return rectified, None if negative is None else rectify.with_gain(p, negative, factor)

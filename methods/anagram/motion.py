@@ -7,6 +7,7 @@ So every view that moves pixels can be shown, and the last frame is the view its
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .captions import captioned, faded
 from .views import Settings, View
 from .views.base import SYMMETRIES, Symmetry
 from .views.discs import disc
@@ -201,7 +203,9 @@ def _scattered(picture: np.ndarray, view: View, t: float) -> np.ndarray:
     return canvas
 
 
-def film(picture: np.ndarray, views: list[View], hold: int, motion: int, back: bool) -> np.ndarray:
+def film(
+    picture: np.ndarray, views: list[View], hold: int, motion: int, back: bool, captions: Sequence[str] = ()
+) -> np.ndarray:
     """Still, motion, still, through all views in order; each goes by way of the picture as it is.
 
     Args:
@@ -209,15 +213,17 @@ def film(picture: np.ndarray, views: list[View], hold: int, motion: int, back: b
         hold: frames of each still.
         motion: frames of each movement.
         back: whether the film runs back to its first frame, so that it loops.
+        captions: words under each view while it stands still; none without any.
 
     Returns:
         uint8 (frames, side, side', 3).
     """
     movements = [[on_canvas(picture), *frames(picture, view, motion)] for view in views]
-    shots: list[np.ndarray] = [movements[0][-1]] * hold
-    for before, after in pairwise(movements):
-        shots += _between(before, after)
-        shots += [after[-1]] * hold
+    words = list(captions) or [""] * len(views)
+    shots: list[np.ndarray] = [captioned(movements[0][-1], words[0])] * hold
+    for at, (before, after) in enumerate(pairwise(movements)):
+        shots += faded(_between(before, after), words[at], words[at + 1], motion)
+        shots += [captioned(after[-1], words[at + 1])] * hold
     if back:
         shots += shots[-2:0:-1]
     return np.stack(shots)

@@ -21,12 +21,14 @@ class AntiSegregation:
             raw gradient, a figure that holds for its model's size alone.
         start, end: the window in sampling percent, 0 to 1.
         iterations: steps at each noise level.
+        lasting: whether a step stays in the sampler's own latent, or only the prediction sees it; None is as the sampler can.
     """
 
     strength: float = 0.0
     start: float = 0.0
     end: float = 0.7
     iterations: int = 1
+    lasting: bool | None = None
 
 
 def target_overlap(views: int) -> float:

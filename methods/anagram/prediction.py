@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+
+@dataclass(eq=False)
+class Memory:
+    """What a balance keeps from step to step of one sampling; each sampling has its own.
+
+    Attributes:
+        level: the noise level it has last read a picture at.
+        scores: how well each view has read so far, (batch, views).
+    """
+
+    level: float | None = None
+    scores: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -21,6 +34,7 @@ class Predictions:
         positive: N tensors shaped like ``x``.
         negative: N tensors, or None where the negative is not asked (cfg 1).
         cfg: the guidance scale.
+        memory: of the sampling; without one, nothing is remembered.
     """
 
     x: torch.Tensor
@@ -31,6 +45,7 @@ class Predictions:
     positive: tuple[torch.Tensor, ...]
     negative: tuple[torch.Tensor, ...] | None
     cfg: float
+    memory: Memory = field(default_factory=Memory)
 
     def guided(self) -> tuple[torch.Tensor, ...]:
         """The prediction of each view with its own guidance: u + cfg · (c − u)."""

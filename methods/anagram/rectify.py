@@ -36,17 +36,18 @@ def gain_unit(products: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 GAINS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"match": gain_match, "unit": gain_unit}
 
 
-def gain(p: Predictions, weights: torch.Tensor, form: str, strength: float) -> torch.Tensor:
-    """By what the noise of the mix is multiplied, (batch,), between 1 and √views.
+def gain(p: Predictions, weights: torch.Tensor, form: str, strength: float, largest: float = 0.0) -> torch.Tensor:
+    """By what the noise of the mix is multiplied, (batch,), between 1 and ``largest``.
 
     Args:
         weights: (batch, views).
         form: a name of ``GAINS``.
         strength: 0 is off, 1 the whole correction.
+        largest: 0 is √views.
     """
     noises = torch.stack([p.as_noise(x0) for x0 in p.guided()], 1)
     full = GAINS[form](gram(noises), weights.float())
-    return (1 + strength * (full - 1)).clamp(1.0, len(p.positive) ** 0.5)
+    return (1 + strength * (full - 1)).clamp(1.0, max(1.0, largest or len(p.positive) ** 0.5))
 
 
 def with_gain(p: Predictions, denoised: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

@@ -17,16 +17,18 @@ from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
 from comfyui_concepts.methods.anagram.overlap import CLOSE_ENOUGH, segregation, step
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
+from comfyui_concepts.nodes.anagram_options import ConceptsAnagramAntiSegregation
+from comfyui_concepts.nodes.anagram_sampling import pull_of
 
 
-def _pull(strength=0.05, start=0.0, end=1.0, iterations=1, seen=None):
+def _pull(strength=0.05, start=0.0, end=1.0, iterations=1, seen=None, lasting=None):
     def loss(maps):
         found = segregation(maps)
         if seen is not None:
             seen.append(found.detach().clone())
         return found
 
-    return Pull(loss, partial(step, strength=strength), start, end, iterations)
+    return Pull(loss, partial(step, strength=strength), start, end, iterations, lasting)
 
 
 def _cond(seed: int, words=(1, 2), loud=1.0) -> list:
@@ -121,6 +123,64 @@ def test_samplers_and_inpaint_masks(model, sampler, masked, caplog):
     assert torch.isfinite(_sample(_guider(model, _pull()), sampler, mask=mask)).all()
     told = sum("acts on the predictions alone" in r.message for r in caplog.records)
     assert told == (masked or sampler == "uni_pc")
+
+
+def _shown(model, pull, sampler):
+    """The latents the sampler goes on with, step by step."""
+    shown: list[torch.Tensor] = []
+    _sample(_guider(model, pull), sampler, steps=3, callback=lambda step, x0, x, total: shown.append(x.clone()))
+    return shown
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m"])
+def test_an_edit_stays_in_the_latent_the_sampler_goes_on_with_or_is_seen_by_the_prediction_alone(model, sampler):
+    plain, auto, latent, prediction = (
+        _shown(model, pull, sampler) for pull in (None, _pull(), _pull(lasting=True), _pull(lasting=False))
+    )
+    assert all(map(torch.equal, auto, latent))
+    assert not torch.allclose(latent[0], plain[0])
+    assert torch.equal(prediction[0], plain[0])
+    assert not torch.allclose(prediction[1], plain[1])
+    assert not torch.allclose(prediction[1], latent[1])
+
+
+@pytest.mark.parametrize(("sampler", "masked"), [("uni_pc", False), ("lcm", False), ("euler", True)])
+def test_where_no_edit_stays_auto_is_the_prediction_alone(model, sampler, masked, caplog):
+    caplog.set_level("INFO")
+    mask = (torch.arange(64).view(1, 1, 8, 8) % 2).float() if masked else None
+    auto, prediction = (
+        _sample(_guider(model, _pull(lasting=lasting)), sampler, 3, mask=mask) for lasting in (None, False)
+    )
+    assert torch.equal(auto, prediction)
+    assert not torch.allclose(auto, _sample(_guider(model, None), sampler, 3, mask=mask))
+    assert (
+        sum("acts on the predictions alone" in r.message for r in caplog.records) == 1
+    )  # of auto; the other was asked for
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_an_edit_of_the_prediction_does_not_ask_what_the_sampler_does_with_its_latent(model, lasting):
+    """One that hands the model copies of it loses an edit of the latent, and no other."""
+
+    def sampled(handed):
+        def euler(denoise, x, sigmas, extra_args=None, callback=None, disable=None):
+            for high, low in pairwise(sigmas):
+                x = x + (x - denoise(handed(x), high[None], **extra_args)) / high * (low - high)
+            return x
+
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 3)
+        guider = _guider(model, _pull(lasting=lasting))
+        sampler = comfy.samplers.KSAMPLER(euler)
+        return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
+
+    assert torch.equal(sampled(torch.Tensor.clone), sampled(lambda x: x)) != lasting
+
+
+def test_the_node_asks_for_the_edit_by_name():
+    for edit, lasting in (("auto", None), ("latent", True), ("prediction", False)):
+        options = ConceptsAnagramAntiSegregation.execute(0.05, 1, 0.0, 0.7, edit=edit).args[0]
+        assert pull_of(options).lasting is lasting
 
 
 def test_an_adaptive_sampler_is_refused(model):

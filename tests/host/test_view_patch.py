@@ -1,8 +1,7 @@
-"""Anagrams through the stock KSampler, time travel, given components, and CLIP scores, next to the real host."""
+"""Anagrams through the stock KSampler, time travel, and given components, next to the real host."""
 
 from __future__ import annotations
 
-import types
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +11,6 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.anti_segregation import Pull
-from comfyui_concepts.host.clip_score import similarities
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider, own_controls
 from comfyui_concepts.host.phrases import ENTRY as PHRASE
 from comfyui_concepts.host.time_travel import renoised, travelling
@@ -142,12 +140,27 @@ def test_the_ksampler_refuses_a_gradient_step_without_phrases_and_with_an_adapti
         _ksampler(*with_views(model, prompts, combine, pull), "dpm_adaptive")
 
 
+def _deep(value):
+    """All of a nested dict, lists copied, its leaves by identity."""
+    if isinstance(value, dict):
+        return {key: _deep(inner) for key, inner in value.items()}
+    return list(map(id, value)) if isinstance(value, list) else id(value)
+
+
 def test_the_patched_model_leaves_the_given_one_as_it_was(tiny_models):
-    model = tiny_models["EPS"]
-    before = _ksampler(model, _cond(0), _cond(99))
-    with_views(model, _prompts("identity", "flip"), _combine(["identity", "flip"]))
-    assert torch.equal(_ksampler(model, _cond(0), _cond(99)), before)
-    assert not model.wrappers.get("predict_noise")
+    model = tiny_models["EPS"].clone()
+    model.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
+    model.add_wrapper_with_key("predict_noise", "test", lambda executor, *args: executor(*args))
+    before = _ksampler(model, _cond(0), _cond(99)), _deep(model.wrappers), _deep(model.model_options)
+    _ksampler(*with_views(model, _prompts("identity", "flip"), _combine(["identity", "flip"])))
+    assert (_deep(model.wrappers), _deep(model.model_options)) == before[1:]
+    assert torch.equal(_ksampler(model, _cond(0), _cond(99)), before[0])
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde"])
+def test_the_ksampler_makes_the_same_picture_twice_of_a_sampler_that_draws_noise(tiny_models, sampler):
+    patched = with_views(tiny_models["EPS"], _prompts("identity", "flip"), _combine(["identity", "flip"]))
+    assert torch.equal(_ksampler(*patched, sampler), _ksampler(*patched, sampler))
 
 
 def test_the_ksampler_must_get_the_prompts_that_come_with_the_model(tiny_models):
@@ -358,50 +371,3 @@ def test_going_back_up_restores_the_level_of_signal_and_noise(tiny_models, kind)
     a_high = 1 - high if kind == "FLOW" else 1.0
     assert (up * x0).mean() / x0.square().mean() == pytest.approx(a_high, abs=0.02)
     assert (up - a_high * x0).std() == pytest.approx(high, rel=0.02)
-
-
-class _Clip:
-    """A stand-in for a CLIP with a projection; real checkpoints cannot be had here."""
-
-    def __init__(self, weight):
-        linear = torch.nn.Linear(*weight.shape, bias=False)
-        linear.weight = torch.nn.Parameter(weight, requires_grad=False)
-        self.cond_stage_model = torch.nn.ModuleDict({"text_projection": linear})
-
-    def tokenize(self, text):
-        return text
-
-    def encode_from_tokens(self, tokens, return_pooled=False):
-        return None, torch.eye(4)[["red", "green", "blue", "dark"].index(tokens)][None]
-
-
-class _Vision:
-    def __init__(self, width=4):
-        self.width = width
-
-    def encode_image(self, pictures, crop=True):
-        mean = pictures.mean((1, 2))
-        return {"image_embeds": torch.cat([mean, torch.zeros(len(mean), self.width - 3)], 1)}
-
-
-def test_pictures_and_prompts_are_compared_by_cosine():
-    with torch.inference_mode(False):
-        clip = _Clip(torch.randn(4, 4))
-    red = torch.zeros(1, 8, 8, 3)
-    red[..., 0] = 0.5
-    found = similarities(_Vision(), clip, red, ["red", "green"])
-    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0]]))
-    with pytest.raises(ValueError, match="not a pair"):
-        similarities(_Vision(6), clip, red, ["red"])
-
-
-@pytest.mark.parametrize("weight", [torch.eye(4), torch.zeros(4, 4), torch.full((4, 4), float("nan"))])
-def test_a_clip_without_a_projection_is_refused(weight):
-    with torch.inference_mode(False):
-        clip = _Clip(weight)
-    with pytest.raises(ValueError, match="no text projection"):
-        similarities(_Vision(), clip, torch.zeros(1, 8, 8, 3), ["red"])
-    with pytest.raises(ValueError, match="no text projection"):
-        similarities(
-            _Vision(), types.SimpleNamespace(cond_stage_model=torch.nn.Module()), torch.zeros(1, 8, 8, 3), ["red"]
-        )

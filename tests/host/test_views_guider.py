@@ -64,6 +64,38 @@ def test_one_identity_view_is_plain_sampling_bit_for_bit(tiny_models, sampler, k
     assert torch.equal(ours, plain)
 
 
+def _asked(model, guider_of, **settings) -> tuple[torch.Tensor, list[tuple[int, bool]]]:
+    """The picture, and of each call of the network its rows and whether one of them was the negative's."""
+    calls: list[tuple[int, bool]] = []
+    negative = _cond(99)[0][0][0]
+
+    def note(executor, x, timesteps, context, *args, **kwargs):
+        calls.append((len(x), any(torch.equal(row, negative) for row in context)))
+        return executor(x, timesteps, context, *args, **kwargs)
+
+    noted = model.clone()
+    noted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", note)
+    return _sample(guider_of(noted), **settings), calls
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+@pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
+def test_one_identity_view_at_cfg_1_is_plain_sampling_bit_for_bit(tiny_models, sampler, kind):
+    model, settings = tiny_models[kind], {"sampler": sampler, "steps": 3}
+    plain, theirs = _asked(model, lambda m: _plain(m, 1.0), **settings)
+    one, ours = _asked(model, lambda m: ViewsGuider(m, *_views("identity"), 1.0), **settings)
+    assert torch.equal(one, plain)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
+def test_at_cfg_1_the_model_is_asked_for_no_negative(tiny_models, sampler):
+    """But by the cfg++ samplers, which tell the host to ask for it all the same."""
+    views = _views("identity", "flip")
+    _, calls = _asked(tiny_models["FLOW"], lambda m: ViewsGuider(m, *views, 1.0), sampler=sampler, steps=2)
+    assert set(calls) == {(4, True) if "cfg_pp" in sampler else (2, False)}
+
+
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc"])
 @pytest.mark.parametrize(
     "settings",
@@ -260,6 +292,25 @@ def test_bad_input_gets_a_sentence(tiny_models):
         _sample(ViewsGuider(model, *_views("identity", "negate"), 7.0))
     with pytest.raises(ValueError, match="square canvas"):
         _sample(ViewsGuider(model, *_views("identity", "rotate_cw"), 7.0), size=(8, 12))
+
+
+@pytest.mark.parametrize(
+    ("view", "size", "says"),
+    [
+        ("pixel_permute", (8, 8), "moves single pixels.*Anagram Pixel Guider"),
+        ("skew", (8, 8), "moves single pixels.*Anagram Pixel Guider"),
+        ("gray", (8, 8), "no meaning on the 4 channels"),
+        ("jigsaw", (8, 12), "square canvas"),
+        ("patch_permute", (12, 12), r"into 8 equal parts.*try parts = 2 or 3 or 4 or 6 or 12"),
+        ("half_swap", (8, 9), "choose another size"),
+    ],
+)
+def test_a_view_that_this_latent_cannot_take_is_refused_before_the_first_step(tiny_models, view, size, says):
+    prompts = [ViewPrompt(view_named(name), _cond(0), _cond(99)) for name in ("identity", view)]
+    guider, calls = ViewsGuider(tiny_models["EPS"], prompts, lambda **known: calls.append(1), 7.0), []
+    with pytest.raises(ValueError, match=says):
+        _sample(guider, size=size)
+    assert not calls
 
 
 @pytest.mark.parametrize("cfg", [0.0, 1.0])

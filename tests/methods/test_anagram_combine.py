@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_concepts.methods.anagram import rectify
-from comfyui_concepts.methods.anagram.balance import BALANCES, by_score, manual
+from comfyui_concepts.methods.anagram.balance import BALANCES, Reader, by_score, manual
 from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, Combination, combiner, mix
-from comfyui_concepts.methods.anagram.prediction import Predictions
+from comfyui_concepts.methods.anagram.prediction import Memory, Predictions
 
 SHAPE = (2, 4, 24, 24)
 
@@ -179,15 +179,36 @@ def test_the_gain_is_bounded_at_the_ends_of_the_schedule(signal, noise):
     assert ((factor >= 1.0) & (factor <= 2**0.5 + 1e-9)).all()
 
 
+def test_the_gain_has_the_bound_that_was_asked():
+    """0 is √views, which views that share nothing need; below 1 there is nothing to give back."""
+    known, alphas = _known(_noises(0.0, 2, shape=SHAPE)), _weights(0.5, 0.5)
+    for largest, wanted in ((0.0, 2**0.5), (1.1, 1.1), (0.5, 1.0)):
+        assert rectify.gain(known, alphas, "match", 1.0, largest).tolist() == pytest.approx([wanted] * 2, abs=0.02)
+    bound = combiner(Combination(rectification="match", largest=1.1), [1.0, 1.0])(known)[0]
+    mixed = mix(known.positive, alphas)
+    torch.testing.assert_close(known.as_noise(bound), 1.1 * known.as_noise(mixed), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("signal", "noise"), [(0.001, 0.999), (1.0, 14.6), (1.0, 0.002)])
+def test_views_that_nearly_agree_are_hardly_moved_however_much_a_model_amplifies(signal, noise):
+    """At the first levels of a flow model a gain off by half a percent would move the picture by five times its size."""
+    common, *own = (_normal(i) for i in range(3))
+    known = _known([common + 0.01 * e for e in own], signal=signal, noise=noise)
+    settings = Combination(rectification="match", start=0.0, end=1.0)
+    moved = combiner(settings, [1.0, 1.0])(known)[0] - mix(known.positive, _weights(0.5, 0.5))
+    assert moved.square().mean().sqrt() < 0.05
+
+
 def test_flow_models_at_pure_noise_are_left_alone():
     known = _known(_noises(0.2, 2, shape=SHAPE), signal=1.0, noise=1.0)
     pure = Predictions(**{**known.__dict__, "signal": 0.0, "progress": 0.1})
     assert torch.isfinite(combiner(MULTI_TASK_FAST, [1.0, 1.0])(pure)[0]).all()
 
 
-def _by_score(score, weights=(1.0, 1.0), progress=0.5):
+def _by_score(score, weights=(1.0, 1.0), progress=0.5, **listened):
     known = _known(_noises(0.3, len(weights), shape=SHAPE), progress=progress)
-    return by_score(list(weights), lambda latents: torch.tensor(score).expand(len(latents), -1))(known)
+    reader = Reader(lambda latents: torch.tensor(score).expand(len(latents), -1), **listened)
+    return by_score(list(weights), reader)(known)
 
 
 def test_the_view_that_reads_worse_gets_more_weight_by_the_papers_formula():
@@ -208,4 +229,42 @@ def test_scores_of_any_size_give_weights_that_are_weights():
 
 def test_early_steps_are_not_scored_and_a_silent_view_stays_silent():
     torch.testing.assert_close(_by_score([0.1, 0.9], progress=0.1)[0], torch.tensor([0.5, 0.5]))
+    assert _by_score([0.1, 0.9], progress=0.1, start=0.05)[0, 0] > 0.5
+    assert _by_score([0.1, 0.9], progress=0.4, start=0.5)[0].tolist() == [0.5, 0.5]
     assert _by_score([0.1, 0.9, 0.5], weights=(1.0, 1.0, 0.0))[0, 2] == 0
+
+
+def test_no_view_gets_less_than_the_least_nor_more_than_the_rest():
+    torch.testing.assert_close(_by_score([1.0, 1e-9], least=0.3)[0], torch.tensor([0.3, 0.7]))
+    torch.testing.assert_close(_by_score([1.0, 1e-9], least=0.5)[0], torch.tensor([0.5, 0.5]))
+
+
+class Readings:
+    """A reader's scores, one after the other; it notes how often it was asked."""
+
+    def __init__(self, *scores):
+        self.scores, self.asked = list(scores), 0
+
+    def __call__(self, latents):
+        self.asked += 1
+        return torch.tensor(self.scores[self.asked - 1]).expand(len(latents), -1)
+
+
+def test_readings_are_a_running_mean_within_a_sampling_and_none_is_left_to_the_next():
+    readings = Readings([0.2, 0.4], [0.4, 0.2], [0.4, 0.2], [0.4, 0.2])
+    weigh = by_score([1.0, 1.0], Reader(readings, smoothing=0.7, least=0.0))
+    memory, known = Memory(), _known(_noises(0.3, 2, shape=SHAPE))
+
+    def at(level, memory):
+        return weigh(Predictions(**{**known.__dict__, "noise": level, "memory": memory}))[0]
+
+    def wanted(a, b):
+        return torch.tensor([a**-1.5, b**-1.5]) / (a**-1.5 + b**-1.5)
+
+    torch.testing.assert_close(at(3.0, memory), wanted(0.2, 0.4))
+    second = at(2.0, memory)
+    torch.testing.assert_close(second, wanted(0.26, 0.34))
+    assert torch.equal(at(2.0, memory), second)  # a sampler of second order, or a patch, asks at the level again
+    assert readings.asked == 2
+    torch.testing.assert_close(at(1.0, memory), wanted(0.302, 0.298))
+    torch.testing.assert_close(at(1.0, Memory()), wanted(0.4, 0.2))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner, with_own_guidance
+from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination, combiner, with_own_guidance
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import COMPONENTS, VIEWS, Settings, view_named
 from comfyui_concepts.methods.anagram.views.from_image import from_image
 
-FAMILIES = sorted({view_named(name).family for name in COMPONENTS})
+FAMILIES = sorted({view_named(name).family for name in COMPONENTS} - {("scale",)})
 
 
 def _normal(seed, shape=(2, 4, 24, 24)):
@@ -47,6 +47,30 @@ def test_equal_prompts_give_the_plain_prediction(family):
 def test_parts_that_do_not_make_a_picture_are_refused(names):
     with pytest.raises(ValueError, match=r"low_pass and high_pass, each once"):
         combiner(AVERAGING, [1.0] * len(names), [view_named(n) for n in names])
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (1.0, 2.0, 5.0), (1.0, 0.0), (2.0,)], ids=str)
+def test_scales_are_shares_by_weight_that_sum_to_the_whole(weights):
+    combine = combiner(AVERAGING, weights, [view_named("scale")] * len(weights))
+    c, u = [_normal(i) for i in range(len(weights))], [_normal(9 + i) for i in range(len(weights))]
+    positive, negative = combine(_known(c, u, cfg=5.0))
+    for mixed, parts in ((positive, c), (negative, u)):
+        torch.testing.assert_close(mixed, sum(w / sum(weights) * part for w, part in zip(weights, parts, strict=True)))
+    torch.testing.assert_close(combine(_known(c[:1] * len(weights)))[0], c[0])
+
+
+def test_scales_have_no_balance_and_no_rectification():
+    c, views = [_normal(1), _normal(2)], [view_named("scale")] * 2
+    loud = combiner(Combination(balance="alternate", rectification="match"), [1.0, 1.0], views)
+    assert torch.equal(loud(_known(c))[0], combiner(AVERAGING, [1.0, 1.0], views)(_known(c))[0])
+
+
+@pytest.mark.parametrize("names", [("scale", "identity"), ("scale", "low_pass"), ("low_pass", "high_pass", "scale")])
+def test_scales_among_others_are_refused(names):
+    with pytest.raises(ValueError, match=r"must hold just (scale,|low_pass and high_pass)"):
+        combiner(AVERAGING, [1.0] * len(names), [view_named(n) for n in names])
+    with pytest.raises(ValueError, match="at least one above 0"):
+        combiner(AVERAGING, [0.0, 0.0], [view_named("scale")] * 2)
 
 
 def test_far_is_smoother_than_near():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_concepts.methods.anagram.blend import blend
+from comfyui_concepts.methods.anagram.captions import captioned
 from comfyui_concepts.methods.anagram.film_size import film_size
 from comfyui_concepts.methods.anagram.motion import eased, film, frames, on_canvas, pieces, seen
 from comfyui_concepts.methods.anagram.score import Readings
@@ -62,6 +63,41 @@ def test_a_film_stands_moves_and_comes_back():
     assert np.array_equal(shots[-1], on_canvas(PICTURE[::-1]))
     loop = film(PICTURE, views, hold=3, motion=4, back=True)
     assert len(loop) == 2 * len(shots) - 2
+    assert np.array_equal(loop[len(shots) :], shots[-2:0:-1])
+
+
+def _written(shots, plain):
+    """How far the ink changes each shot, 0 to 255."""
+    return [int(np.abs(a.astype(int) - b).max()) for a, b in zip(shots, plain, strict=True)]
+
+
+@pytest.mark.parametrize("words", ["heart", "an oil painting of an old man"])
+@pytest.mark.parametrize("size", [(48, 48), (48, 96), (480, 320)])
+def test_a_caption_stands_below_the_picture_and_inside_the_canvas(size, words):
+    shot = on_canvas(np.zeros((*size, 3), np.uint8))
+    ink = (captioned(shot, words) != shot).any(-1)
+    rows, columns = (ink.any(axis).nonzero()[0] for axis in (1, 0))
+    assert rows[0] >= (shot.shape[0] + size[0]) // 2  # below the picture
+    assert rows[-1] < shot.shape[0] - 1
+    assert abs(columns[0] + columns[-1] - shot.shape[1]) <= 4  # in the middle
+    assert 0 < columns[0] < columns[-1] < shot.shape[1] - 1
+    assert captioned(shot, words, 0.0) is shot
+    assert captioned(shot, "") is shot
+
+
+def test_captions_stand_with_the_stills_and_are_gone_while_the_picture_moves():
+    views, told = [_view("identity"), _view("rotate_180"), _view("flip")], {"hold": 3, "motion": 8}
+    plain = film(PICTURE, views, **told, back=False)
+    shots = film(PICTURE, views, **told, back=False, captions=["M", "W", ""])
+    assert len(shots) == len(plain)
+    ink = _written(shots, plain)
+    assert ink[0] == ink[1] == ink[2] > ink[3] > 50
+    assert ink[4:9] == [0] * 5  # the middle of the first movement
+    assert 50 < ink[9] < ink[10] == ink[13]
+    assert ink[13] > ink[14] > 50
+    assert not any(ink[15:])  # and no words for the third
+    assert not np.array_equal(shots[0][60:], shots[13][60:])
+    loop = film(PICTURE, views, **told, back=True, captions=["M", "W", ""])
     assert np.array_equal(loop[len(shots) :], shots[-2:0:-1])
 
 

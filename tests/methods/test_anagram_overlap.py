@@ -37,6 +37,12 @@ def test_the_loss_is_the_mean_distance_from_the_target_over_pairs():
     assert [target_overlap(n) for n in (2, 3, 4)] == pytest.approx([0.45, 0.40, 0.35])
 
 
+def test_the_gradient_of_the_loss_is_that_of_finite_differences():
+    with torch.inference_mode(False), torch.enable_grad():
+        maps = [m.requires_grad_(True) for m in _maps(1, 2, 3, shape=(1, 4, 4))]
+        assert torch.autograd.gradcheck(lambda *m: segregation(m), maps, eps=1e-6, rtol=1e-2, atol=1e-8)
+
+
 def test_ten_steps_halve_the_loss():
     with torch.inference_mode(False), torch.enable_grad():
         x = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)

@@ -125,6 +125,20 @@ def test_a_film_made_smaller_ends_in_the_view_that_was_sampled(side, largest, ma
     torch.testing.assert_close(last, wanted, rtol=0, atol=0.003)  # eight bits
 
 
+def test_a_film_says_what_each_view_shows():
+    image, views = torch.rand(1, 64, 64, 3), _listed("identity", "rotate_180")
+    plain, captioned = (
+        ConceptsAnagramAnimate.execute(image, views, 2, 4, False, 64, captions=words).args[0]
+        for words in ("", "up\ndown")
+    )
+    margin = slice(80, None)  # below the picture
+    assert (plain[0, margin] == 1).all()
+    assert all(captioned[at, margin].min() < 0.5 for at in (0, -1))
+    assert torch.equal(captioned[:, :80][[0, -1]], plain[:, :80][[0, -1]])
+    with pytest.raises(ValueError, match="There are 2 views and 1 lines of captions"):
+        ConceptsAnagramAnimate.execute(image, views, 2, 4, False, 64, captions="up")
+
+
 def test_a_film_without_a_vae_is_made_at_a_size_its_views_can_cut():
     views = _listed("identity", "patch_permute", parts=6)
     shots = ConceptsAnagramAnimate.execute(torch.rand(1, 96, 96, 3), views, 1, 2, False, 64).args[0]

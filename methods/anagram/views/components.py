@@ -23,6 +23,7 @@ HYBRID = ("low_pass", "high_pass")
 TRIPLE = ("triple_low", "triple_medium", "triple_high")
 COLOUR = ("gray", "color")
 SMEAR = ("motion", "motion_residual")
+SCALE = ("scale",)
 
 
 def _odd(size: float) -> int:
@@ -81,5 +82,6 @@ COMPONENTS: dict[str, Callable[[Settings], View]] = {
     "color": _component("color", COLOUR, lambda x: x - _grey(x), None, "pixels only"),
     "motion": _component("motion", SMEAR, _smear, _smear),
     "motion_residual": _component("motion_residual", SMEAR, lambda x: x - _smear(x), None),
+    "scale": _component("scale", SCALE, _same, None),
 }
-"""Name to component. (A mere scale kᵢ with Σ kᵢ = 1 is what the weight of an identity view is.)"""
+"""Name to component. Of ``scale`` a list holds as many as one likes, and their weights say how much of the whole each is."""
