@@ -29,7 +29,7 @@ PLACES = {
 _OTHER_MODEL = "use it with the kind of model it was made for."
 
 Layers = dict[str, torch.nn.Linear]
-"""The key of a weight, or of a bias, in its model to the layer that has it."""
+"""The key of a weight in its model to the layer that has it."""
 
 
 def unet_layers(model: Any, place: str) -> Layers:
@@ -49,14 +49,14 @@ def unet_layers(model: Any, place: str) -> Layers:
 
 
 def layers_named(model: torch.nn.Module, keys: Iterable[str]) -> Layers:
-    """The layers that have these weights and biases.
+    """The layers that have these weights.
 
     Raises:
         ValueError: the model lacks one: the edit was made for another model.
     """
     modules, found = dict(model.named_modules()), {}
     for key in keys:
-        layer = modules.get(key.rpartition(".")[0])
+        layer = modules.get(key.removesuffix(".weight"))
         if not isinstance(layer, torch.nn.Linear):
             raise ValueError(f"This edit changes '{key}', which the model does not have; {_OTHER_MODEL}")
         found[key] = layer
@@ -64,13 +64,8 @@ def layers_named(model: torch.nn.Module, keys: Iterable[str]) -> Layers:
 
 
 def shapes_of(layers: Layers) -> dict[str, tuple[int, int]]:
-    """(out, in) of every layer's weight; a bias is (out, 1), a weight for an input that is always one."""
-    return {key: (layer.out_features, 1 if is_bias(key) else layer.in_features) for key, layer in layers.items()}
-
-
-def is_bias(key: str) -> bool:
-    """Whether it is the key of a bias."""
-    return key.endswith(".bias")
+    """(out, in) of every layer's weight."""
+    return {key: (layer.out_features, layer.in_features) for key, layer in layers.items()}
 
 
 @contextlib.contextmanager
@@ -85,16 +80,8 @@ def attached(layers: Mapping[str, torch.nn.Module], factors: Factors) -> Iterato
         raise ValueError(f"This edit changes '{missing[0]}', which the model does not have; {_OTHER_MODEL}")
     with contextlib.ExitStack() as stack:
         for key, factor in factors.items():
-            branch = _shift(factor) if is_bias(key) else _branch(factor)
-            stack.callback(layers[key].register_forward_hook(branch).remove)
+            stack.callback(layers[key].register_forward_hook(_branch(factor)).remove)
         yield
-
-
-def _shift(factor: LowRank) -> Callable[..., torch.Tensor]:
-    def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + factor.matrix()[:, 0].to(output.dtype)
-
-    return hook
 
 
 def _branch(factor: LowRank) -> Callable[..., torch.Tensor]:

@@ -11,11 +11,10 @@ import comfy.utils
 import torch
 
 from ..methods.erase.edit import Edit
-from ..methods.erase.lowrank import LowRank
 from ..methods.erase.spec import Erased, Preserved, check, check_kept, sentences
 from ..methods.erase.train import Factors, Schedule
 from ..methods.erase.trained import FEW_SHOT, METHODS, Recipe, scheduled
-from .adapters import PLACES, is_bias
+from .adapters import PLACES
 from .erase_solve import Encoder, clip_fingerprint
 from .erase_weights import base_fingerprint
 from .predictions import prompts_of
@@ -112,7 +111,7 @@ def unlearn_in_text(
 ) -> tuple[Edit, Trained]:
     """The same in the layers of the text encoder, from a handful of pictures."""
     _check_start(request.start)
-    plan = plan_of(FEW_SHOT, concepts, kept, request, _on_clip(request.start))
+    plan = plan_of(FEW_SHOT, concepts, kept, request, request.start.on_clip())
     trained = train_text_encoder(model, clip, plan, _pictures(model, clip, plan, images))
     return _edit(trained, request, plan, concepts, model, clip), trained
 
@@ -122,12 +121,6 @@ def _check_start(start: Edit) -> None:
         raise ValueError(
             "The edit to go on from was solved, not trained; apply it to the model with Apply Erasure, train on that, and apply both."
         )
-
-
-def _on_clip(edit: Edit) -> Factors:
-    """What the edit changes in the text encoder, biases as matrices of one column, which is how they are trained."""
-    biases = {key: d for key, d in edit.diffs.items() if is_bias(key) and not key.startswith("diffusion_model.")}
-    return edit.on_clip() | {key: LowRank(d[:, None], torch.ones(1, 1)) for key, d in biases.items()}
 
 
 def _pictures(model: Any, clip: Any, plan: Plan, given: torch.Tensor | None) -> Pictures:
@@ -233,13 +226,8 @@ def _edit(
     }  # fmt: skip
     report = {"training": training | ({"note": note} if note else {})}
     prints = clip_fingerprint(Encoder(clip)), base_fingerprint(model)
-    layers, diffs = dict(start.layers), dict(start.diffs)
-    for key, factor in outcome.factors.items():
-        if is_bias(key):
-            diffs[key] = factor.matrix()[:, 0]
-        else:
-            layers[key] = factor
-    return Edit(layers=layers, diffs=diffs, spec=spec, clip=prints[0], base=prints[1], report=report)
+    layers = {**start.layers, **outcome.factors}
+    return Edit(layers=layers, diffs=start.diffs, spec=spec, clip=prints[0], base=prints[1], report=report)
 
 
 def _ends(losses: list[float]) -> list[float]:

@@ -96,9 +96,7 @@ def lora_tensors(
             tensors[f"{name}.alpha"] = torch.tensor(float(matrix.rank)).to(dtype)
     for key, difference in (biases or {}).items():
         if style != KOHYA or not key.endswith(".bias"):
-            raise ValueError(
-                f"'{key}' cannot be stored in a {style} LoRA; take the naming 'kohya', or save it as an edit."
-            )
+            raise ValueError(f"'{key}' cannot be stored in a {style} LoRA; save it as an edit instead.")
         weight = f"{key[: -len('.bias')]}.weight"
         tensors[f"{_name(names, weight)}.diff_b"] = difference.to(dtype).contiguous()
     return tensors

@@ -10,16 +10,14 @@ from comfy.sd1_clip import SDClipModel
 from ..methods.erase.trained.ground import Encoded, stacked
 from .adapters import Layers
 
-_FEED_FORWARD = ("fc1", "fc2")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-_NO_BIAS = "k_proj"  # what is added to all keys alike changes no attention
 
 
 def text_layers(clip: Any) -> Layers:
     """The layers that few-shot unlearning trains: both linear layers of every feed-forward part up to the layer whose output
-    the model reads, and that layer's attention, weights and biases ("Erasing Concepts from Text-to-Image Diffusion Models
-    with Few-shot Unlearning", 2405.07288). The clip skip of the CLIP counts, and so does what a model's own encoder leaves unread
-    (SDXL reads the last but one).
+    the model reads, and that layer's attention ("Erasing Concepts from Text-to-Image Diffusion Models with Few-shot
+    Unlearning", 2405.07288). The clip skip of the CLIP counts, and so does what a model's own encoder leaves unread (SDXL reads the last
+    but one).
 
     Raises:
         ValueError: the CLIP has no encoder of the CLIP kind (T5 and language models).
@@ -30,22 +28,15 @@ def text_layers(clip: Any) -> Layers:
         tap = _tapped(clip, encoder, len(layers))
         for number, layer in enumerate(layers[: tap + 1]):
             prefix = f"{name}.transformer.text_model.encoder.layers.{number}"
-            found |= _parts(f"{prefix}.mlp", layer.mlp, _FEED_FORWARD)
+            for part in ("fc1", "fc2"):
+                found[f"{prefix}.mlp.{part}.weight"] = getattr(layer.mlp, part)
             if number == tap:
-                found |= _parts(f"{prefix}.self_attn", layer.self_attn, _ATTENTION)
+                for part in _ATTENTION:
+                    found[f"{prefix}.self_attn.{part}.weight"] = getattr(layer.self_attn, part)
     if not found:
         raise ValueError(
             "This text encoder is not of the CLIP kind, and unlearning in it is not possible; use Train Erasure on the model."
         )
-    return found
-
-
-def _parts(prefix: str, module: Any, parts: Sequence[str]) -> Layers:
-    found: Layers = {}
-    for part in parts:
-        found[f"{prefix}.{part}.weight"] = getattr(module, part)
-        if part != _NO_BIAS:
-            found[f"{prefix}.{part}.bias"] = getattr(module, part)
     return found
 
 

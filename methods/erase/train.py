@@ -71,8 +71,7 @@ class Outcome:
 def new_factors(
     shapes: Mapping[str, tuple[int, int]], rank: int, seed: int, device: torch.device | str = "cpu"
 ) -> Factors:
-    """Fresh factors whose product is zero: ``down`` uniform as a linear layer starts (one, for a single column), ``up`` zero;
-    float32.
+    """Fresh factors whose product is zero: ``down`` uniform as a linear layer starts, ``up`` zero; float32.
 
     Args:
         shapes: of the weights, (out, in), by key.
@@ -82,9 +81,7 @@ def new_factors(
     made: Factors = {}
     for key, (rows, columns) in sorted(shapes.items()):
         r = min(rank, rows, columns)
-        down = (
-            (torch.rand(r, columns, generator=generator) * 2 - 1) * columns**-0.5 if columns > 1 else torch.ones(r, 1)
-        )
+        down = (torch.rand(r, columns, generator=generator) * 2 - 1) * columns**-0.5
         made[key] = LowRank(torch.zeros(rows, r, device=device), down.to(device))
     return made
 

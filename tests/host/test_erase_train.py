@@ -160,19 +160,16 @@ def test_sentences_and_pictures_go_round_the_concepts(demo_model):
 def test_training_goes_on_from_an_edit_and_keeps_what_it_has_elsewhere(demo_model):
     model, clip, _ = demo_model
     of_text, _ = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot"))
-    of_text = replace(of_text, diffs={key: d + 0.05 for key, d in of_text.diffs.items()})
+    of_text = replace(of_text, diffs={"clip_l.x.bias": torch.ones(2)})
     both, _ = train_erasure(model, clip, CAT, KEPT, _request(start=of_text))
     assert set(both.on_clip()) == set(of_text.layers)
     assert all(torch.equal(both.layers[k].up, m.up) for k, m in of_text.layers.items())
-    assert all(torch.equal(both.diffs[key], d) for key, d in of_text.diffs.items())
+    assert both.diffs.keys() == of_text.diffs.keys()
     assert both.spec["start"]["solver"] == "few-shot"
     further, _ = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot", start=both))
     assert set(further.layers) == set(both.layers)
     assert all(further.layers[k].rank == 2 * m.rank for k, m in both.on_clip().items())
     assert all(torch.equal(further.layers[k].up, m.up) for k, m in both.on_model().items())
-    moved = [float((d - both.diffs[key]).abs().max()) for key, d in further.diffs.items()]
-    assert len(moved) == len(of_text.diffs)
-    assert 0 < max(moved) < 0.02  # on from where they were
 
 
 def test_a_cancelled_training_with_an_adversary_gives_what_it_learned(demo_model):
@@ -224,25 +221,16 @@ def test_an_error_in_the_text_encoders_training_leaves_all_as_it_was(demo_model,
 def test_a_saved_lora_of_the_text_encoder_encodes_as_the_edit_does(demo_model, tmp_path):
     model, clip, _ = demo_model
     shapes, generator = shapes_of(text_layers(clip)), torch.Generator().manual_seed(3)
-    factors = {
+    layers = {
         k: LowRank(torch.randn(m.up.shape, generator=generator) * 0.2, m.down) for k, m in new_factors(shapes, 2, 0).items()
     }  # fmt: skip
-    with attached(text_layers(clip), factors):
-        adapted = prompts_of(clip, ["a cat", "two dogs"]).context
-    layers = {k: m for k, m in factors.items() if k.endswith(".weight")}
-    edit = Edit(layers=layers, diffs={k: m.matrix()[:, 0] for k, m in factors.items() if k not in layers})
-    assert len(edit.layers) == 8
-    assert len(edit.diffs) == 7
-    export_lora(model, clip, edit, tmp_path / "a.safetensors", half=False)
+    export_lora(model, clip, Edit(layers=layers), tmp_path / "a.safetensors", half=False)
     file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"))
     _, loaded = comfy.sd.load_lora_for_models(model, clip, file, 1.0, 1.0)
     texts = ["a cat", "two dogs"]
-    wanted = prompts_of(apply_to_clip(clip, edit), texts).context
-    assert (adapted - wanted).abs().max() < 1e-4
+    wanted = prompts_of(apply_to_clip(clip, Edit(layers=layers)), texts).context
     assert (prompts_of(loaded, texts).context - wanted).abs().max() < 1e-5
     assert (prompts_of(clip, texts).context - wanted).abs().max() > 1e-2
-    without = prompts_of(apply_to_clip(clip, replace(edit, diffs={})), texts).context
-    assert (without - wanted).abs().max() > 1e-2
 
 
 def test_a_trained_edit_on_another_checkpoint_or_on_fp8_is_told(demo_model, strong, caplog):
@@ -338,10 +326,8 @@ def test_the_text_layers_are_those_the_model_taps(demo_model):
     clip = demo_model[1]
     prefix = "clip_l.transformer.text_model.encoder.layers"
     layers = set(text_layers(clip))
-    attention = {f"1.self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
-    parts = attention | {f"{n}.mlp.{part}" for n in (0, 1) for part in ("fc1", "fc2")}
-    keys = {f"{prefix}.{part}.{kind}" for part in parts for kind in ("weight", "bias")}
-    assert layers == keys - {f"{prefix}.1.self_attn.k_proj.bias"}  # which no attention depends on
+    attention = {f"{prefix}.1.self_attn.{part}.weight" for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    assert layers == attention | {f"{prefix}.{n}.mlp.{part}.weight" for n in (0, 1) for part in ("fc1", "fc2")}
     skipped = clip.clone()
     skipped.clip_layer(-2)
     assert {key.split("layers.")[1][0] for key in text_layers(skipped)} == {"0"}
@@ -355,9 +341,7 @@ def test_unlearning_in_the_text_encoder_changes_the_listed_layers_and_nothing_el
     before = _bytes(model.model), _bytes(clip.cond_stage_model)
     edit, trained = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot"))
     assert (_bytes(model.model), _bytes(clip.cond_stage_model)) == before
-    listed = set(text_layers(clip))
-    assert set(edit.layers) == {key for key in listed if key.endswith(".weight")}
-    assert set(edit.diffs) == listed - set(edit.layers)
+    assert set(edit.layers) == set(text_layers(clip))
     assert trained.outcome.preserve[-1] < 0.05
     forgetful = apply_to_clip(clip, edit)
     texts = ["a cat", "a dog"]
@@ -366,21 +350,3 @@ def test_unlearning_in_the_text_encoder_changes_the_listed_layers_and_nothing_el
     assert torch.equal(prompts_of(clip, texts).context, then)
     again, _ = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot"))
     assert all(torch.equal(again.layers[k].up, m.up) for k, m in edit.layers.items())
-    assert all(torch.equal(again.diffs[k], d) for k, d in edit.diffs.items())
-
-
-def test_in_the_loaded_text_encoder_only_the_listed_keys_differ(demo_model):
-    """As the host patches them, weight for weight, where the model reads the last layer and where it leaves one out."""
-    model, clip, _ = demo_model
-    for skip in (None, -2):
-        skipped = clip.clone()
-        skipped.clip_layer(skip)
-        plain = {k: t.clone() for k, t in skipped.cond_stage_model.state_dict().items()}
-        edit, _ = unlearn_in_text(model, skipped, CAT, KEPT, _request("few-shot"))
-        forgetful = apply_to_clip(skipped, edit)
-        prompts_of(forgetful, ["a cat"])  # loads it
-        patched = forgetful.cond_stage_model.state_dict()
-        differing = {k for k, t in plain.items() if not torch.equal(patched[k], t)}
-        prompts_of(clip, ["a cat"])
-        assert differing == set(text_layers(skipped))
-        assert all(torch.equal(t, plain[k]) for k, t in clip.cond_stage_model.state_dict().items())

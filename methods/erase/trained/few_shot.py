@@ -1,9 +1,8 @@
 """Few-shot unlearning in the text encoder: its words stop explaining a handful of pictures ("Erasing Concepts from
 Text-to-Image Diffusion Models with Few-shot Unlearning", 2405.07288).
 
-As in the paper weights and biases are trained; the weights' changes are low-rank here. The paper ascends without a bound for
-about ten steps. Here the ascent ends where the prompt explains the pictures no better than '' does, and other prompts are held
-where they were: longer runs would ruin the encoder otherwise.
+The paper ascends without a bound for about ten steps. Here the ascent ends where the prompt explains the pictures no better
+than '' does, and other prompts are held where they were: longer runs would ruin the encoder otherwise.
 """
 
 from __future__ import annotations
