@@ -2,7 +2,9 @@
 Text-to-Image Diffusion Models with Few-shot Unlearning", 2405.07288).
 
 The paper ascends without a bound for about ten steps. Here the ascent ends where the prompt explains the pictures no better
-than '' does, and other prompts are held where they were: longer runs would ruin the encoder otherwise.
+than '' does, and other prompts are held where they were: longer runs would ruin the encoder otherwise. The paper trains biases
+as well; here weights alone, by low-rank factors: a LoRA in diffusers' naming can hold no biases, and with them other prompts moved
+further for little.
 """
 
 from __future__ import annotations
