@@ -36,7 +36,7 @@ def test_the_film_plays_under_the_pointer_and_turns_by_click_and_key(page, until
     from selenium.webdriver.common.action_chains import ActionChains
 
     page.open(to_ui("turning", TURNING, object_info))
-    assert page.js("return app.graph.getNodeById(6).serialize().widgets_values") == [2, 3, True, 64]
+    assert page.js("return app.graph.getNodeById(6).serialize().widgets_values") == [2, 3, True, 64, ""]
     assert "concepts_flip" not in page.api_graph()["6"]["inputs"]
     page.js("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.find("[data-testid='queue-button'] button").click()
