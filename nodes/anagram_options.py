@@ -23,6 +23,29 @@ PRESETS = {
 EDITS = {"auto": None, "latent": True, "prediction": False}
 
 
+def _rectification_inputs() -> list[io.Input]:
+    """Its form, its strength, and its window."""
+    return [
+        io.Combo.Input(
+            "rectification", options=["off", *GAINS], default="match",
+            tooltip="Gives back the power that averaging takes from the noise. 'match' restores what the views have "
+            "on average; 'unit' restores unit variance, as the paper. Start with match.",
+        ),
+        io.Float.Input(
+            "strength", default=1.0, min=0.0, max=1.0, step=0.05,
+            tooltip="How much of the rectification is applied; 0 is off. Start with 1.0.",
+        ),
+        io.Float.Input(
+            "start_percent", default=0.05, min=0.0, max=1.0, step=0.01,
+            tooltip="From where in the sampling the rectification works. Start with 0.05.",
+        ),
+        io.Float.Input(
+            "end_percent", default=0.92, min=0.0, max=1.0, step=0.01,
+            tooltip="Up to where in the sampling the rectification works; the last steps only sharpen. Start with 0.92.",
+        ),
+    ]  # fmt: skip
+
+
 class ConceptsAnagramOptions(io.ComfyNode):
     """How the views are combined."""
 
@@ -48,23 +71,7 @@ class ConceptsAnagramOptions(io.ComfyNode):
                     "the first view; 'alternate' lets one view a step count; 'guidance norm' raises the view whose prompt is "
                     "less satisfied (experimental). Start with manual.",
                 ),
-                io.Combo.Input(
-                    "rectification", options=["off", *GAINS], default="match",
-                    tooltip="Gives back the power that averaging takes from the noise. 'match' restores what the views have "
-                    "on average; 'unit' restores unit variance, as the paper. Start with match.",
-                ),
-                io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=1.0, step=0.05,
-                    tooltip="How much of the rectification is applied; 0 is off. Start with 1.0.",
-                ),
-                io.Float.Input(
-                    "start_percent", default=0.05, min=0.0, max=1.0, step=0.01,
-                    tooltip="From where in the sampling the rectification works. Start with 0.05.",
-                ),
-                io.Float.Input(
-                    "end_percent", default=0.92, min=0.0, max=1.0, step=0.01,
-                    tooltip="Up to where in the sampling the rectification works; the last steps only sharpen. Start with 0.92.",
-                ),
+                *_rectification_inputs(),
             ],
             outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
         )  # fmt: skip
@@ -82,6 +89,7 @@ class ConceptsAnagramRectification(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        form, share, *window = _rectification_inputs()
         return schema(
             node_id="ConceptsAnagramRectification",
             display_name="Anagram Rectification",
@@ -90,28 +98,14 @@ class ConceptsAnagramRectification(io.ComfyNode):
             "each of them, whatever the other options are, and not stronger than a bound. Costs nothing.",
             search_aliases=["visual anagram", "variance rectification", "washed out"],
             inputs=[
-                io.Combo.Input(
-                    "rectification", options=["off", *GAINS], default="match",
-                    tooltip="'match' restores the power the views have on average; 'unit' restores unit variance, as the "
-                    "paper. Start with match.",
-                ),
-                io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=1.0, step=0.05,
-                    tooltip="How much of the rectification is applied; 0 is off. Start with 1.0.",
-                ),
+                form,
+                share,
                 io.Float.Input(
                     "largest", default=0.0, min=0.0, max=10.0, step=0.05,
                     tooltip="By how much the noise is multiplied at most. 0 takes the root of the number of views, 1.41 for two, "
                     "which views need that share nothing; lower it, 1.1 say, where the picture gets too harsh. Start with 0.",
                 ),
-                io.Float.Input(
-                    "start_percent", default=0.05, min=0.0, max=1.0, step=0.01,
-                    tooltip="From where in the sampling the rectification works. Start with 0.05.",
-                ),
-                io.Float.Input(
-                    "end_percent", default=0.92, min=0.0, max=1.0, step=0.01,
-                    tooltip="Up to where in the sampling the rectification works; the last steps only sharpen. Start with 0.92.",
-                ),
+                *window,
                 Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
             ],
             outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],

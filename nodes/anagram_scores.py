@@ -86,16 +86,16 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
                 *_reader_inputs(),
                 Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
                 io.Float.Input(
-                    "start_percent", default=0.15, min=0.0, max=1.0, step=0.01, optional=True,
+                    "start_percent", default=Reader.start, min=0.0, max=1.0, step=0.01, optional=True,
                     tooltip="From where in the sampling CLIP looks; before, the picture is mush to it. Start with 0.15.",
                 ),
                 io.Float.Input(
-                    "smoothing", default=0.7, min=0.0, max=0.95, step=0.05, optional=True,
+                    "smoothing", default=Reader.smoothing, min=0.0, max=0.95, step=0.05, optional=True,
                     tooltip="How much of what CLIP read before counts beside what it reads now, so that one slip does not "
                     "turn the weights; 0 is the reading of the step alone. Start with 0.7.",
                 ),
                 io.Float.Input(
-                    "least", default=0.15, min=0.0, max=0.5, step=0.01, optional=True,
+                    "least", default=Reader.least, min=0.0, max=0.5, step=0.01, optional=True,
                     tooltip="Of the whole weight, what no view gets less than; 0.5 leaves all views even. Start with 0.15.",
                 ),
             ],
@@ -104,8 +104,9 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, vae, views, clip_vision, clip, prompts, options=None, start_percent=0.15, smoothing=0.7, least=0.15
-    ) -> io.NodeOutput:
+        cls, model, vae, views, clip_vision, clip, prompts, options=None,
+        start_percent=Reader.start, smoothing=Reader.smoothing, least=Reader.least,
+    ) -> io.NodeOutput:  # fmt: skip
         words = text_embeddings(clip, lines_of(prompts, len(views.in_order()), "prompts"))
         to_wire = model.get_model_object("latent_format").process_out
 
