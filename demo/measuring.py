@@ -7,7 +7,8 @@ import gc
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+import psutil
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -30,7 +31,7 @@ def peak_of(action: Callable[[], object]) -> float:
     """
 
     def resident() -> float:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+        return psutil.Process().memory_info().rss / 1e6
 
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

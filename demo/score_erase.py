@@ -53,7 +53,7 @@ class Ground:
         self.painter, self.judge = Painter(), Judge.load()
         self.model, self.clip = self.painter.model, self.painter.clip
         self.encode = Encoder(self.clip)
-        self.latents: dict[str, torch.Tensor] = {}
+        self.plainly = cache(self._plainly)
 
     def draw(
         self, edited: Edited, conds: torch.Tensor, seeds: list[int], latent: torch.Tensor | None = None
@@ -73,13 +73,13 @@ class Ground:
     def encoded(self, clip: Any, texts: list[str]) -> torch.Tensor:
         return torch.cat([clip.encode_from_tokens(clip.tokenize(text)) for text in texts])
 
+    def _plainly(self, texts: tuple[str, ...], seeds: tuple[int, ...]) -> torch.Tensor:
+        """Latents of prompts by the plain model, which every row of a group is compared with."""
+        return self.draw(Edited(self.model, self.clip), self.encoded(self.clip, list(texts)), list(seeds))
+
     def picture_of(self, concept: str) -> torch.Tensor:
         """A latent of the concept by the plain model, (1, 4, h, w)."""
-        if concept not in self.latents:
-            plain = Edited(self.model, self.clip)
-            conds = self.encoded(self.clip, [vocabulary.scene_of((concept,), "white").caption()])
-            self.latents[concept] = self.draw(plain, conds, [500])
-        return self.latents[concept]
+        return self.plainly((vocabulary.scene_of((concept,), "white").caption(),), (500,))
 
 
 def erase_list(pairs: Pairs) -> Erased | None:
@@ -196,7 +196,8 @@ def carry_out(order: Order) -> tuple[Tally, np.ndarray]:
     tally.minutes.append(edited.minutes)
     prompts = list(prompts_of(order.pairs, order.kept))
     conds = ground.encoded(edited.clip, [p.text for p in prompts])
-    latents, anchors = ground.draw(edited, conds, list(range(100, 100 + len(prompts)))), dict(order.pairs)
+    latents = ground.draw(edited, conds, list(range(100, 100 + len(prompts))))
+    anchors = dict(order.pairs)
     tally.layout += _layout(ground, prompts, latents)
     pictures = ground.painter.vae.decode(latents).float()
     for prompt, picture in zip(prompts, pictures, strict=True):
@@ -214,8 +215,7 @@ def carry_out(order: Order) -> tuple[Tally, np.ndarray]:
 def _layout(ground: Ground, prompts: list[Prompt], latents: torch.Tensor) -> list[float]:
     """How alike, coarsely, the pictures of erased concepts are to the plain model's from the same noise."""
     asked = [number for number, prompt in enumerate(prompts) if prompt.role == "erased"]
-    conds = ground.encoded(ground.clip, [prompts[number].text for number in asked])
-    plain = ground.draw(Edited(ground.model, ground.clip), conds, [100 + number for number in asked])
+    plain = ground.plainly(tuple(prompts[number].text for number in asked), tuple(100 + number for number in asked))
     return low_pass_correlation(latents[asked], plain).tolist()
 
 
