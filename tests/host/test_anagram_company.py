@@ -28,11 +28,16 @@ def _anagram(model, *names):
     return ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), 7.0)
 
 
-def _plain(model):
+def _plain(model, positive=None, negative=None):
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(_cond(0), _cond(99))
+    guider.set_conds(positive or _cond(0), negative or _cond(99))
     guider.set_cfg(7.0)
     return guider
+
+
+def _guided(by, model, prompts, combine):
+    """Our guider, or the host's around the model that KSampler gets."""
+    return ViewsGuider(model, prompts, combine, 7.0) if by == "guider" else _plain(*with_views(model, prompts, combine))
 
 
 def _sample(guider, sampler="euler"):
@@ -96,9 +101,7 @@ def _ksampled(model, positive, negative):
 def test_one_view_with_a_lora_hook_is_the_host_bit_for_bit(new_model, also_negative):
     model, positive = new_model("EPS"), _with_lora(_cond(0))
     negative = _with_lora(_cond(99)) if also_negative else _cond(99)
-    plain = _plain(model)
-    plain.set_conds(positive, negative)
-    theirs = _sample(plain)
+    theirs = _sample(_plain(model, positive, negative))
     prompts, combine = _hooked(model, ("identity", positive, negative))
     assert torch.equal(_sample(ViewsGuider(model, prompts, combine, 7.0)), theirs)
     assert torch.equal(_ksampled(*with_views(model, prompts, combine)), _ksampled(model, positive, negative))
@@ -116,12 +119,7 @@ def test_a_lora_hook_acts_in_its_own_view_alone(new_model, by):
         prompts, combine = _hooked(model, *views)
         noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 1)
-        guider = ViewsGuider(model, prompts, combine, 7.0)
-        if by == "ksampler":
-            patched, positive, negative = with_views(model, prompts, combine)
-            guider = comfy.samplers.CFGGuider(patched)
-            guider.set_conds(positive, negative)
-            guider.set_cfg(7.0)
+        guider = _guided(by, model, prompts, combine)
         sampler = comfy.samplers.sampler_object("euler")
         return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=11)
 
@@ -138,13 +136,7 @@ def _by_reader(model, smoothing, by):
     reader = Reader(lambda z: torch.stack([z[:, 0].std((-2, -1)), z[:, 1].std((-2, -1))], 1), 0.0, smoothing)
     combine = combiner(Combination(reader=reader), [1.0, 1.0])
     prompts = [ViewPrompt(view_named(n), _cond(i), _cond(99)) for i, n in enumerate(("identity", "flip"))]
-    guider = ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), 7.0)
-    if by == "ksampler":
-        patched, positive, negative = with_views(model, prompts, lambda **known: combine(Predictions(**known)))
-        guider = comfy.samplers.CFGGuider(patched)
-        guider.set_conds(positive, negative)
-        guider.set_cfg(7.0)
-    return guider
+    return _guided(by, model, prompts, lambda **known: combine(Predictions(**known)))
 
 
 @pytest.mark.parametrize("by", ["guider", "ksampler"])

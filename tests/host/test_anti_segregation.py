@@ -20,6 +20,8 @@ from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.nodes.anagram_options import ConceptsAnagramAntiSegregation
 from comfyui_concepts.nodes.anagram_sampling import pull_of
 
+from .faults import FAULTS, assert_as_before, tensors_of
+
 
 def _pull(strength=0.05, start=0.0, end=1.0, iterations=1, seen=None, lasting=None):
     def loss(maps):
@@ -203,17 +205,10 @@ def test_a_control_net_of_inference_weights_goes_with_it(model, control_net):
     assert len(seen) == 6
 
 
-def _state(model):
-    return {name: (id(p), p.clone()) for name, p in model.model.named_parameters()}
-
-
-@pytest.mark.parametrize("where", ["nothing", "exception", "cancel", "out of memory"])
+@pytest.mark.parametrize("where", ["nothing", *FAULTS])
 def test_the_model_is_as_it_was_whatever_happens(model, where, monkeypatch):
-    before, options = _state(model), str(model.model_options)
-    fault = {
-        "exception": RuntimeError("in the middle"), "out of memory": torch.OutOfMemoryError("in the middle"),
-        "cancel": comfy.model_management.InterruptProcessingException(),
-    }.get(where)  # fmt: skip
+    before, options = tensors_of(model), str(model.model_options)
+    fault = FAULTS[where]() if where in FAULTS else None
     guider = _guider(model, _pull())
     if fault is None:
         _sample(guider)
@@ -228,10 +223,8 @@ def test_the_model_is_as_it_was_whatever_happens(model, where, monkeypatch):
         with pytest.raises(type(fault)):
             _sample(guider)
         monkeypatch.undo()
-    after = _state(model)
-    assert all(after[n][0] == before[n][0] and torch.equal(after[n][1], before[n][1]) for n in before)
+    assert_as_before(model, before)
     assert str(model.model_options) == options
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
     assert guider.puller is None
     assert torch.equal(_sample(_guider(model, None)), _sample(_guider(model, None)))
 

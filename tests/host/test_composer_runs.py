@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
@@ -20,6 +18,7 @@ from comfyui_concepts.methods.compose.reinit import Window
 from comfyui_concepts.methods.compose.settings import Compose
 
 from .composer_cases import SIZE, concept, guider_of, halves, randn, run, sample
+from .faults import FAULTS, assert_as_before, load_off_the_device, tensors_of
 
 PULLED = Compose(stop="never", end=0.6)  # at two levels of three
 ONE_PULL = Compose(stop="never", end=0.3)
@@ -113,14 +112,6 @@ def test_each_picture_of_a_batch_gets_the_window_where_its_own_maps_are_hot(mode
 # ---- weights kept in other ways -------------------------------------------------------------------------------------
 
 
-def _off_the_device(monkeypatch):
-    """From now on the host loads models in part, so that every layer brings its weights when it runs."""
-    load = comfy.model_patcher.ModelPatcher.load
-    monkeypatch.setattr(
-        comfy.model_patcher.ModelPatcher, "load", lambda self, device, **_: load(self, device, lowvram_model_memory=1)
-    )
-
-
 def _forgetting(monkeypatch):
     """From now on keys and values are computed at every question."""
     of = Injection.of
@@ -146,7 +137,7 @@ def test_weights_cast_or_brought_at_use_give_the_same_and_so_do_keys_and_values_
         model, whole = _with_another_lora(model), _with_another_lora(whole)
     expected, _ = sample(whole, two, halves(), ONE_PULL, steps=2)
     if kept == "off the device":
-        _off_the_device(monkeypatch)
+        load_off_the_device(monkeypatch)
     out, guider = sample(model, two, halves(), ONE_PULL, steps=2)
     assert guider.updates == 1
     assert (model.model.manual_cast_dtype is torch.float32) == (kept == "half")
@@ -200,11 +191,6 @@ def test_without_a_mask_edits_last_where_the_sampler_goes_on_with_its_latent(
 # ---- faults ---------------------------------------------------------------------------------------------------------
 
 
-def _state(model):
-    tensors = {**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}
-    return {name: (id(tensor), tensor.clone()) for name, tensor in tensors.items()}
-
-
 PLACES = {
     "filling": (Injection, "fill", ONE_PULL),
     "rearranging": (Maps, "_entry", ONE_PULL),
@@ -216,16 +202,12 @@ PLACES = {
     "finding": (composer_module, "found_regions", replace(ONE_PULL, automatic=0.1)),
     "showing": (ComposeGuider, "panels", replace(ONE_PULL, enhancement=0)),
 }
-FAULTS = {
-    "exception": partial(RuntimeError, "in the middle"), "out of memory": partial(torch.OutOfMemoryError, "in the middle"),
-    "cancel": comfy.model_management.InterruptProcessingException,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_host_is_as_it_was_whatever_happens(model, two, where, fault, monkeypatch):
-    before, options = _state(model), str(model.model_options)
+    before, options = tensors_of(model), str(model.model_options)
     monkeypatch.setattr(comfy.model_management, "NUM_STREAMS", 2)  # as on a GPU
     monkeypatch.setattr(comfy.model_management, "in_training", False, raising=False)
     modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -242,10 +224,8 @@ def test_the_host_is_as_it_was_whatever_happens(model, two, where, fault, monkey
         with pytest.raises(type(error)) as raised:
             run(guider, steps=2, callback=lambda *_: None)
     assert raised.value is error
-    after = _state(model)
-    assert all(after[n][0] == before[n][0] and torch.equal(after[n][1], before[n][1]) for n in before)
+    assert_as_before(model, before)
     assert str(model.model_options) == options
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
     assert [guider.running, guider.enhancer, guider.watcher, guider.found] == [None] * 4
     assert guider.model_options is model.model_options
     assert (comfy.model_management.in_training, comfy.model_management.NUM_STREAMS) == (False, 2)

@@ -20,6 +20,8 @@ from comfyui_concepts.host.sampling import progress_of
 from comfyui_concepts.methods.conduct.settings import Conduct
 from comfyui_concepts.methods.regions import Box, Region, coverage
 
+from .faults import FAULTS, assert_as_before, load_off_the_device, tensors_of
+
 HALVES = [Region("left", (Box(0, 0, 0.5, 1),)), Region("right", (Box(0.5, 0, 0.5, 1),))]
 QUICK = Conduct(iterations=1, guidance_end=0.6, refine_start=0.2, refine_end=0.9)
 
@@ -296,10 +298,7 @@ def test_a_control_net_of_inference_weights_goes_with_a_layout(model, control_ne
 
 def test_weights_that_stay_off_the_device_give_the_same(new_model, monkeypatch):
     expected, low = _sample(_guider(new_model("EPS"))), new_model("EPS")
-    load = comfy.model_patcher.ModelPatcher.load
-    monkeypatch.setattr(
-        comfy.model_patcher.ModelPatcher, "load", lambda self, device, **_: load(self, device, lowvram_model_memory=1)
-    )
+    load_off_the_device(monkeypatch)
     assert torch.allclose(_sample(_guider(low)), expected, atol=1e-4)
     assert low.model.model_lowvram
 
@@ -334,21 +333,13 @@ def test_less_usual_samplings_are_finite_and_repeat(new_model, case):
     assert (guider.masks[:, 1:].sum((-2, -1)) > 0).all()
 
 
-def _state(model):
-    return {name: (id(p), p.clone()) for name, p in model.model.named_parameters()}
-
-
 PLACES = ["inverting", "at points", "aligning", "asking", "refining", "two phases", "whole transformers"]
 
 
 @pytest.mark.parametrize("where", PLACES)
-@pytest.mark.parametrize("fault", ["exception", "cancel", "out of memory"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_the_model_is_as_it_was_whatever_happens(model, where, fault, monkeypatch):
-    before, options = _state(model), str(model.model_options)
-    error = {
-        "exception": RuntimeError("in the middle"), "out of memory": torch.OutOfMemoryError("in the middle"),
-        "cancel": comfy.model_management.InterruptProcessingException(),
-    }[fault]  # fmt: skip
+    before, options, error = tensors_of(model), str(model.model_options), FAULTS[fault]()
     owner, name = {
         "aligning": (Aligner, "_keys"), "refining": (ConductGuider, "_refined"), "inverting": (layout_module, "_inverted"),
         "at points": (ConductGuider, "_masks_at_points"),
@@ -367,10 +358,8 @@ def test_the_model_is_as_it_was_whatever_happens(model, where, fault, monkeypatc
     with pytest.raises(type(error)):
         _sample(guider)
     monkeypatch.undo()
-    after = _state(model)
-    assert all(after[n][0] == before[n][0] and torch.equal(after[n][1], before[n][1]) for n in before)
+    assert_as_before(model, before)
     assert str(model.model_options) == options
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
     assert guider.running is None
     assert guider.aligner is None
     assert not getattr(comfy.model_management, "in_training", False)
