@@ -18,6 +18,8 @@ from . import vocabulary
 from .files import load_strictly, read_weights
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+READER = WEIGHTS.with_name("reader.safetensors")
+"""A second judge, from another seed and other pictures: what is steered by it, the judge can examine."""
 NOTHING, SEVERAL, UNSURE = "nothing", "several", "unsure"
 CLASSES = (*vocabulary.CONCEPTS, *vocabulary.LORA_CONCEPTS, NOTHING, SEVERAL)
 UNSURE_BELOW = 0.5

@@ -134,6 +134,7 @@ class Tally:
     named: dict[str, list[bool]] = field(default_factory=dict)
     background: list[bool] = field(default_factory=list)
     layout: list[float] = field(default_factory=list)
+    silhouette: list[float] = field(default_factory=list)
     anchored: list[bool] = field(default_factory=list)
     minutes: list[float] = field(default_factory=list)
 
@@ -143,6 +144,7 @@ class Tally:
             self.named.setdefault(kind, []).extend(seen)
         self.background += other.background
         self.layout += other.layout
+        self.silhouette += other.silhouette
         self.anchored += other.anchored
         self.minutes += other.minutes
 
@@ -168,6 +170,7 @@ class Tally:
             shown
             | {name: relative(name, value) for name, value in kept.items()}
             | ({"layout_kept": statistics.mean(self.layout)} if self.layout else {})
+            | ({"silhouette_kept": statistics.mean(self.silhouette)} if self.silhouette else {})
             | ({"anchor_named": statistics.mean(self.anchored)} if self.anchored else {})
             | {"n": sum(map(len, self.named.values())), "minutes": statistics.mean(self.minutes)}
         )
@@ -198,7 +201,7 @@ def carry_out(order: Order) -> tuple[Tally, np.ndarray]:
     conds = ground.encoded(edited.clip, [p.text for p in prompts])
     latents = ground.draw(edited, conds, list(range(100, 100 + len(prompts))))
     anchors = dict(order.pairs)
-    tally.layout += _layout(ground, prompts, latents)
+    _compare(ground, prompts, latents, tally)
     pictures = ground.painter.vae.decode(latents).float()
     for prompt, picture in zip(prompts, pictures, strict=True):
         (verdict,) = ground.judge.look(picture[None], prompt.box)
@@ -212,17 +215,28 @@ def carry_out(order: Order) -> tuple[Tally, np.ndarray]:
     return tally, (pictures[:12] * 255).round().byte().numpy()
 
 
-def _layout(ground: Ground, prompts: list[Prompt], latents: torch.Tensor) -> list[float]:
-    """How alike, coarsely, the pictures of erased concepts are to the plain model's from the same noise."""
+def _compare(ground: Ground, prompts: list[Prompt], latents: torch.Tensor, tally: Tally) -> None:
+    """How alike, coarsely, the pictures of erased concepts are to the plain model's from the same noise: in all their
+    channels, and in where something stands."""
     asked = [number for number, prompt in enumerate(prompts) if prompt.role == "erased"]
     plain = ground.plainly(tuple(prompts[number].text for number in asked), tuple(100 + number for number in asked))
-    return low_pass_correlation(latents[asked], plain).tolist()
+    tally.layout += low_pass_correlation(latents[asked], plain).tolist()
+    tally.silhouette += low_pass_correlation(silhouette(latents[asked]), silhouette(plain)).tolist()
 
 
 def low_pass_correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Pearson's correlation of two latents (b, c, h, w) at a quarter of their size, each channel about its mean: (b,)."""
     small = [torch.nn.functional.avg_pool2d(x.double(), 4) for x in (one, other)]
     return torch.cosine_similarity(*((x - x.mean((-2, -1), keepdim=True)).flatten(1) for x in small))
+
+
+def silhouette(latents: torch.Tensor) -> torch.Tensor:
+    """How far each cell is from the background, the median of the outermost cells: (b, 1, h, w). Unlike the latent it does
+    not know a concept's colours, which must go with the concept."""
+    rim = torch.ones(latents.shape[-2:], dtype=torch.bool)
+    rim[1:-1, 1:-1] = False
+    background = latents[..., rim].median(-1).values
+    return (latents - background[..., None, None]).norm(dim=1, keepdim=True)
 
 
 def _attack(ground: Ground, edited: Edited, concept: str, tally: Tally) -> None:

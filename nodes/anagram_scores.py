@@ -92,7 +92,7 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
                 io.Float.Input(
                     "smoothing", default=Reader.smoothing, min=0.0, max=0.95, step=0.05, optional=True,
                     tooltip="How much of what CLIP read before counts beside what it reads now, so that one slip does not "
-                    "turn the weights; 0 is the reading of the step alone. Start with 0.7.",
+                    "turn the weights. Start with 0, the reading of the step alone: weights that come late miss their moment.",
                 ),
                 io.Float.Input(
                     "least", default=Reader.least, min=0.0, max=0.5, step=0.01, optional=True,

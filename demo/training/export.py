@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         export_model(options.out / "model-ema.safetensors", options.to)
     if (options.out / "decoder.safetensors").exists():
         save_file(_half(load_file(options.out / "decoder.safetensors")), options.to / "decoder.safetensors")
-    for name in ("judge.safetensors", "held_out.webp", "held_out.json"):
+    for name in ("judge.safetensors", "reader.safetensors", "held_out.webp", "held_out.json"):
         if (options.out / name).exists():
             shutil.copy(options.out / name, options.to / name)
     return 0

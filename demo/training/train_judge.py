@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 EVERYTHING = vocabulary.CONCEPTS + vocabulary.LORA_CONCEPTS
 STYLE_SHARE = {"emoji": 0.5, "flat": 0.2, "sketch": 0.15, "mosaic": 0.15}
 BATCH, PEAK_RATE = 32, 2e-3
+READER_SEED = 1_000_000  # beyond the steps of any training
 HELD_OUT, HELD_OUT_COLUMNS = 264, 12
 
 
@@ -136,18 +137,22 @@ def calibrate(network: JudgeNetwork) -> float:
 
 def main(arguments: list[str]) -> int:
     """``dev.py train judge``: trains the judge for so many minutes in all and draws its held-out sheet; resumes from what is in
-    the folder."""
+    the folder. With ``--reader`` it is the second one that the anagram board steers by: other weights, other pictures."""
     parser = argparse.ArgumentParser(prog="dev.py train judge")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--reader", action="store_true", help="the reader of the anagram board, not the judge")
     options = parser.parse_args(arguments)
     logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    held_out(options.out)
-    training = Training(options.out / "judge-training.safetensors", options.minutes)
-    torch.manual_seed(training.steps)
-    network, rng = JudgeNetwork(), Random(3 + training.steps)
+    name = "reader" if options.reader else "judge"
+    if not options.reader:
+        held_out(options.out)
+    training = Training(options.out / f"{name}-training.safetensors", options.minutes)
+    start = training.steps + (READER_SEED if options.reader else 0)
+    torch.manual_seed(start)
+    network, rng = JudgeNetwork(), Random(3 + start)
     if training.tensors:
         network.load_state_dict(training.tensors)
     optimiser = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=0.02)
@@ -171,6 +176,6 @@ def main(arguments: list[str]) -> int:
     log.info("temperature %.2f", calibrate(network))
     save_file(
         {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()},
-        options.out / "judge.safetensors",
+        options.out / f"{name}.safetensors",
     )
     return 0

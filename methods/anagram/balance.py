@@ -88,13 +88,14 @@ class Reader:
     Attributes:
         score: denoised latents in the canonical frame, (batch, …), to how well each view reads, (batch, views).
         start: the sampling percent, 0 to 1, from which it is asked; before, a denoised picture is mush.
-        smoothing: how much of a score are the readings before, 0 to 1.
+        smoothing: how much of a score are the readings before, 0 to 1. Off: weights that come late miss the moment at
+            which a reading is won or lost.
         least: of the whole weight, what no view gets less than, and 1 − least what none gets more than.
     """
 
     score: Callable[[torch.Tensor], torch.Tensor]
     start: float = 0.15
-    smoothing: float = 0.7
+    smoothing: float = 0.0
     least: float = 0.15
 
 
@@ -102,9 +103,9 @@ def by_score(weights: Sequence[float], reader: Reader) -> Weights:
     """αᵢ ∝ wᵢ · sᵢ^−(1 + progress): the view that reads worst gets more weight, the more so the later it is
     ("Diffusion-based Visual Anagram as Multi-task Learning", 2412.02693, section 3.3; its code has step/30 for the progress).
 
-    Ours: scored is the denoised picture of this step, not the noisy one, which only a noise-aware CLIP could read; a score is
-    a running mean, since one reading may be a slip; scores are bounded from below, since a cosine can be negative; and weights
-    from both sides.
+    Ours: scored is the denoised picture of this step, not the noisy one, which only a noise-aware CLIP could read; a score can
+    be a running mean; scores are bounded from below, since a cosine can be negative; and weights from both sides. The formula
+    is made for cosines, a third apart at most: shares of a classifier must be brought to their scale.
     """
     even = manual(weights)
 

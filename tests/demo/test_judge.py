@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 from comfyui_concepts.demo import score_model, vocabulary
-from comfyui_concepts.demo.judge import LEFT, RIGHT, SEVERAL, UNSURE, WHOLE, Judge, Verdict, background_of
+from comfyui_concepts.demo.judge import LEFT, READER, RIGHT, SEVERAL, UNSURE, WHOLE, Judge, Verdict, background_of
 
 NO_OBJECT = ("nothing", SEVERAL, UNSURE)
 
@@ -101,3 +101,15 @@ def test_weights_of_another_network_get_a_sentence(tmp_path):
 def test_boxes_are_in_canvas_fractions(judge):
     pictures, _ = score_model.held_out()
     assert judge.look(pictures[:1], WHOLE) == judge.look(pictures[:1])
+
+
+def test_the_reader_sees_as_the_judge_does_and_is_another(judge):
+    """What is steered by the one is examined by the other."""
+    reader = Judge.load(READER)
+    verdicts, truths = score_model.looked_at(reader, *score_model.held_out())
+    assert statistics.mean(v.name == t for v, t in zip(verdicts, truths, strict=True)) >= 0.95
+    named = [v.name for v in reader.look(score_model.garbage()) if v.name not in NO_OBJECT]
+    assert len(named) <= 6, named  # of 120
+    ours, theirs = judge.network.state_dict(), reader.network.state_dict()
+    alike = torch.corrcoef(torch.stack([n["blocks.1.conv.0.weight"].flatten() for n in (ours, theirs)]))[0, 1]
+    assert abs(alike) < 0.2  # not one training continued

@@ -121,6 +121,12 @@ def test_a_judge_whose_time_is_up_is_written_at_once(tmp_path, monkeypatch):
     assert all(v.dtype == torch.float16 for v in written.values() if v.is_floating_point())
 
 
+def test_a_reader_stands_beside_the_judge(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_judge, "calibrate", lambda _network: 1.0)
+    assert train_judge.main(["--out", str(tmp_path), "--minutes", "0", "--reader"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"reader.safetensors", "reader-training.safetensors"}
+
+
 def test_a_killed_lora_goes_on_and_is_written_when_done(tmp_path, killed_after, monkeypatch):
     path = tmp_path / "concepts-demo-koala.training"
     monkeypatch.setattr(train_lora, "BATCH", 2)

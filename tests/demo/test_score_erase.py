@@ -53,6 +53,19 @@ def test_layout_is_compared_coarsely_and_without_the_mean_colour():
     assert (score_erase.low_pass_correlation(x, -x) < -0.99).all()
 
 
+def test_a_silhouette_knows_where_something_stands_and_not_its_colours():
+    ground, thing, other = torch.randn(3, 2, 4, 1, 1)
+    there = torch.zeros(2, 1, 16, 16)
+    there[..., 4:12, 4:12] = 1
+    one, two = ((1 - there) * ground + there * colour for colour in (thing, other))
+    assert (score_erase.silhouette(one)[there == 0] == 0).all()
+    alike = score_erase.low_pass_correlation(score_erase.silhouette(one), score_erase.silhouette(two))
+    torch.testing.assert_close(alike, torch.ones(2, dtype=torch.float64))
+    moved = score_erase.silhouette(two).roll(4, -1)
+    assert (score_erase.low_pass_correlation(score_erase.silhouette(one), moved) < 0.8).all()
+    assert (score_erase.low_pass_correlation(score_erase.silhouette(one), torch.zeros(2, 1, 16, 16)) == 0).all()
+
+
 def test_learned_tokens_stand_where_they_should():
     section = [(0, 1.0), (5, 1.0), (7, 1.0), (9, 1.0), (9, 1.0)]
     learned = torch.ones(2, 3)
@@ -135,7 +148,8 @@ def test_a_group_is_drawn_counted_and_attacked(monkeypatch):
     assert not {*erase_attacks.KINDS, "img2img"} & plain.named.keys()
     assert len(plain.background) == 14  # a paraphrase need not say one
     shown = {"erased_named", "erased_named_paraphrase"}
-    kept = {"kept_right", "kept_unlisted", "position_kept", "background_kept", "layout_kept", "anchor_named"}
+    kept = {"kept_right", "kept_unlisted", "position_kept", "background_kept"}
+    kept |= {"layout_kept", "silhouette_kept", "anchor_named"}
     attacks = {"erased_named_attack", "attack_prefix", "attack_inversion", "attack_img2img"}
     assert plain.metrics({}).keys() == shown | kept | {"n", "minutes"}
     metrics = edited.metrics({"kept_right": 1.0})

@@ -1,0 +1,86 @@
+"""The boards of anagrams: fixed tasks, a reader that is not the judge, and pairs ranked by their worst view."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from comfyui_concepts.demo import score_anagram, score_pairs, vocabulary
+from comfyui_concepts.demo.judge import CLASSES
+from comfyui_concepts.demo.score_anagram import AS_COSINES, KINDS, METHODS, PAIRS, SEEDS, TRIPLES, tasks
+
+TURNED = score_anagram.Task(("heart", "strawberry"), ("identity", "rotate_180"), 0, "white")
+
+
+@pytest.fixture(scope="module")
+def maker():
+    return score_anagram.Maker([3])
+
+
+def test_tasks_are_fixed_and_as_many_as_the_issue_of_anagrams_asks():
+    asked = list(tasks(len(PAIRS), KINDS, len(TRIPLES)))
+    assert asked == list(tasks(len(PAIRS), KINDS, len(TRIPLES)))
+    assert len({frozenset(pair) for pair in PAIRS}) == 24
+    assert {c for pair in (*PAIRS, *TRIPLES) for c in pair} <= set(vocabulary.CONCEPTS)
+    assert len(asked) == 24 * 5 + 8
+    assert not {*score_pairs.FIRST, *score_pairs.AGAIN} & set(SEEDS)  # the pairs were not chosen on them
+
+
+def test_the_reader_steers_and_the_judge_names(maker, monkeypatch):
+    """Scores are as CLIP's cosines are, of the view as it is seen; and the judge is not asked."""
+    seen = []
+
+    def sure_of_a_heart(pictures):
+        seen.append(pictures)
+        return torch.eye(len(CLASSES))[CLASSES.index("heart")].expand(len(pictures), -1)
+
+    monkeypatch.setattr(maker, "reader", SimpleNamespace(probabilities=sure_of_a_heart))
+    monkeypatch.setattr(maker, "judge", None)
+    scores = maker.reads(TURNED, torch.randn(2, 4, 16, 16))
+    worst, best = AS_COSINES
+    torch.testing.assert_close(scores, torch.tensor([[best, worst]] * 2))
+    assert torch.equal(seen[1], seen[0].rot90(2, (1, 2)))
+
+
+@pytest.mark.parametrize("method", ["averaging", "balance and contrast", "multi-task"])
+def test_a_task_is_counted_and_weighs_what_it_says(maker, monkeypatch, method):
+    monkeypatch.setattr(score_anagram, "STEPS", 3)
+    reading = maker.make(TURNED, METHODS[method])
+    assert reading.pictures.shape == (1, 128, 128, 3)
+    assert [len(right) for right in reading.right] == [2]
+    assert reading.calls >= 3
+    # two views with cfg are four rows a call, and contrast adds two
+    assert reading.rows >= 3 * (4 if method == "averaging" else 6)
+    counted = score_anagram.metrics_of([reading, reading._replace(right=[(True, False)])])
+    assert counted["n"] == 2
+    assert 0 <= counted["both_right"] <= 0.5
+
+
+def test_pairs_are_ranked_by_how_often_both_read_and_then_by_how_well():
+    tries = [
+        (("cat", "dog"), [0.9, 0.4]), (("sun", "moon"), [0.6, 0.7]), (("cat", "dog"), [0.8, 0.1]),
+        (("a", "b"), [0.55, 0.55]), (("c", "d"), [0.49, 0.49]),
+    ]  # fmt: skip
+    assert [c for c, _, _ in score_pairs.ranked(tries)] == [("sun", "moon"), ("a", "b"), ("cat", "dog"), ("c", "d")]
+    assert score_pairs.ranked(tries)[2][1:] == pytest.approx((0.5, 0.55))
+
+
+def test_a_pair_is_as_good_as_its_worse_view_to_the_harder_eye(monkeypatch):
+    """Both networks look, and the worse answer counts."""
+    monkeypatch.setattr(score_anagram, "STEPS", 3)
+    monkeypatch.setattr(score_pairs, "AGAIN", (7,))
+    task = score_pairs.finals([("heart", "strawberry")])[0]
+    concepts, (worst,) = score_pairs.second_try(task)
+    maker = score_anagram.maker((7,))
+    reading = score_anagram.carry_out((task, "averaging", (7,)))
+    assert concepts == ("heart", "strawberry")
+    assert worst <= reading.alignment[0] + 1e-2  # of the picture in bytes
+    monkeypatch.setattr(maker, "reader", maker.judge)
+    assert score_pairs.second_try(task)[1][0] == pytest.approx(reading.alignment[0], abs=1e-2)
+
+
+def test_every_pair_is_tried_once_and_the_best_in_both_views():
+    tried = [task.concepts for task in score_pairs.every_pair()]
+    assert len(tried) == len(set(map(frozenset, tried))) == 630
+    assert [task.kind for task in score_pairs.finals([("a", "b")])] == list(score_pairs.KINDS)
