@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -35,3 +39,11 @@ class Board:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"family": self.family, "seeds": self.seeds, "rows": self.rows}, indent=1) + "\n")
         print(f"written to {path}", flush=True)
+
+
+def counted(results: Iterable[Result], total: int, what: str, row: str = "", every: int = 20) -> Iterator[Result]:
+    """The results as they come; after every so many it is printed how many of the total there are."""
+    for number, result in enumerate(results, 1):
+        yield result
+        if number % every == 0:
+            print(f"    {row}{': ' if row else ''}{number} of {total} {what}", flush=True)

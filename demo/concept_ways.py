@@ -24,6 +24,7 @@ from ..host.lora import read_lora
 from ..methods.conduct.settings import Conduct
 from ..methods.regions import Box, Region, coverage
 from . import vocabulary
+from .board import counted
 from .concept_scenes import STAND_INS, Tally, Task, found_box, lora_of
 from .judge import WHOLE, Judge
 from .sampling import CFG, STEPS, Painter, encode, noise_for
@@ -159,11 +160,10 @@ def plain_guider(model: Any, positive: list, negative: list) -> comfy.samplers.C
 def score_row(carry_out: Carrier, name: str, todo: Sequence[Task], sheet: Path | None) -> dict:
     """The metrics of one row over some tasks; says what is not as asked."""
     tally, rows = Tally(), []
-    for found, pictures in spread(carry_out, [(name, task) for task in todo]):
+    made = spread(carry_out, [(name, task) for task in todo])
+    for found, pictures in counted(made, len(todo), "scenes", name):
         tally.add(found)
         rows.append(torch.from_numpy(pictures) / 255)
-        if len(rows) % 20 == 0:
-            print(f"    {name}: {len(rows)} of {len(todo)} scenes", flush=True)
     for line in tally.wrong:
         print(f"    not as asked: {line}", flush=True)
     if sheet is not None:

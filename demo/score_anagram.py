@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..methods.anagram.score import Readings
 from ..methods.anagram.views import Settings, View, view_named
 from ..nodes.anagram_sampling import pull_of
 from . import vocabulary
-from .board import Board
+from .board import Board, counted
 from .judge import CLASSES, READER, Judge
 from .sampling import Painter, encode, noise_for
 from .score_model import save_sheet
@@ -104,13 +104,15 @@ class Task(NamedTuple):
         return self.names[1] if len(self.names) == 2 else THREE
 
 
-def tasks(pairs: int, kinds: tuple[str, ...], triples: int) -> Iterator[Task]:
-    """The fixed tasks of the board: every pair in every kind of view, then sets of three views."""
+def tasks(
+    pairs: Iterable[tuple[str, ...]], kinds: tuple[str, ...], triples: Iterable[tuple[str, ...]] = ()
+) -> Iterator[Task]:
+    """The fixed tasks of these concepts: every pair in every kind of view, then sets of three views."""
     backgrounds = list(vocabulary.BACKGROUNDS)
-    for number, pair in enumerate(PAIRS[:pairs]):
+    for number, pair in enumerate(pairs):
         for kind in kinds:
             yield Task(pair, ("identity", kind), number, backgrounds[number % len(backgrounds)])
-    for number, concepts in enumerate(TRIPLES[:triples]):
+    for number, concepts in enumerate(triples):
         names = SETS_OF_THREE[number % len(SETS_OF_THREE)]
         yield Task(concepts, names, number, backgrounds[number % len(backgrounds)])
 
@@ -197,17 +199,19 @@ class Maker:
         """How well clean latents (batch, …) of the model's own scale read in each view, (batch, views), to the reader."""
         none, well = AS_COSINES
         pictures = self.painter.vae.decode(self.painter.model.model.process_latent_out(clean)).float()
-        columns = [CLASSES.index(c) for c in task.concepts]
-        each = zip(self.upright(task, pictures), columns, strict=True)
-        read = torch.stack([self.reader.probabilities(shown)[:, column] for shown, column in each], 1)
-        return none + (well - none) * read
+        return none + (well - none) * self.read_by(self.reader, task, pictures)
 
-    def upright(self, task: Task, pictures: torch.Tensor) -> list[torch.Tensor]:
+    def read_by(self, eye: Judge, task: Task, pictures: torch.Tensor) -> torch.Tensor:
+        """How well pictures (batch, h, w, 3) read in each view to judge or reader, (batch, views)."""
+        each = zip(self._upright(task, pictures), task.concepts, strict=True)
+        return torch.stack([eye.probabilities(shown)[:, CLASSES.index(concept)] for shown, concept in each], 1)
+
+    def _upright(self, task: Task, pictures: torch.Tensor) -> list[torch.Tensor]:
         views = task.views(cell_side(self.painter.vae))
         return [view.show(pictures.movedim(-1, 1)).movedim(1, -1) for view in views]
 
     def _read(self, task: Task, pictures: torch.Tensor, rows: list[int]) -> Reading:
-        upright = self.upright(task, pictures)
+        upright = self._upright(task, pictures)
         named = [
             [verdict.name == concept for verdict in self.judge.look(shown)]
             for shown, concept in zip(upright, task.concepts, strict=True)
@@ -250,16 +254,14 @@ def main(arguments: list[str]) -> int:
     logging.disable(logging.INFO)
     kinds = tuple(options.kind or (KINDS[:2] if options.quick else KINDS))
     triples = 0 if options.kind else 2 if options.quick else len(TRIPLES)
-    todo = list(tasks(min(options.pairs, 6) if options.quick else options.pairs, kinds, triples))
+    pairs = min(options.pairs, 6) if options.quick else options.pairs
+    todo = list(tasks(PAIRS[:pairs], kinds, TRIPLES[:triples]))
     seeds = tuple(SEEDS[:1] if options.quick else SEEDS)
     board = Board("anagram", list(seeds))
     for method in options.method or METHODS:
         with board.row(method) as metrics:
-            readings = []
-            for reading in spread(carry_out, [(task, method, seeds) for task in todo]):
-                readings.append(reading)
-                if len(readings) % 20 == 0:
-                    print(f"    {method}: {len(readings)} of {len(todo)} anagrams", flush=True)
+            made = spread(carry_out, [(task, method, seeds) for task in todo])
+            readings = list(counted(made, len(todo), "anagrams", method))
             metrics |= metrics_of(readings)
         if options.sheets:
             save_sheet([torch.from_numpy(r.pictures) / 255 for r in readings], options.sheets / f"{method}.png")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from . import vocabulary
-from .board import Board
+from .board import Board, counted
 from .files import FOLDER, LORAS
 from .judge import LEFT, RIGHT, SEVERAL, THIRDS, UNSURE, WHOLE, Judge, Verdict, background_of
 from .sampling import Painter
@@ -152,13 +152,12 @@ def carry_out(order: Order) -> Finding:
 def find(orders: list[Order], sheet: Path | None = None) -> list[Finding]:
     """Carries all orders out, printing what is not as asked."""
     findings = []
-    for number, (order, found) in enumerate(zip(orders, spread(carry_out, orders), strict=True), 1):
+    looked = counted(spread(carry_out, orders), len(orders), "prompts", every=12)
+    for order, found in zip(orders, looked, strict=True):
         findings.append(found)
         for row in found.verdicts:
             if [v.name for v in row] != list(order.scene.concepts):
                 print(f"    not as asked: {order.scene.caption()}: {', '.join(map(str, row))}", flush=True)
-        if number % 12 == 0:
-            print(f"    {number} of {len(orders)} prompts", flush=True)
     if sheet is not None:
         save_sheet([torch.from_numpy(found.pictures) / 255 for found in findings], sheet)
     return findings

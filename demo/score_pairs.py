@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from . import score_anagram, vocabulary
-from .board import Board
-from .judge import CLASSES, UNSURE_BELOW
-from .score_anagram import Task
+from .board import Board, counted
+from .judge import UNSURE_BELOW
+from .score_anagram import Task, tasks
 from .workers import spread
 
 METHOD = "averaging"
@@ -32,21 +32,12 @@ Concepts = tuple[str, ...]
 
 def every_pair() -> list[Task]:
     """Every two concepts once, turned round."""
-    backgrounds = list(vocabulary.BACKGROUNDS)
-    return [
-        Task(pair, ("identity", "rotate_180"), number, backgrounds[number % len(backgrounds)])
-        for number, pair in enumerate(itertools.combinations(vocabulary.CONCEPTS, 2))
-    ]
+    return list(tasks(itertools.combinations(vocabulary.CONCEPTS, 2), ("rotate_180",)))
 
 
 def finals(pairs: Iterable[Concepts]) -> list[Task]:
     """The pairs that are tried again, in each of the two views."""
-    backgrounds = list(vocabulary.BACKGROUNDS)
-    return [
-        Task(pair, ("identity", kind), number, backgrounds[number % len(backgrounds)])
-        for number, pair in enumerate(pairs)
-        for kind in KINDS
-    ]
+    return list(tasks(pairs, KINDS))
 
 
 def first_try(task: Task) -> tuple[Concepts, list[float]]:
@@ -59,12 +50,8 @@ def second_try(task: Task) -> tuple[Concepts, list[float]]:
     """Per picture, how well the worse view reads to the one that reads it worse, judge or reader."""
     pictures = torch.from_numpy(score_anagram.carry_out((task, METHOD, AGAIN)).pictures).float() / 255
     maker = score_anagram.maker(AGAIN)
-    read = [
-        looking.probabilities(shown)[:, CLASSES.index(concept)]
-        for shown, concept in zip(maker.upright(task, pictures), task.concepts, strict=True)
-        for looking in (maker.judge, maker.reader)
-    ]
-    return task.concepts, torch.stack(read).amin(0).tolist()
+    read = [maker.read_by(eye, task, pictures) for eye in (maker.judge, maker.reader)]
+    return task.concepts, torch.cat(read, 1).amin(1).tolist()
 
 
 def ranked(tries: Iterable[tuple[Concepts, list[float]]]) -> list[tuple[Concepts, float, float]]:
@@ -83,12 +70,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="only the first 20 pairs, and 4 of them again")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
-    tasks, again = (every_pair()[:20], 4) if options.quick else (every_pair(), FINALISTS)
-    first = []
-    for tried in spread(first_try, tasks):
-        first.append(tried)
-        if len(first) % 50 == 0:
-            print(f"    {len(first)} of {len(tasks)} pairs", flush=True)
+    todo, again = (every_pair()[:20], 4) if options.quick else (every_pair(), FINALISTS)
+    first = counted(spread(first_try, todo), len(todo), "pairs")
     best = [concepts for concepts, _, _ in ranked(first)[:again]]
     board = Board("pairs", [*FIRST, *AGAIN])
     for concepts, both, alignment in ranked(spread(second_try, finals(best))):

@@ -105,7 +105,8 @@ def by_score(weights: Sequence[float], reader: Reader) -> Weights:
 
     Ours: scored is the denoised picture of this step, not the noisy one, which only a noise-aware CLIP could read; a score can
     be a running mean; scores are bounded from below, since a cosine can be negative; and weights from both sides. The formula
-    is made for cosines, a third apart at most: shares of a classifier must be brought to their scale.
+    is made for cosines, of which the best is half as much again as the worst: a classifier's probabilities must be brought to
+    their scale.
     """
     even = manual(weights)
 

@@ -19,8 +19,8 @@ def maker():
 
 
 def test_tasks_are_fixed_and_as_many_as_the_issue_of_anagrams_asks():
-    asked = list(tasks(len(PAIRS), KINDS, len(TRIPLES)))
-    assert asked == list(tasks(len(PAIRS), KINDS, len(TRIPLES)))
+    asked = list(tasks(PAIRS, KINDS, TRIPLES))
+    assert asked == list(tasks(PAIRS, KINDS, TRIPLES))
     assert len({frozenset(pair) for pair in PAIRS}) == 24
     assert {c for pair in (*PAIRS, *TRIPLES) for c in pair} <= set(vocabulary.CONCEPTS)
     assert len(asked) == 24 * 5 + 8
