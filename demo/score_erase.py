@@ -262,7 +262,7 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[int, tuple[Pairs, ...], 
     """The parts of the board: how many concepts, their groups, and the rows (``none`` comes first by itself)."""
     chosen = options.method or [*METHODS, *(TRAINED if options.trained else ())]
     for count in options.concepts or ([1, 5] if options.quick else list(GROUPS)):
-        groups = GROUPS[count][: 2 if count == 1 else 1] if options.quick else GROUPS[count]
+        groups = GROUPS[count][: 2 if count == 1 else 1] if options.quick else GROUPS[count][: options.groups]
         if solved := [name for name in chosen if name in METHODS]:
             yield count, groups, solved
         if count == 1 and (slow := [name for name in chosen if name in TRAINED]):
@@ -284,6 +284,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--trained", action="store_true", help="also the methods that train, on the first groups of one"
     )
+    parser.add_argument("--groups", type=int, help="only the first so many groups; trained rows take 2")
     parser.add_argument("--no-attacks", action="store_true", help="only prompts")
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)

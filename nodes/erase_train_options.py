@@ -49,7 +49,7 @@ class ConceptsTrainOptions(io.ComfyNode):
                 io.Float.Input(
                     "eta", default=-1.0, min=-1.0, max=10.0, step=0.1,
                     tooltip="How far beyond the anchor to push, as the papers count: 0 ends at the anchor, 1 is as far on the "
-                    "other side. -1 is the method's own (All but One 0, else 1). Start with -1.",
+                    "other side. -1 is the method's own (All but One 0.6, else 1). Start with -1.",
                 ),
                 io.Float.Input(
                     "keep", default=-1.0, min=-1.0, max=1000.0, step=0.1,
@@ -57,17 +57,22 @@ class ConceptsTrainOptions(io.ComfyNode):
                     "method's own (3 for ESD, Co-Erasing and RealEra, else 1). Start with -1.",
                 ),
                 Options.Input("train_options", optional=True, tooltip="From Training States, to set both."),
+                io.Float.Input(
+                    "layout", default=-1.0, min=-1.0, max=1.0, step=0.05, optional=True,
+                    tooltip="In All but One: the share of the sampling, from its start, in which the concept gives way to its anchor. "
+                    "More keeps more of the layout, and from 0.7 on lets the concept through; 0 draws the anchor as if asked for it. -1 is "
+                    "0.65. Start with -1.",
+                ),
             ],
             outputs=[Options.Output("options", display_name="options", tooltip="For Train Erasure.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, iterations, rate, rank, layers, eta, keep, train_options=None) -> io.NodeOutput:
+    def execute(cls, iterations, rate, rank, layers, eta, keep, train_options=None, layout=-1.0) -> io.NodeOutput:
         chosen(PLACES, layers, "choice of layers")
         before = train_options or Choices()
-        return io.NodeOutput(
-            replace(before, iterations=iterations, rate=rate, rank=rank, layers=layers, eta=eta, keep=keep)
-        )
+        numbers = {"iterations": iterations, "rate": rate, "rank": rank, "eta": eta, "keep": keep, "layout": layout}
+        return io.NodeOutput(replace(before, layers=layers, **numbers))
 
 
 class ConceptsTrainStates(io.ComfyNode):

@@ -99,7 +99,9 @@ def test_an_attack_comes_nearer_to_the_concept_and_leaves_the_model_alone(demo_m
 
 
 def _options(**given):
-    return argparse.Namespace(**{"method": None, "concepts": None, "quick": False, "trained": False, **given})
+    return argparse.Namespace(
+        **{"method": None, "concepts": None, "quick": False, "trained": False, "groups": None, **given}
+    )
 
 
 def _plan(**given):
@@ -119,6 +121,7 @@ SOLVED, TRAINED, FEW = list(score_erase.METHODS), list(score_erase.TRAINED), sco
     ({"method": ["esd", "uce"], "concepts": [1]}, [(1, 12, ["uce"]), (1, FEW, ["esd"])]),
     ({"method": ["esd"], "concepts": [1, 5]}, [(1, FEW, ["esd"])]),  # a training takes one concept at a time
     ({"method": ["esd"], "concepts": [5]}, []),
+    ({"method": ["esd", "rece"], "concepts": [1], "groups": 2}, [(1, 2, ["rece"]), (1, FEW, ["esd"])]),  # side by side
 ])  # fmt: skip
 def test_the_plan_of_the_board(given, parts):
     assert _plan(**given) == parts

@@ -350,3 +350,18 @@ def test_unlearning_in_the_text_encoder_changes_the_listed_layers_and_nothing_el
     assert torch.equal(prompts_of(clip, texts).context, then)
     again, _ = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot"))
     assert all(torch.equal(again.layers[k].up, m.up) for k, m in edit.layers.items())
+
+
+def test_numbers_that_are_not_set_are_the_methods_own():
+    def settings(method, **chosen):
+        request = _request(method)
+        return plan_of(
+            METHODS[method], CAT, KEPT, replace(request, choices=replace(request.choices, **chosen)), {}
+        ).settings
+
+    own = settings("All but One")
+    assert (own.eta, own.layout) == (METHODS["All but One"].settings.eta, METHODS["All but One"].settings.layout)
+    assert own.layout > 0
+    told = settings("All but One", eta=0.0, layout=0.0)
+    assert (told.eta, told.layout) == (0.0, 0.0)
+    assert settings("ESD").layout == 0

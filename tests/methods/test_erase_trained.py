@@ -8,7 +8,7 @@ from comfyui_concepts.methods.erase.curve import curve_of, training_text
 from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.train import Schedule, train
 from comfyui_concepts.methods.erase.trained import BUDGETS, FEW_SHOT, METHODS, scheduled
-from comfyui_concepts.methods.erase.trained.all_but_one import wanted_guidance
+from comfyui_concepts.methods.erase.trained.all_but_one import concept_share, wanted_guidance
 from comfyui_concepts.methods.erase.trained.co_erasing import refined
 from comfyui_concepts.methods.erase.trained.doco import Discriminator, quiet
 from comfyui_concepts.methods.erase.trained.esd import esd
@@ -32,7 +32,16 @@ def test_all_but_one_wants_the_alternatives_guidance_or_none():
     concept, anchor, empty = (_random(2, 4, 3, 3, seed=s) for s in (1, 2, 3))
     assert torch.equal(wanted_guidance(concept, anchor, empty, 0.0), anchor - empty)
     assert not wanted_guidance(concept, empty, empty, 0.0).any()
-    assert torch.allclose(wanted_guidance(concept, empty, empty, 1.0), -(concept - empty))
+    assert torch.allclose(wanted_guidance(concept, empty, empty, -1.0), -(concept - empty))
+    assert torch.allclose(wanted_guidance(concept, anchor, empty, 1.0), concept - empty)
+
+
+def test_all_but_one_leads_from_the_concept_past_the_alternative():
+    assert concept_share(4, 0.0, 0.5).tolist() == [-0.5] * 4
+    assert concept_share(4, 0.5, 0.25).tolist() == [1.0, 0.5, 0.0, -0.25]
+    assert concept_share(10, 1.0, 0.0)[-1] == pytest.approx(
+        0.1
+    )  # what still is the concept's at the end is what lets it through
 
 
 def test_the_ascent_is_bounded():

@@ -215,6 +215,7 @@ class Settings:
         batch: rows of the concept an iteration.
         kept_batch: rows that must not move an iteration.
         eta: how far beyond the anchor to push, in the papers' own sense: 0 ends at the anchor, 1 is as far on the other side.
+        layout: All-but-One's share of the sampling, from its start, in which the concept gives way to its anchor; 0 is at once.
         unconditional_weight: All-but-One's hold on the unconditional prediction.
         refine: whether Co-Erasing refines image tokens by the text.
         seed: of what a method draws before the first iteration.
@@ -223,6 +224,7 @@ class Settings:
     batch: int = 4
     kept_batch: int = 4
     eta: float = 1.0
+    layout: float = 0.0
     unconditional_weight: float = 1.0
     refine: bool = True
     seed: int = 0
