@@ -38,7 +38,6 @@ class Choices:
     rank: int = 16
     layers: str = "cross k/v"
     eta: float = -1.0
-    layout: float = -1.0
     keep: float = -1.0
     enough: float = -1.0
     budget: float = 0.0
@@ -147,16 +146,13 @@ def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: R
     trajectories, steps = STATES[request.budget]
     count = choices.trajectories or max(trajectories, len(several) * 4)
     eta = recipe.settings.eta if choices.eta < 0 else choices.eta
-    layout = recipe.settings.layout if choices.layout < 0 else choices.layout
     kept_texts = _prompts(kept)
     return Plan(
         concept=tuple(s.text for s in pairs),
         anchor=tuple(s.anchored for s in pairs),
         method=recipe.method,
         schedule=schedule,
-        settings=replace(
-            recipe.settings, batch=choices.batch, kept_batch=choices.batch, eta=eta, layout=layout, seed=request.seed
-        ),
+        settings=replace(recipe.settings, batch=choices.batch, kept_batch=choices.batch, eta=eta, seed=request.seed),
         kept=kept_texts if recipe.text_encoder else _some(kept_texts, KEPT_SHARE * trajectories, request.seed),
         place=choices.layers,
         rank=choices.rank,

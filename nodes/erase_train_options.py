@@ -57,22 +57,17 @@ class ConceptsTrainOptions(io.ComfyNode):
                     "method's own (3 for ESD, Co-Erasing and RealEra, else 1). Start with -1.",
                 ),
                 Options.Input("train_options", optional=True, tooltip="From Training States, to set both."),
-                io.Float.Input(
-                    "layout", default=-1.0, min=-1.0, max=1.0, step=0.05, optional=True,
-                    tooltip="In All but One: the share of the sampling, from its start, in which the concept gives way to its anchor. "
-                    "More keeps more of the layout, and from 0.7 on lets the concept through; 0 draws the anchor as if asked for it. -1 is "
-                    "0.65. Start with -1.",
-                ),
             ],
             outputs=[Options.Output("options", display_name="options", tooltip="For Train Erasure.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, iterations, rate, rank, layers, eta, keep, train_options=None, layout=-1.0) -> io.NodeOutput:
+    def execute(cls, iterations, rate, rank, layers, eta, keep, train_options=None) -> io.NodeOutput:
         chosen(PLACES, layers, "choice of layers")
         before = train_options or Choices()
-        numbers = {"iterations": iterations, "rate": rate, "rank": rank, "eta": eta, "keep": keep, "layout": layout}
-        return io.NodeOutput(replace(before, layers=layers, **numbers))
+        return io.NodeOutput(
+            replace(before, iterations=iterations, rate=rate, rank=rank, layers=layers, eta=eta, keep=keep)
+        )
 
 
 class ConceptsTrainStates(io.ComfyNode):
