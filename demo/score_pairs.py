@@ -23,7 +23,8 @@ from .judge import UNSURE_BELOW
 from .score_anagram import Concepts, Task, tasks
 from .workers import spread
 
-QUICK, METHODS = "averaging", ("averaging", "multi-task")
+CHEAPEST = "averaging"
+METHODS = (CHEAPEST, "multi-task")
 FIRST, AGAIN = (31,), (32, 33)
 FINALISTS = 60
 VIEWS = {"turned": ("rotate_180", "flip"), "jigsaw": ("jigsaw",), "patch_permute": ("patch_permute",)}
@@ -43,7 +44,7 @@ def finals(pairs: Iterable[Concepts], kinds: Iterable[str]) -> list[tuple[Task, 
 
 def first_try(task: Task) -> tuple[Concepts, list[float]]:
     """Per picture, how well the worse view reads to the judge."""
-    return task.concepts, score_anagram.carry_out((task, QUICK, FIRST)).alignment
+    return task.concepts, score_anagram.carry_out((task, CHEAPEST, FIRST)).alignment
 
 
 @torch.inference_mode()
