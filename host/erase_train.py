@@ -145,14 +145,17 @@ def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: R
     pairs = in_turn([sentences(concept) for concept in several])
     trajectories, steps = STATES[request.budget]
     count = choices.trajectories or max(trajectories, len(several) * 4)
-    eta = recipe.settings.eta if choices.eta < 0 else choices.eta
+    settings = replace(recipe.settings, batch=choices.batch, kept_batch=choices.batch, seed=request.seed)
+    if choices.eta >= 0:
+        settings = replace(settings, eta=choices.eta, eta_alone=choices.eta)
     kept_texts = _prompts(kept)
     return Plan(
         concept=tuple(s.text for s in pairs),
         anchor=tuple(s.anchored for s in pairs),
+        replaced=tuple(s.replaced for s in pairs),
         method=recipe.method,
         schedule=schedule,
-        settings=replace(recipe.settings, batch=choices.batch, kept_batch=choices.batch, eta=eta, seed=request.seed),
+        settings=settings,
         kept=kept_texts if recipe.text_encoder else _some(kept_texts, KEPT_SHARE * trajectories, request.seed),
         place=choices.layers,
         rank=choices.rank,

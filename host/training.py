@@ -37,6 +37,7 @@ class Plan:
     Attributes:
         concept, anchor: texts in corresponding pairs: with the concept, and with what it becomes. They go round ``concepts``
             concepts: pair i is of number i mod ``concepts``.
+        replaced: for each pair, whether the anchor names something or is the rest of the text; empty: all name something.
         kept: texts whose pictures must not change.
         method: what computes the losses.
         place, rank: which layers of the UNet are trained (a name of ``PLACES``), and the rank of their change.
@@ -64,6 +65,7 @@ class Plan:
     preview_every: int = 50
     keep_on_cancel: bool = True
     concepts: int = 1
+    replaced: tuple[bool, ...] = ()
 
     def states(self) -> int:
         """How many steps of trajectories are sampled before the training."""
@@ -182,6 +184,7 @@ class _Session:
                 anchor_texts=plan.anchor,
                 kept_texts=plan.kept,
                 concepts=plan.concepts,
+                replaced=plan.replaced,
                 images=latents,
                 pictured=images.shown if images is not None else (),
                 loss_scale=loss_scale(self.base),

@@ -146,12 +146,13 @@ def test_the_same_seed_gives_the_same_file_and_another_one_another(demo_model, t
 
 def test_sentences_and_pictures_go_round_the_concepts(demo_model):
     model, clip, _ = demo_model
-    two = Erased("car", "", TEMPLATES["object"][:3], SPAN_TO_END, 1.0, previous=CAT)
+    two = Erased("car", "bus", TEMPLATES["object"][:3], SPAN_TO_END, 1.0, previous=CAT)
     several = Erased("house", "", ("{}",), SPAN_TO_END, 1.0, previous=two)
     plan = plan_of(METHODS["Co-Erasing"], several, None, _request("Co-Erasing"), {})
     names = [next(n for n in ("cat", "car", "house") if n in text) for text in plan.concept]
     assert names == ["cat", "car", "house"] * 3
     assert plan.concepts == 3
+    assert plan.replaced == (False, True, False) * 3  # cars become buses, the others only go
     latents, shown = own_pictures(model, clip, replace(plan, steps=2))
     assert shown == (0, 1, 2) * 4
     assert len(latents) == 12
@@ -359,8 +360,7 @@ def test_numbers_that_are_not_set_are_the_methods_own():
             METHODS[method], CAT, KEPT, replace(request, choices=replace(request.choices, **chosen)), {}
         ).settings
 
-    own, told = settings("All but One"), settings("All but One", eta=0.0)
-    assert (own.eta, own.layout) == (METHODS["All but One"].settings.eta, METHODS["All but One"].settings.layout)
-    assert own.layout > 0
-    assert (told.eta, told.layout) == (0.0, own.layout)
-    assert settings("ESD").layout == 0
+    own, told = settings("All but One"), settings("All but One", eta=0.2)
+    assert own.eta == METHODS["All but One"].settings.eta
+    assert own.eta > own.eta_alone == 0  # pushed beyond an anchor, but not beyond nothing
+    assert (told.eta, told.eta_alone, told.layout) == (0.2, 0.2, own.layout)

@@ -236,7 +236,14 @@ def test_esd_halves_its_loss_in_sixty_steps_and_holds_the_empty_prompt(new_model
 def test_all_but_one_holds_the_unconditional_prediction(new_model):
     patcher = new_model("V_PREDICTION")
     settings = Settings(batch=2, kept_batch=2, eta=0.0, unconditional_weight=100.0)
-    plan = _plan(method=all_but_one, settings=settings, schedule=Schedule(30, 5e-3), anchor=("", ""), preview_every=0)
+    plan = _plan(
+        method=all_but_one,
+        settings=settings,
+        schedule=Schedule(30, 5e-3),
+        anchor=("", ""),
+        preview_every=0,
+        replaced=(False, False),
+    )
     outcome = train_unet(patcher, TinyClip(), plan).outcome
     assert sum(outcome.erase[-5:]) < 0.6 * sum(outcome.erase[:5])  # the guidance goes to ĝ
     with _region(patcher) as (model, options):

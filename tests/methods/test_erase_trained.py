@@ -8,7 +8,13 @@ from comfyui_concepts.methods.erase.curve import curve_of, training_text
 from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.train import Schedule, train
 from comfyui_concepts.methods.erase.trained import BUDGETS, FEW_SHOT, METHODS, scheduled
-from comfyui_concepts.methods.erase.trained.all_but_one import concept_share, wanted_guidance
+from comfyui_concepts.methods.erase.trained.all_but_one import (
+    all_but_one,
+    coarse,
+    concept_share,
+    led_from_the_concept,
+    suppressed,
+)
 from comfyui_concepts.methods.erase.trained.co_erasing import refined
 from comfyui_concepts.methods.erase.trained.doco import Discriminator, quiet
 from comfyui_concepts.methods.erase.trained.esd import esd
@@ -28,19 +34,69 @@ def _random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_all_but_one_wants_the_alternatives_guidance_or_none():
-    concept, anchor, empty = (_random(2, 4, 3, 3, seed=s) for s in (1, 2, 3))
-    assert torch.equal(wanted_guidance(concept, anchor, empty, 0.0), anchor - empty)
-    assert not wanted_guidance(concept, empty, empty, 0.0).any()
-    assert torch.allclose(wanted_guidance(concept, empty, empty, -1.0), -(concept - empty))
-    assert torch.allclose(wanted_guidance(concept, anchor, empty, 1.0), concept - empty)
+def test_all_but_one_wants_the_alternatives_detail_where_the_concept_was():
+    concept, anchor, empty = (_random(2, 4, 16, 12, seed=s) for s in (1, 2, 3))
+    assert torch.allclose(led_from_the_concept(concept, anchor, empty, 1.0), concept - empty)
+    gone = led_from_the_concept(concept, anchor, empty, 0.0)
+    torch.testing.assert_close(coarse(gone - (concept - empty)), coarse(anchor - concept - coarse(anchor - concept)))
+    torch.testing.assert_close(gone - (anchor - empty), coarse(concept - anchor))
+    beyond = led_from_the_concept(concept, anchor, empty, -0.5)
+    torch.testing.assert_close(beyond - gone, -0.5 * (concept - anchor - coarse(concept - anchor)))
+
+
+def test_all_but_one_without_an_alternative_keeps_the_rest_of_the_prompt():
+    """Nothing of the concept's guidance stays then, coarse or not: a blurred concept is the concept."""
+    concept, rest, empty = (_random(2, 4, 3, 3, seed=s) for s in (1, 2, 3))
+    assert torch.equal(suppressed(concept, rest, empty, 0.0), rest - empty)
+    assert not suppressed(concept, empty, empty, 0.0).any()
+    assert torch.allclose(suppressed(concept, empty, empty, 1.0), -(concept - empty))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 16, 16), (3, 2, 4, 1, 3), (1, 1, 64, 48), (2, 2)])
+def test_what_is_coarse_has_no_detail_and_the_same_mean(shape):
+    x = _random(*shape)
+    assert coarse(x).shape == x.shape
+    torch.testing.assert_close(coarse(torch.ones_like(x)), torch.ones_like(x))
+    if min(shape[-2:]) >= 16:
+        stripes = torch.ones(shape[-1], dtype=x.dtype)
+        stripes[::2] = -1
+        inside = coarse(stripes.expand(shape))[..., 4:-4]  # the border is reflected
+        assert inside.abs().max() < 0.01
 
 
 def test_all_but_one_leads_from_the_concept_past_the_alternative():
-    assert concept_share(4, 0.0, 0.5).tolist() == [-0.5] * 4
     assert concept_share(4, 0.5, 0.25).tolist() == [1.0, 0.5, 0.0, -0.25]
     # with the whole sampling to give way in, a tenth of the concept is left at the last step, which lets it through
     assert concept_share(10, 1.0, 0.0)[-1] == pytest.approx(0.1)
+
+
+def test_all_but_one_leads_only_concepts_that_become_something():
+    """In one list there may be both. A concept without an anchor is not led: what is left of it would be seen."""
+    x = _random(2, 3, 4, 8, 8).float()
+    says = torch.tensor([1.0, 2.0, 10.0, 20.0, 0.0])  # two concepts, their anchors, ''
+    asked = []
+
+    def predict(x, sigma, prompts, *, adapted):
+        asked.append(adapted)
+        detail = x.new_ones(8, 8)
+        detail[:, ::2] = -1
+        said = [says.to(x)[p.context[:, 0, 0].long()].view(-1, 1, 1, 1) * (2 + detail) for p in prompts]
+        return torch.stack([row.expand_as(x) for row in said])
+
+    words = torch.arange(5).float().view(5, 1, 1)
+    concept, anchor, empty = Encoded(words[:2]), Encoded(words[2:4]), Encoded(words[4:])
+    bank = Bank(x, torch.tensor([3.0, 2.0, 1.0]), torch.tensor([0, 1]))
+    losses = {}
+    for replaced in ((True, True), (True, False), (False, False)):
+        ground = Ground(predict, concept, anchor, empty, bank=bank, concepts=2, replaced=replaced)
+        terms = all_but_one(ground, Settings(batch=64, eta=0.5, eta_alone=0.0, layout=0.35))
+        losses[replaced] = float(terms(torch.Generator().manual_seed(0)).erase)
+    # without an anchor the guidance wanted is the rest's, (10 or 20) · (2 + d), where the model says (1 or 2) · (2 + d)
+    far = ((9**2, 18**2), 2**2 + 1)
+    rows = bank.draw(64, torch.Generator().manual_seed(0), torch.device("cpu")).prompt
+    expected = torch.tensor(far[0], dtype=torch.float32)[rows].mean() * far[1]
+    assert losses[False, False] == pytest.approx(float(expected), rel=1e-5)
+    assert losses[True, True] < losses[True, False] < losses[False, False]
 
 
 def test_the_ascent_is_bounded():

@@ -32,7 +32,7 @@ class Recipe:
 
 METHODS: dict[str, Recipe] = {
     "ESD": Recipe(esd, Schedule(150, 3e-3, preserve_weight=3.0)),
-    "All but One": Recipe(all_but_one, Schedule(150, 3e-3), Settings(eta=0.6, layout=0.65)),
+    "All but One": Recipe(all_but_one, Schedule(150, 3e-3), Settings(eta=0.5)),
     "Co-Erasing": Recipe(co_erasing, Schedule(150, 3e-3, preserve_weight=3.0), images=True),
     "RealEra": Recipe(realera, Schedule(150, 3e-3, preserve_weight=3.0)),
     "DoCo (heavy)": Recipe(doco, Schedule(250, 2e-3, surgery=True, newest=True), anchor_states=True),

@@ -3,8 +3,8 @@ Concept Erasing with Model Preservation in Text-to-Image Diffusion Models", 2312
 
 The paper's full text was not at hand and there is no code of it: the loss is rebuilt from its abstract.
 
-Ours: what is guided towards leads from the concept to its alternative in the course of the sampling. Guided towards the
-alternative from the first step on, the model draws what it would draw when asked for it, with that picture's layout.
+Ours: the coarse part of the concept's guidance stays, and its detail gives way to the alternative's in the course of the
+sampling. Guided towards the alternative alone, the model draws what it would draw when asked for it, with that picture's layout.
 """
 
 from __future__ import annotations
@@ -12,37 +12,60 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torchvision.transforms.functional import gaussian_blur
 
 from ..train import Terms
 from .ground import Ground, Keeper, Settings, answers, beside, mean_square, stacked
 
 KEPT = 0.5  # γ, what drift of preserved prompts counts against that of the unconditional prediction
+COARSE = 1 / 8  # of the shorter side of the latent, the standard deviation of the blur: where and how large things are
+
+
+def coarse(x: torch.Tensor) -> torch.Tensor:
+    """What of latents (…, height, width) is seen from far away."""
+    side = min(x.shape[-2:])
+    sigma = COARSE * side
+    kernel = 2 * min(round(4 * sigma), (side - 1) // 2) + 1  # a reflected border is narrower than the latent
+    return gaussian_blur(x.reshape(-1, 1, *x.shape[-2:]), [kernel, kernel], [sigma, sigma]).reshape(x.shape)
 
 
 def concept_share(steps: int, layout: float, eta: float) -> torch.Tensor:
-    """How much of the concept there is in what is guided towards, by step, (steps,): from 1 at the start straight through 0, the
-    alternative itself, at the share ``layout`` of the sampling, down to −η. With ``layout`` 0 it is −η all the time."""
-    if layout <= 0:
-        return torch.full((steps,), -eta)
+    """How much of the concept there is in the detail that is guided towards, by step, (steps,): from 1 at the start straight
+    through 0, the alternative itself, at the share ``layout`` of the sampling, down to −η."""
     return (1 - torch.arange(steps) / steps / layout).clamp(min=-eta)
 
 
-def wanted_guidance(
+def led_from_the_concept(
     concept: torch.Tensor, anchor: torch.Tensor, empty: torch.Tensor, share: torch.Tensor | float
 ) -> torch.Tensor:
-    """ĝ: the guidance of the alternative concept, plus a share of the way from there to the concept's own. Without an alternative
-    (anchor ∅) and with a share of −η it is −η times the concept's own."""
-    return (anchor - empty) + share * (concept - anchor)
+    """ĝ where there is an alternative concept: its guidance, with the coarse part of the concept's own and a share of its
+    detail. Ours; with a share of 1 it is the concept's."""
+    way = concept - anchor
+    far = coarse(way)
+    return (anchor - empty) + far + share * (way - far)
+
+
+def suppressed(concept: torch.Tensor, rest: torch.Tensor, empty: torch.Tensor, eta: float) -> torch.Tensor:
+    """ĝ where there is none: the guidance of the rest of the prompt (∅ where it is the bare concept), and −η times what the
+    concept adds to it."""
+    return (rest - empty) - eta * (concept - rest)
 
 
 def all_but_one(ground: Ground, settings: Settings) -> Callable[[torch.Generator], Terms]:
     """‖ε_θ(c) − sg ε_θ(∅) − ĝ‖² + β‖ε_θ(∅) − ε*(∅)‖² + γ‖ε_θ(p) − ε*(p)‖² at states of the concept's own trajectories: the
-    alternative is guided towards from where the concept was going, which is what keeps the layout."""
+    alternative is guided towards from where the concept was going."""
     assert ground.bank is not None
     bank, keeper = ground.bank, Keeper(ground, settings.kept_batch)
-    said = answers(ground, bank, lambda states: [p.at(states.prompt) for p in (ground.concept, ground.anchor)])
-    share = concept_share(len(bank.sigma), settings.layout, settings.eta).view(-1, *[1] * (said[0].ndim - 2))
-    guidance = wanted_guidance(said[0], said[1], keeper.empty, share)
+    concept_said, anchor_said = answers(
+        ground, bank, lambda states: [p.at(states.prompt) for p in (ground.concept, ground.anchor)]
+    )
+    share = concept_share(len(bank.sigma), settings.layout, settings.eta).view(-1, 1, 1, 1)
+    replaced = torch.tensor(ground.replaced or (True,) * len(ground.concept.context))[bank.prompt.cpu()]
+    guidance = torch.where(
+        replaced.view(-1, 1, 1, 1, 1),
+        led_from_the_concept(concept_said, anchor_said, keeper.empty, share),
+        suppressed(concept_said, anchor_said, keeper.empty, settings.eta_alone),
+    )
 
     def terms(generator: torch.Generator) -> Terms:
         states = bank.draw(settings.batch, generator, ground.device)

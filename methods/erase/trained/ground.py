@@ -91,7 +91,8 @@ class Ground:
     """One training as a method sees it.
 
     ``concept`` and ``anchor`` correspond row by row: the same template with the concept and with what it becomes. With
-    several ``concepts`` the rows go round them: row i is of number i mod ``concepts``. ``empty`` is the prompt ''.
+    several ``concepts`` the rows go round them: row i is of number i mod ``concepts``. ``replaced`` says of each row whether it
+    becomes something, or only loses the concept (empty: all become something). ``empty`` is the prompt ''.
     ``preserved`` are prompts that must go on as before; ``bank``, ``anchor_bank`` and ``kept`` hold states of the trajectories
     of the concept, the anchor and the preserved prompts. ``images`` are clean latents of the concept, ``pictured`` the number
     of the concept each shows (empty: it is not known). ``noised`` brings clean latents to a noise level, in the model's own
@@ -111,6 +112,7 @@ class Ground:
     anchor_texts: tuple[str, ...] = ()
     kept_texts: tuple[str, ...] = ()
     concepts: int = 1
+    replaced: tuple[bool, ...] = ()
     images: torch.Tensor | None = None
     pictured: tuple[int, ...] = ()
     loss_scale: float = 1.0
@@ -215,7 +217,8 @@ class Settings:
         batch: rows of the concept an iteration.
         kept_batch: rows that must not move an iteration.
         eta: how far beyond the anchor to push, in the papers' own sense: 0 ends at the anchor, 1 is as far on the other side.
-        layout: All-but-One's share of the sampling, from its start, in which the concept gives way to its anchor; 0 is at once.
+        eta_alone: All-but-One's eta for concepts without an anchor.
+        layout: All-but-One's share of the sampling, from its start, in which the concept's detail gives way to its anchor's.
         unconditional_weight: All-but-One's hold on the unconditional prediction.
         refine: whether Co-Erasing refines image tokens by the text.
         seed: of what a method draws before the first iteration.
@@ -224,7 +227,8 @@ class Settings:
     batch: int = 4
     kept_batch: int = 4
     eta: float = 1.0
-    layout: float = 0.0
+    eta_alone: float = 0.0
+    layout: float = 0.35
     unconditional_weight: float = 1.0
     refine: bool = True
     seed: int = 0
