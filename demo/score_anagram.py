@@ -81,11 +81,14 @@ class Method:
 
     ``read``: the views are weighed by how well each reads, the paper's balance. No CLIP knows the demo model's pictures, so
     a second judge, of other weights, takes its place: the one that names the pictures has not steered them.
+
+    ``of``: so many pictures are made for each seed, and the reader picks one of them, as a user does from a contact sheet.
     """
 
     combination: Combination
     repeats: int = 1
     read: bool = False
+    of: int = 1
 
 
 METHODS = {
@@ -100,6 +103,8 @@ METHODS = {
     "multi-task": Method(MULTI_TASK_FULL, read=True),
     "multi-task, unread": Method(MULTI_TASK_FULL),
     "time travel": Method(AVERAGING, repeats=2),
+    "averaging, best of four": Method(AVERAGING, of=4),
+    "balance and contrast, best of four": Method(Combination(contrast=0.5), read=True, of=4),
 }
 TRAVEL = (0.2, 0.8)  # sampling percent
 AS_COSINES = (0.2, 0.3)
@@ -125,12 +130,17 @@ class Task(NamedTuple):
 
 def tasks(pairs: Mapping[str, Iterable[Concepts]], triples: Iterable[Concepts] = ()) -> Iterator[Task]:
     """The fixed tasks of these concepts: the pairs of each kind of view, then sets of three views."""
-    backgrounds = list(vocabulary.BACKGROUNDS)
     for kind, several in pairs.items():
-        for number, concepts in enumerate(several):
-            yield Task(concepts, ("identity", kind), backgrounds[number % len(backgrounds)])
+        for concepts in several:
+            yield Task(concepts, ("identity", kind), _background(concepts))
     for number, concepts in enumerate(triples):
-        yield Task(concepts, SETS_OF_THREE[number % len(SETS_OF_THREE)], backgrounds[number % len(backgrounds)])
+        yield Task(concepts, SETS_OF_THREE[number % len(SETS_OF_THREE)], _background(concepts))
+
+
+def _background(concepts: Concepts) -> str:
+    """The same for the same concepts wherever they are asked for: on another, they are another task."""
+    backgrounds = list(vocabulary.BACKGROUNDS)
+    return backgrounds[sum(map(vocabulary.CONCEPTS.index, concepts)) % len(backgrounds)]
 
 
 def _caption(concept: str, background: str) -> str:
@@ -194,7 +204,7 @@ class Maker:
         return ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), CFG, pull_of(settings))
 
     @torch.inference_mode()
-    def make(self, task: Task, method: Method) -> Reading:
+    def make(self, task: Task, method: Method, steps: int = STEPS) -> Reading:
         """Samples the pictures of one task and reads them."""
         model, rows = self.painter.model.clone(), []
 
@@ -203,13 +213,19 @@ class Maker:
             return executor(x, *args, **kwargs)
 
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "score", count)
-        noise = noise_for(self.seeds)
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)
+        noise = noise_for([seed + 100 * more for seed in self.seeds for more in range(method.of)])
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
         sampler = travelling(comfy.samplers.sampler_object("euler"), *TRAVEL, method.repeats)
         latents = self.guider(task, method, model).sample(
             noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1
         )
-        return self._read(task, self.painter.vae.decode(latents).float(), rows)
+        pictures = self.painter.vae.decode(latents).float()
+        return self._read(task, self._best_of(method.of, task, pictures) if method.of > 1 else pictures, rows)
+
+    def _best_of(self, several: int, task: Task, pictures: torch.Tensor) -> torch.Tensor:
+        """Of every so many pictures the one whose worse view the reader reads best."""
+        best = self.read_by(self.reader, task, pictures).amin(1).view(-1, several).argmax(1)
+        return pictures.unflatten(0, (-1, several))[torch.arange(len(best)), best]
 
     def reads(self, task: Task, clean: torch.Tensor) -> torch.Tensor:
         """How well clean latents (batch, …) of the model's own scale read in each view, (batch, views), to the reader."""
@@ -246,10 +262,17 @@ def maker(seeds: tuple[int, ...]) -> Maker:
     return Maker(list(seeds))
 
 
-def carry_out(order: tuple[Task, str, tuple[int, ...]]) -> Reading:
+class Order(NamedTuple):
     """One task by one method."""
-    task, method, seeds = order
-    return maker(seeds).make(task, METHODS[method])
+
+    task: Task
+    method: str
+    seeds: tuple[int, ...]
+    steps: int = STEPS
+
+
+def carry_out(order: Order) -> Reading:
+    return maker(order.seeds).make(order.task, METHODS[order.method], order.steps)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -276,7 +299,7 @@ def main(arguments: list[str]) -> int:
     board = Board("anagram", list(seeds))
     for method in options.method or METHODS:
         with board.row(method) as metrics:
-            made = spread(carry_out, [(task, method, seeds) for task in todo])
+            made = spread(carry_out, [Order(task, method, seeds) for task in todo])
             readings = list(counted(made, len(todo), "anagrams", method))
             metrics |= metrics_of(readings)
         if options.sheets:
