@@ -37,20 +37,28 @@ from .workers import spread
 Concepts = tuple[str, ...]
 
 TURNED: tuple[Concepts, ...] = (
-    ("banana", "pizza"), ("banana", "watermelon"), ("butterfly", "ladybug"), ("car", "apple"),
-    ("car", "heart"), ("car", "watermelon"), ("cat", "frog"), ("cat", "ladybug"),
-    ("house", "pizza"), ("mushroom", "banana"), ("panda", "bus"), ("panda", "owl"),
-    ("penguin", "cactus"), ("penguin", "owl"), ("penguin", "tree"), ("pizza", "watermelon"),
-    ("star", "moon"), ("strawberry", "donut"), ("strawberry", "heart"), ("strawberry", "pizza"),
-    ("sunflower", "banana"), ("tree", "apple"), ("tree", "star"), ("tree", "sunflower"),
+    ("apple", "heart"), ("banana", "pizza"), ("banana", "star"), ("car", "apple"),
+    ("car", "watermelon"), ("dog", "rabbit"), ("frog", "strawberry"), ("mushroom", "cake"),
+    ("mushroom", "strawberry"), ("owl", "banana"), ("penguin", "banana"), ("penguin", "owl"),
+    ("penguin", "sunflower"), ("penguin", "tree"), ("pizza", "heart"), ("pizza", "watermelon"),
+    ("star", "heart"), ("star", "moon"), ("strawberry", "heart"), ("sunflower", "apple"),
+    ("tree", "apple"), ("tree", "cactus"), ("turtle", "pumpkin"), ("turtle", "watermelon"),
+)  # fmt: skip
+QUARTERED: tuple[Concepts, ...] = (
+    ("apple", "heart"), ("apple", "strawberry"), ("banana", "moon"), ("banana", "star"),
+    ("banana", "watermelon"), ("cactus", "mushroom"), ("cactus", "snowman"), ("cake", "star"),
+    ("car", "banana"), ("car", "cactus"), ("cat", "rabbit"), ("dog", "pizza"),
+    ("fish", "pumpkin"), ("mushroom", "strawberry"), ("owl", "bus"), ("owl", "fish"),
+    ("owl", "pizza"), ("penguin", "car"), ("penguin", "tree"), ("penguin", "turtle"),
+    ("rabbit", "bus"), ("star", "moon"), ("tree", "apple"), ("tree", "cactus"),
 )  # fmt: skip
 SAWN: tuple[Concepts, ...] = (
     ("apple", "heart"), ("apple", "strawberry"), ("banana", "pizza"), ("bus", "snowman"),
-    ("butterfly", "sunflower"), ("cactus", "moon"), ("car", "mushroom"), ("car", "pizza"),
-    ("cat", "fox"), ("cat", "owl"), ("dog", "cake"), ("dog", "snowman"),
-    ("fish", "sunflower"), ("fox", "car"), ("mushroom", "pizza"), ("panda", "rabbit"),
-    ("penguin", "sunflower"), ("pig", "rabbit"), ("pizza", "cake"), ("pizza", "heart"),
-    ("strawberry", "heart"), ("tree", "sunflower"), ("turtle", "cactus"), ("turtle", "tree"),
+    ("car", "pizza"), ("car", "strawberry"), ("car", "sunflower"), ("cat", "frog"),
+    ("cat", "snowman"), ("fish", "sunflower"), ("fox", "car"), ("frog", "crown"),
+    ("ladybug", "car"), ("owl", "bus"), ("panda", "rabbit"), ("pizza", "star"),
+    ("star", "moon"), ("strawberry", "burger"), ("strawberry", "heart"), ("strawberry", "pizza"),
+    ("tree", "sunflower"), ("turtle", "cactus"), ("turtle", "sunflower"), ("turtle", "tree"),
 )  # fmt: skip
 TILED: tuple[Concepts, ...] = (
     ("banana", "clock"), ("banana", "star"), ("burger", "star"), ("cactus", "star"),
@@ -60,9 +68,9 @@ TILED: tuple[Concepts, ...] = (
     ("owl", "bus"), ("owl", "butterfly"), ("owl", "turtle"), ("penguin", "tree"),
     ("pizza", "star"), ("sunflower", "banana"), ("tree", "banana"), ("tree", "moon"),
 )  # fmt: skip
-PAIRS = {"flip": TURNED, "rotate_180": TURNED, "rotate_cw": TURNED, "jigsaw": SAWN, "patch_permute": TILED}
+PAIRS = {"flip": TURNED, "rotate_180": TURNED, "rotate_cw": QUARTERED, "jigsaw": SAWN, "patch_permute": TILED}
 """For each kind of view, the 24 of the 630 pairs of the vocabulary that averaging and multi-task do best together, on other seeds
-(``dev.py score pairs``). A turned picture and one cut up bend other things into each other."""
+(``dev.py score pairs``). Half turns, quarter turns and cuts bend other things into each other."""
 TRIPLES: tuple[Concepts, ...] = (
     ("moon", "banana", "star"), ("heart", "apple", "strawberry"), ("frog", "cactus", "turtle"), ("pumpkin", "fox", "cat"),
     ("rabbit", "snowman", "panda"), ("burger", "pizza", "dog"), ("ladybug", "car", "clock"), ("pig", "donut", "octopus"),
