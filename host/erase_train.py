@@ -152,7 +152,7 @@ def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: R
     return Plan(
         concept=tuple(s.text for s in pairs),
         anchor=tuple(s.anchored for s in pairs),
-        replaced=tuple(s.replaced for s in pairs),
+        replaced=tuple(bool(several[i % len(several)].anchor.strip()) for i in range(len(pairs))),
         method=recipe.method,
         schedule=schedule,
         settings=settings,
@@ -218,7 +218,8 @@ def _edit(
     outcome, start = trained.outcome, request.start
     spec = {
         "solver": request.method, "budget": request.budget, "seed": request.seed, "size": list(request.size),
-        "iterations": len(outcome.erase), "eta": plan.settings.eta, "rate": plan.schedule.rate, "layers": plan.place,
+        "iterations": len(outcome.erase), "eta": plan.settings.eta, "eta_alone": plan.settings.eta_alone,
+        "rate": plan.schedule.rate, "layers": plan.place,
         "concepts": [{"concept": c.concept, "anchor": c.anchor} for c in concepts.in_order()],
         "kept": list(plan.kept), "clip_skip": clip.layer_idx,
     }  # fmt: skip

@@ -102,8 +102,8 @@ class ConceptsTrainErasure(io.ComfyNode):
                 EraseList.Input("concepts", tooltip="What goes, and what it becomes, from Erase Concept."),
                 io.Combo.Input(
                     "method", options=list(METHODS), default="ESD",
-                    tooltip="ESD: away from the concept; the one to start with. All but One: keeps the layout and everything "
-                    "unconditional. Co-Erasing: also against pictures of it. RealEra: also its neighbourhood. DoCo "
+                    tooltip="ESD: away from the concept; the one to start with. All but One: keeps everything unconditional, and "
+                    "with an anchor the layout. Co-Erasing: also against pictures of it. RealEra: also its neighbourhood. DoCo "
                     "(heavy): against a discriminator, slow.",
                 ),
                 _budget_widget(),

@@ -78,19 +78,17 @@ def _in_order(newest: NamedTuple, before: Callable) -> list:
 
 
 class Sentence(NamedTuple):
-    """One sentence of a concept, the same with its anchor, the name it calls the concept by, and whether there is an anchor."""
+    """One sentence of a concept, the same with its anchor, and the name it calls the concept by."""
 
     text: str
     anchored: str
     name: str
-    replaced: bool
 
 
 def sentences(erased: Erased) -> list[Sentence]:
     """Every name of a concept in every template; an empty anchor leaves the concept out."""
     names = (erased.concept, *erased.names)
-    anchored = bool(erased.anchor.strip())
-    return [Sentence(filled(t, n), _without(t, erased.anchor), n, anchored) for n in names for t in erased.templates]
+    return [Sentence(filled(t, n), _without(t, erased.anchor), n) for n in names for t in erased.templates]
 
 
 def filled(template: str, name: str) -> str:

@@ -86,6 +86,17 @@ def test_a_method_makes_an_edit_of_the_model_and_leaves_it_alone(demo_model, met
     assert all(torch.equal(again.layers[k].up, m.up) for k, m in edit.layers.items())
 
 
+def test_all_but_one_is_trained_towards_an_anchor_and_away_from_what_has_none(demo_model):
+    """In one list, on a picture that is not square; what was used for each is said in the edit."""
+    model, clip, _ = demo_model
+    several = Erased("apple", "strawberry", TEMPLATES["object"][:2], SPAN_TO_END, 1.0, previous=CAT)
+    request = replace(_request("All but One"), size=(16, 24))
+    request = replace(request, choices=replace(request.choices, iterations=60))
+    edit, trained = train_erasure(model, clip, several, KEPT, request)
+    assert sum(trained.outcome.erase[-20:]) < 0.8 * sum(trained.outcome.erase[:20])
+    assert (edit.spec["eta"], edit.spec["eta_alone"]) == (0.5, 0.0)
+
+
 @pytest.fixture(scope="module")
 def strong(demo_model):
     """An edit of the size a real training makes, without one."""

@@ -72,31 +72,37 @@ def test_all_but_one_leads_from_the_concept_past_the_alternative():
 
 def test_all_but_one_leads_only_concepts_that_become_something():
     """In one list there may be both. A concept without an anchor is not led: what is left of it would be seen."""
-    x = _random(2, 3, 4, 8, 8).float()
-    says = torch.tensor([1.0, 2.0, 10.0, 20.0, 0.0])  # two concepts, their anchors, ''
-    asked = []
+    x = _random(3, 3, 4, 8, 8).float()
+    says = torch.tensor([1.0, 2.0, 10.0, 20.0, 0.0])  # two concepts, what becomes of them, ''
+    level = torch.arange(8.0)
 
     def predict(x, sigma, prompts, *, adapted):
-        asked.append(adapted)
-        detail = x.new_ones(8, 8)
-        detail[:, ::2] = -1
-        said = [says.to(x)[p.context[:, 0, 0].long()].view(-1, 1, 1, 1) * (2 + detail) for p in prompts]
+        said = [says[p.context[:, 0, 0].long()].view(-1, 1, 1, 1) * (2 + level) for p in prompts]
         return torch.stack([row.expand_as(x) for row in said])
 
     words = torch.arange(5).float().view(5, 1, 1)
     concept, anchor, empty = Encoded(words[:2]), Encoded(words[2:4]), Encoded(words[4:])
-    bank = Bank(x, torch.tensor([3.0, 2.0, 1.0]), torch.tensor([0, 1]))
-    losses = {}
-    for replaced in ((True, True), (True, False), (False, False)):
+    bank = Bank(
+        x, torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1, 0, 1])
+    )  # trajectories of the second, the first, the second
+    settings = Settings(batch=64, eta=0.5, eta_alone=0.25, layout=0.35)
+
+    def wanted(row, step, replaced):
+        now, then = (says[i].expand(1, 8, 8) * (2 + level) for i in (row, row + 2))
+        if not replaced:
+            return then - 0.25 * (now - then)
+        share = (1.0, 1 - 1 / 3 / 0.35, -0.5)[step]
+        return then + coarse(now - then) + share * (now - then - coarse(now - then))
+
+    for replaced in ((True, True), (True, False), (False, True), (False, False), ()):
         ground = Ground(predict, concept, anchor, empty, bank=bank, concepts=2, replaced=replaced)
-        terms = all_but_one(ground, Settings(batch=64, eta=0.5, eta_alone=0.0, layout=0.35))
-        losses[replaced] = float(terms(torch.Generator().manual_seed(0)).erase)
-    # without an anchor the guidance wanted is the rest's, (10 or 20) · (2 + d), where the model says (1 or 2) · (2 + d)
-    far = ((9**2, 18**2), 2**2 + 1)
-    rows = bank.draw(64, torch.Generator().manual_seed(0), torch.device("cpu")).prompt
-    expected = torch.tensor(far[0], dtype=torch.float32)[rows].mean() * far[1]
-    assert losses[False, False] == pytest.approx(float(expected), rel=1e-5)
-    assert losses[True, True] < losses[True, False] < losses[False, False]
+        loss = float(all_but_one(ground, settings)(torch.Generator().manual_seed(0)).erase)
+        drawn = bank.draw(64, torch.Generator().manual_seed(0), torch.device("cpu"))
+        expected = [
+            (says[row] * (2 + level) - wanted(row, step, not replaced or replaced[row])).square().mean()
+            for row, step in zip(drawn.prompt.tolist(), drawn.place[1].tolist(), strict=True)
+        ]
+        assert loss == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
 
 
 def test_the_ascent_is_bounded():

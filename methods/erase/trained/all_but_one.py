@@ -3,8 +3,9 @@ Concept Erasing with Model Preservation in Text-to-Image Diffusion Models", 2312
 
 The paper's full text was not at hand and there is no code of it: the loss is rebuilt from its abstract.
 
-Ours: the coarse part of the concept's guidance stays, and its detail gives way to the alternative's in the course of the
-sampling. Guided towards the alternative alone, the model draws what it would draw when asked for it, with that picture's layout.
+Ours, where there is an alternative: the coarse part of the concept's guidance stays, and its detail gives way to the
+alternative's in the course of the sampling. Guided towards the alternative alone, the model draws what it would draw when asked
+for it, with that picture's layout.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ def coarse(x: torch.Tensor) -> torch.Tensor:
     """What of latents (…, height, width) is seen from far away."""
     side = min(x.shape[-2:])
     sigma = COARSE * side
-    kernel = 2 * min(round(4 * sigma), (side - 1) // 2) + 1  # a reflected border is narrower than the latent
-    return gaussian_blur(x.reshape(-1, 1, *x.shape[-2:]), [kernel, kernel], [sigma, sigma]).reshape(x.shape)
+    kernel = 2 * min(round(3.5 * sigma), side - 1) + 1  # a reflected border is narrower than the latent
+    flat = x.reshape(-1, 1, *x.shape[-2:])
+    across = gaussian_blur(
+        flat, [kernel, 1], [sigma, sigma]
+    )  # one side after the other: as wide a kernel at once is slow
+    return gaussian_blur(across, [1, kernel], [sigma, sigma]).reshape(x.shape)
 
 
 def concept_share(steps: int, layout: float, eta: float) -> torch.Tensor:
     """How much of the concept there is in the detail that is guided towards, by step, (steps,): from 1 at the start straight
-    through 0, the alternative itself, at the share ``layout`` of the sampling, down to −η."""
+    through 0, the alternative's, at the share ``layout`` (above 0) of the sampling, down to −η."""
     return (1 - torch.arange(steps) / steps / layout).clamp(min=-eta)
 
 
@@ -53,19 +58,21 @@ def suppressed(concept: torch.Tensor, rest: torch.Tensor, empty: torch.Tensor, e
 
 def all_but_one(ground: Ground, settings: Settings) -> Callable[[torch.Generator], Terms]:
     """‖ε_θ(c) − sg ε_θ(∅) − ĝ‖² + β‖ε_θ(∅) − ε*(∅)‖² + γ‖ε_θ(p) − ε*(p)‖² at states of the concept's own trajectories: the
-    alternative is guided towards from where the concept was going."""
+    alternative is guided towards from where the concept was going. Concepts with an alternative are led to its detail; the others are
+    suppressed at once, for a blurred concept is still the concept."""
     assert ground.bank is not None
     bank, keeper = ground.bank, Keeper(ground, settings.kept_batch)
     concept_said, anchor_said = answers(
         ground, bank, lambda states: [p.at(states.prompt) for p in (ground.concept, ground.anchor)]
     )
-    share = concept_share(len(bank.sigma), settings.layout, settings.eta).view(-1, 1, 1, 1)
+    share = concept_share(len(bank.sigma), settings.layout, settings.eta)
     replaced = torch.tensor(ground.replaced or (True,) * len(ground.concept.context))[bank.prompt.cpu()]
-    guidance = torch.where(
-        replaced.view(-1, 1, 1, 1, 1),
-        led_from_the_concept(concept_said, anchor_said, keeper.empty, share),
-        suppressed(concept_said, anchor_said, keeper.empty, settings.eta_alone),
-    )
+    guidance = suppressed(concept_said, anchor_said, keeper.empty, settings.eta_alone)
+    for at in replaced.nonzero()[
+        :, 0
+    ]:  # one trajectory at a time: all of them, blurred, are much memory at SDXL's size
+        own = share.view(-1, *[1] * (guidance.ndim - 2))
+        guidance[at] = led_from_the_concept(concept_said[at], anchor_said[at], keeper.empty[at], own)
 
     def terms(generator: torch.Generator) -> Terms:
         states = bank.draw(settings.batch, generator, ground.device)

@@ -218,7 +218,7 @@ class Settings:
         kept_batch: rows that must not move an iteration.
         eta: how far beyond the anchor to push, in the papers' own sense: 0 ends at the anchor, 1 is as far on the other side.
         eta_alone: All-but-One's eta for concepts without an anchor.
-        layout: All-but-One's share of the sampling, from its start, in which the concept's detail gives way to its anchor's.
+        layout: All-but-One's share of the sampling, from its start, in which the concept's detail gives way to its anchor's; above 0.
         unconditional_weight: All-but-One's hold on the unconditional prediction.
         refine: whether Co-Erasing refines image tokens by the text.
         seed: of what a method draws before the first iteration.
