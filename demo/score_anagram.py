@@ -61,12 +61,12 @@ SAWN: tuple[Concepts, ...] = (
     ("tree", "sunflower"), ("turtle", "cactus"), ("turtle", "sunflower"), ("turtle", "tree"),
 )  # fmt: skip
 TILED: tuple[Concepts, ...] = (
-    ("banana", "clock"), ("banana", "star"), ("burger", "star"), ("cactus", "star"),
-    ("cat", "moon"), ("cat", "pumpkin"), ("dog", "house"), ("dog", "star"),
-    ("fox", "moon"), ("frog", "moon"), ("frog", "turtle"), ("heart", "moon"),
-    ("house", "banana"), ("house", "star"), ("mushroom", "banana"), ("mushroom", "star"),
-    ("owl", "bus"), ("owl", "butterfly"), ("owl", "turtle"), ("penguin", "tree"),
-    ("pizza", "star"), ("sunflower", "banana"), ("tree", "banana"), ("tree", "moon"),
+    ("apple", "banana"), ("banana", "heart"), ("banana", "star"), ("burger", "star"),
+    ("cactus", "banana"), ("car", "banana"), ("cat", "moon"), ("dog", "star"),
+    ("fox", "apple"), ("fox", "banana"), ("fox", "burger"), ("mushroom", "banana"),
+    ("mushroom", "pizza"), ("penguin", "sunflower"), ("pizza", "star"), ("rabbit", "banana"),
+    ("rabbit", "pizza"), ("star", "heart"), ("star", "moon"), ("sunflower", "banana"),
+    ("sunflower", "star"), ("tree", "banana"), ("tree", "star"), ("turtle", "star"),
 )  # fmt: skip
 PAIRS = {"flip": TURNED, "rotate_180": TURNED, "rotate_cw": QUARTERED, "jigsaw": SAWN, "patch_permute": TILED}
 """For each kind of view, the 24 of the 630 pairs of the vocabulary that averaging and multi-task do best together, on other seeds
