@@ -111,9 +111,8 @@ METHODS = {
     "multi-task": Method(MULTI_TASK_FULL, read=True),
     "multi-task, unread": Method(MULTI_TASK_FULL),
     "time travel": Method(AVERAGING, repeats=2),
-    "averaging, best of four": Method(AVERAGING, of=4),
-    "balance and contrast, best of four": Method(Combination(contrast=0.5), read=True, of=4),
 }
+METHODS |= {f"{name}, best of four": replace(METHODS[name], of=4) for name in ("averaging", "balance and contrast")}
 TRAVEL = (0.2, 0.8)  # sampling percent
 AS_COSINES = (0.2, 0.3)
 """CLIP's cosines of a picture with a caption it does not show, and with its own. The balance is made for such scores: the

@@ -48,8 +48,8 @@ class ConceptsTrainOptions(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "eta", default=-1.0, min=-1.0, max=10.0, step=0.1,
-                    tooltip="How far beyond the anchor to push, as the papers count: 0 ends at the anchor (without one: at nothing), 1 is as far on the "
-                    "other side. -1 is the method's own (All but One 0.5, or 0 without an anchor, else 1). Start with -1.",
+                    tooltip="How far beyond the anchor to push, as the papers count: 0 ends at the anchor (without one: at "
+                    "nothing), 1 is as far on the other side. -1 is the method's own (All but One 0.5, or 0 without an anchor, else 1). Start with -1.",
                 ),
                 io.Float.Input(
                     "keep", default=-1.0, min=-1.0, max=1000.0, step=0.1,

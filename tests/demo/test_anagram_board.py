@@ -74,9 +74,8 @@ def test_the_best_of_several_is_picked_by_the_reader(monkeypatch):
     assert reading.rows == 2 * 8 * 4  # steps, pictures, two views with a negative each
     picked = torch.from_numpy(reading.pictures).float() / 255
     torch.testing.assert_close(picked, shown[0][[1, 4]], atol=1 / 255, rtol=0)
-    alone = score_anagram.Maker([3, 4]).make(
-        TURNED, METHODS["averaging"], steps=2
-    )  # the first of four is the seed's own
+    # the first of four is the seed's own
+    alone = score_anagram.Maker([3, 4]).make(TURNED, METHODS["averaging"], steps=2)
     torch.testing.assert_close(torch.from_numpy(alone.pictures).float() / 255, shown[0][[0, 4]], atol=1 / 255, rtol=0)
 
 

@@ -82,9 +82,8 @@ def test_all_but_one_leads_only_concepts_that_become_something():
 
     words = torch.arange(5).float().view(5, 1, 1)
     concept, anchor, empty = Encoded(words[:2]), Encoded(words[2:4]), Encoded(words[4:])
-    bank = Bank(
-        x, torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1, 0, 1])
-    )  # trajectories of the second, the first, the second
+    # trajectories of the second, the first, the second
+    bank = Bank(x, torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1, 0, 1]))
     settings = Settings(batch=64, eta=0.5, eta_alone=0.25, layout=0.35)
 
     def wanted(row, step, replaced):

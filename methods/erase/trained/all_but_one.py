@@ -28,9 +28,8 @@ def coarse(x: torch.Tensor) -> torch.Tensor:
     sigma = COARSE * side
     kernel = 2 * min(round(3.5 * sigma), side - 1) + 1  # a reflected border is narrower than the latent
     flat = x.reshape(-1, 1, *x.shape[-2:])
-    across = gaussian_blur(
-        flat, [kernel, 1], [sigma, sigma]
-    )  # one side after the other: as wide a kernel at once is slow
+    # one side after the other: as wide a kernel at once is slow
+    across = gaussian_blur(flat, [kernel, 1], [sigma, sigma])
     return gaussian_blur(across, [1, kernel], [sigma, sigma]).reshape(x.shape)
 
 
@@ -65,14 +64,12 @@ def all_but_one(ground: Ground, settings: Settings) -> Callable[[torch.Generator
     concept_said, anchor_said = answers(
         ground, bank, lambda states: [p.at(states.prompt) for p in (ground.concept, ground.anchor)]
     )
-    share = concept_share(len(bank.sigma), settings.layout, settings.eta)
+    share = concept_share(len(bank.sigma), settings.layout, settings.eta).view(-1, *[1] * (concept_said.ndim - 2))
     replaced = torch.tensor(ground.replaced or (True,) * len(ground.concept.context))[bank.prompt.cpu()]
     guidance = suppressed(concept_said, anchor_said, keeper.empty, settings.eta_alone)
-    for at in replaced.nonzero()[
-        :, 0
-    ]:  # one trajectory at a time: all of them, blurred, are much memory at SDXL's size
-        own = share.view(-1, *[1] * (guidance.ndim - 2))
-        guidance[at] = led_from_the_concept(concept_said[at], anchor_said[at], keeper.empty[at], own)
+    # one trajectory at a time: all of them, blurred, are much memory at SDXL's size
+    for at in replaced.nonzero().flatten():
+        guidance[at] = led_from_the_concept(concept_said[at], anchor_said[at], keeper.empty[at], share)
 
     def terms(generator: torch.Generator) -> Terms:
         states = bank.draw(settings.batch, generator, ground.device)
