@@ -46,13 +46,14 @@ def pulled_model(model: Any, views: Sequence[Any]) -> Any:
     Raises:
         ValueError: a prompt does not say which of its words are the concept, or the model has no such form.
     """
-    for prompt in views:
+    counted = [prompt for prompt in views if prompt.counted]
+    for prompt in counted:
         if prompt.known is not None or not all(values.get(ENTRY) for _, values in prompt.positive):
             raise ValueError(
                 f"Anti-segregation must know which words of the prompt of view '{prompt.view.name}' are its concept; encode "
                 "every view's prompt with 'Encode Concept Phrase' instead of CLIP Text Encode, or choose another preset."
             )
-    return plain_patcher(model) if len(views) > 1 else model
+    return plain_patcher(model) if len(counted) > 1 else model
 
 
 class Puller:

@@ -23,9 +23,12 @@ def contrasted(prompts: Sequence[ViewPrompt], strength: float) -> list[ViewPromp
 
     Areas, masks, controls and hooks of the other prompts stay behind, for they are made for the other view; this view's own
     take their place, or guidance away from the others would also be guidance towards its control. Views that a picture
-    stands in for, and components, see the same picture from one side and are left alone. Strength 0 changes nothing.
+    stands in for, and components, see the same picture from one side and are left alone, and so are views that do not count.
+    Strength 0 changes nothing.
     """
-    free = [i for i, p in enumerate(prompts) if p.known is None and getattr(p.view, "component", None) is None]
+    free = [
+        i for i, p in enumerate(prompts) if p.counted and p.known is None and getattr(p.view, "component", None) is None
+    ]
     if strength == 0 or len(free) < 2:
         return list(prompts)
     out = list(prompts)

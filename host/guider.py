@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.samplers
 import node_helpers
 import torch
@@ -15,8 +17,8 @@ from ..methods.panels import Panel
 from .anti_segregation import WHO, Pull, Puller, pulled_model
 from .once import once_for
 from .preview import Painter, watched
-from .view_guidance import Combine, check_own_cfg, check_view, guide_views, known_latent
-from .views import ViewConds
+from .view_guidance import Combine, asking_for_room, check_own_cfg, check_view, guide_views, known_latent
+from .views import KEY, ViewConds
 
 SIDES = ("positive", "negative")
 
@@ -27,7 +29,8 @@ class ViewPrompt:
 
     ``view`` also has ``check(height, width)`` and ``latent``, which is ``pixels only`` if it means nothing on a latent.
     ``known`` is a latent as it travels on a wire, (1 or batch, channels, …, height, width). ``cfg`` is the view's own guidance
-    scale, as the combiner was told it, None for the sampler's.
+    scale, as the combiner was told it, None for the sampler's. A view that is not ``counted`` (of weight 0) is shown, and
+    nothing else is done for it.
     """
 
     view: Any
@@ -35,6 +38,7 @@ class ViewPrompt:
     negative: list
     known: torch.Tensor | None = None
     cfg: float | None = None
+    counted: bool = True
 
 
 def tagged(prompt: ViewPrompt, **values: Any) -> tuple[list, list]:
@@ -95,14 +99,20 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         self.prompts, self.pull = tuple(prompts), pull
         self.combine = combine
         self.set_cfg(cfg)
+        self.model_options: dict[str, Any] = comfy.model_patcher.create_model_options_clone(self.model_options)
+        comfy.patcher_extension.add_wrapper_with_key(
+            comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, KEY, self.room(), self.model_options, is_model_options=True
+        )  # fmt: skip
         for index, prompt in enumerate(prompts):
             # each view gets its own copy of the negative: the host gives every copy a uuid of its own
             positive, negative = tagged(prompt)
             self.inner_set_conds({f"positive {index}": positive, f"negative {index}": negative})
 
+    def room(self) -> Callable[..., Any]:
+        """A wrapper of the host's preparation, which loads the model with room for what is asked at once."""
+        return asking_for_room(self.prompts)
+
     def sample(self, noise: torch.Tensor, latent_image: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if getattr(latent_image, "is_nested", False):
-            raise ValueError("Anagrams work on one latent, not on a packed pair; use an ordinary Empty Latent Image.")
         for prompt in self.prompts:
             check_view(prompt.view, self.model_patcher, latent_image)
         return super().sample(noise, latent_image, *args, **kwargs)
@@ -138,10 +148,11 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         if self.shows_views:
             callback = watched(callback, self.model_patcher, self.panels)
         try:
-            if self.pull is not None and len(self.view_conds) > 1:
+            pulled = [v for v, prompt in zip(self.view_conds, self.prompts, strict=True) if prompt.counted]
+            if self.pull is not None and len(pulled) > 1:
                 sampling = self.inner_model.model_sampling
                 once = once_for(sampler, sigmas, denoise_mask, sampling, WHO, self.pull.lasting)
-                self.puller = Puller(self.inner_model, self.view_conds, self.pull, once)
+                self.puller = Puller(self.inner_model, pulled, self.pull, once)
             return super().inner_sample(
                 noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )

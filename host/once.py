@@ -16,7 +16,7 @@ from typing import Any
 import comfy.model_sampling
 import torch
 
-from .time_travel import Travel
+from .time_travel import Travel, name_of
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def once_for(
     """
     function = getattr(sampler, "sampler_function", None)
     travel = function if isinstance(function, Travel) else None
-    name = getattr(travel.function if travel else function, "__name__", type(sampler).__name__).lower()
+    name = name_of(sampler)
     if _ADAPTIVE in name:
         raise ValueError(f"{who} cannot work with dpm_adaptive, which would take it for an error; use euler.")
     forgets = _CORRECTED not in name and any(word in name for word in _FORGETFUL)

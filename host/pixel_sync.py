@@ -20,7 +20,9 @@ from .beside import sampled_stays_loaded, with_helpers
 from .guider import ViewPrompt, ViewsGuider
 from .preview import Painter
 from .sampling import step_of
-from .vae import cell_side
+from .time_travel import name_of
+from .vae import cell_side, decoded, encoded
+from .view_guidance import asking_for_room, check_latent
 from .views import ViewConds, needs_own_frame
 
 KEY = "concepts.pixel_sync"
@@ -64,7 +66,17 @@ class PixelSyncGuider(ViewsGuider):
                     f"'{prompt.view.name}' is a component, which works on the latent as it is; use Anagram Guider for it."
                 )
 
-    def sample(self, noise: torch.Tensor, latent_image: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def sample(
+        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        check_latent(latent_image)
+        if latent_image.ndim > 4 and latent_image.shape[2] > 1:
+            raise ValueError("Pixel sync brings pictures together, not films; set the latent's length to 1.")
+        if "cfg_pp" in name_of(sampler):
+            raise ValueError(
+                "A cfg++ sampler goes on with the negative prediction of one latent, and here every view has its own; use "
+                "euler or dpmpp_2m, or Anagram Guider."
+            )
         if kwargs.get("denoise_mask") is not None or torch.count_nonzero(latent_image):
             raise ValueError(
                 "Pixel sync starts every view from noise, so a given picture or a mask has no place in it; use an Empty Latent "
@@ -78,9 +90,13 @@ class PixelSyncGuider(ViewsGuider):
         everyone = torch.cat([noise, *others])
         # past the checks of our own parent, which are about views on latents
         out = super(ViewsGuider, self).sample(
-            everyone, latent_image.repeat(views, *[1] * (noise.ndim - 1)), *args, **kwargs
+            everyone, latent_image.repeat(views, *[1] * (noise.ndim - 1)), sampler, *args, **kwargs
         )
         return out[: len(noise)]
+
+    def room(self) -> Callable[..., Any]:
+        """What the host reckons with, which is handed a latent a view."""
+        return asking_for_room(())
 
     def predict_noise(
         self,
@@ -134,11 +150,10 @@ class PixelSyncGuider(ViewsGuider):
 
     def _decoded(self, z: torch.Tensor) -> torch.Tensor:
         """A picture symmetric about zero, (batch, 3, height, width) in −1..1."""
-        return self.vae.decode(self.inner_model.process_latent_out(z)).movedim(-1, 1) * 2 - 1
+        return decoded(self.vae, self.inner_model.process_latent_out(z)).movedim(-1, 1) * 2 - 1
 
     def _encoded(self, picture: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        latent = self.vae.encode((picture.movedim(1, -1) + 1) / 2)
-        return self.inner_model.process_latent_in(latent.to(like))
+        return self.inner_model.process_latent_in(encoded(self.vae, (picture.movedim(1, -1) + 1) / 2, like))
 
 
 def _unused(**_: Any) -> tuple[torch.Tensor, None]:

@@ -34,7 +34,7 @@ def travelling(sampler: Any, start: float, end: float, repeats: int) -> Any:
         raise ValueError(
             f"Time travel cannot take {type(sampler).__name__} apart into steps; use a sampler from KSamplerSelect."
         )
-    name = getattr(function, "__name__", "").lower()
+    name = name_of(sampler)
     if any(word in name for word in _WHOLE_SCHEDULE):
         raise ValueError(
             f"Time travel takes single steps, and {name.removeprefix('sample_')} plans its steps over the whole schedule; use "
@@ -43,6 +43,13 @@ def travelling(sampler: Any, start: float, end: float, repeats: int) -> Any:
     return comfy.samplers.KSAMPLER(
         Travel(function, start, end, repeats), sampler.extra_options, sampler.inpaint_options
     )
+
+
+def name_of(sampler: Any) -> str:
+    """What the host calls the sampler, in small letters; of a travelling one, the one that takes its steps."""
+    function = getattr(sampler, "sampler_function", None)
+    function = function.function if isinstance(function, Travel) else function
+    return getattr(function, "__name__", type(sampler).__name__).lower()
 
 
 def renoised(x: torch.Tensor, noise: torch.Tensor, model_sampling: Any, low: float, high: float) -> torch.Tensor:

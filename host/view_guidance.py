@@ -22,6 +22,18 @@ Combine = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 ``signal``, ``noise``, ``progress``, ``step``, ``positive``, ``negative`` (None without one), ``cfg`` and ``memory``."""
 
 
+def check_latent(latent: Any) -> None:
+    """Refuses what is no single latent with height and width: a pair of latents, packed by the host, or a sound.
+
+    Raises:
+        ValueError: what to use instead.
+    """
+    if getattr(latent, "is_nested", False) or latent.ndim < 4:
+        raise ValueError(
+            "Anagrams work on one picture's latent, not on a packed pair or a sound; use an ordinary Empty Latent Image."
+        )
+
+
 def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
     """Refuses a view that this model's latents or this canvas cannot take.
 
@@ -40,6 +52,7 @@ def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
             f"{channels} channels of this model's latents; use Anagram Pixel Guider, a model that works on "
             "pixels, or a view such as 'rotate_180' or 'patch_permute'."
         )
+    check_latent(latent)
     view.check(*latent.shape[-2:])
 
 
@@ -72,6 +85,17 @@ def known_latent(model: Any, latent: torch.Tensor, noise: torch.Tensor) -> torch
             "reference picture to the canvas before VAE Encode."
         )
     return model.process_latent_in(latent.to(noise))
+
+
+def asking_for_room(prompts: Sequence[Any]) -> Callable[..., Any]:
+    """A wrapper of the host's preparation of a sampling, by which the model is loaded with room for the rows of all views. The
+    host reckons with a positive and a negative a picture, and would split the batch for want of memory."""
+    times = max(1, math.ceil(sum(len(p.positive) + len(p.negative) for p in prompts) / 2))
+
+    def wrapper(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        return executor(model, [times * noise_shape[0], *noise_shape[1:]], *args, **kwargs)
+
+    return wrapper
 
 
 def guide_views(

@@ -16,7 +16,7 @@ from ..methods.anagram.prediction import Memory
 from .anti_segregation import WHO, Pull, Puller, pulled_model
 from .guider import ViewPrompt, own_controls, tagged
 from .once import once_for
-from .view_guidance import Combine, check_own_cfg, check_view, guide_views, known_latent
+from .view_guidance import Combine, asking_for_room, check_own_cfg, check_view, guide_views, known_latent
 from .views import Conds, ViewConds
 
 KEY = "concepts.views"
@@ -51,7 +51,9 @@ def with_views(
     patched = model.clone()
     wrapper = _predicting(tuple(prompts), combine, patched)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, KEY, wrapper)
-    sampling = _sampling(tuple(prompts), pull if len(prompts) > 1 else None)
+    kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
+    patched.add_wrapper_with_key(kind, KEY, asking_for_room(prompts))
+    sampling = _sampling(tuple(prompts), pull if sum(prompt.counted for prompt in prompts) > 1 else None)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, sampling)
     return patched, positive, negative
 
@@ -91,7 +93,8 @@ def _sampling(prompts: tuple[ViewPrompt, ...], pull: Pull | None):
         if pull is not None:
             sampling = guider.inner_model.model_sampling
             once = once_for(executor.class_obj, sigmas, denoise_mask, sampling, WHO, pull.lasting)
-            own[PULLER] = Puller(guider.inner_model, _views_of(guider, prompts, noise), pull, once)
+            views = zip(_views_of(guider, prompts, noise), prompts, strict=True)
+            own[PULLER] = Puller(guider.inner_model, [v for v, prompt in views if prompt.counted], pull, once)
         mine = {**extra_args, "model_options": {**extra_args["model_options"], **own}}
         return executor(guider, sigmas, mine, callback, noise, latent, denoise_mask, *args, **kwargs)
 

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..host.schema import schema
-from ..host.vae import cell_side, check_turned_latent
+from ..host.vae import cell_side, check_turned_latent, decoded
 from ..methods.anagram.blend import blend
 from ..methods.anagram.film_size import film_size
 from ..methods.anagram.motion import film
@@ -110,11 +110,11 @@ class ConceptsAnagramDecode(io.ComfyNode):
         latent, cell = samples["samples"], cell_side(vae)
         for link in views.in_order():
             check_turned_latent(link.view, latent)
-        decoded = []
+        pictures = []
         for link in views.in_order():
-            picture = vae.decode(link.view.forward(latent).contiguous()).movedim(-1, 1)
-            decoded.append(link.at_cells(cell).unshow(picture))
-        return io.NodeOutput(blend(torch.stack(decoded)).movedim(1, -1).clamp(0, 1).contiguous())
+            picture = decoded(vae, link.view.forward(latent).contiguous()).movedim(-1, 1)
+            pictures.append(link.at_cells(cell).unshow(picture))
+        return io.NodeOutput(blend(torch.stack(pictures)).movedim(1, -1).clamp(0, 1).contiguous())
 
 
 class ConceptsAnagramAnimate(io.ComfyNode):

@@ -78,6 +78,7 @@ def combination(views: AnagramView, negative: Any, options: Combination | None) 
             negative if v.negative is None else v.negative,
             v.known,
             v.cfg or None,
+            v.weight > 0,
         )
         for v in listed
     ]

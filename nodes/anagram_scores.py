@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..host.beside import sampled_stays_loaded
 from ..host.clip_score import compared, similarities, text_embeddings
 from ..host.schema import schema
+from ..host.vae import decoded
 from ..methods.anagram.balance import Reader
 from ..methods.anagram.combine import AVERAGING
 from ..methods.anagram.score import Readings
@@ -112,10 +113,11 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
 
         def score(latents: torch.Tensor) -> torch.Tensor:
             with sampled_stays_loaded(model.model, latents):
-                pictures = vae.decode(to_wire(latents))
+                pictures = decoded(vae, to_wire(latents))
                 shown = upright(pictures, views_on(pictures, views, vae))
                 matches = compared(clip_vision, shown.flatten(0, 1), words).unflatten(0, shown.shape[:2])
-            return matches.diagonal(dim1=1, dim2=2)
+            frames = matches.diagonal(dim1=1, dim2=2)  # more than one a latent in films alone
+            return frames.unflatten(0, (len(latents), -1)).mean(1)
 
         reader = Reader(score, start_percent, smoothing, least)
         return io.NodeOutput(replace(options or AVERAGING, reader=reader))

@@ -51,6 +51,11 @@ MULTI_TASK_FAST = Combination(rectification="match", contrast=0.5)
 MULTI_TASK_FULL = replace(MULTI_TASK_FAST, together=AntiSegregation(strength=0.03))
 
 
+def weighed(weights: torch.Tensor) -> list[int]:
+    """The views that count in any picture, by the weights (batch, views)."""
+    return (weights > 0).any(0).nonzero().flatten().tolist()
+
+
 def mix(predictions: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
     """The weighted mean ("Visual Anagrams", 2311.17919, eq. 4, with weights).
 
@@ -60,7 +65,7 @@ def mix(predictions: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Ten
         predictions: N tensors (batch, …).
         weights: (batch, N), summing to 1.
     """
-    used = [i for i in range(len(predictions)) if bool((weights[:, i] > 0).any())]
+    used = weighed(weights)
     if len(used) == 1:  # a lone view passes untouched: 1 · x + 0 need not be x bit for bit
         return predictions[used[0]]
     shape = (-1, *[1] * (predictions[0].ndim - 1))
@@ -166,8 +171,8 @@ def _averaging(settings: Combination, weigh: Weights) -> Combine:
         positive = mix(p.positive, alphas)
         negative = None if p.negative is None else mix(p.negative, alphas)
         inside = settings.start <= p.progress <= settings.end and p.signal > 0 and p.noise > 0
-        if settings.rectification == "off" or settings.strength == 0 or len(p.positive) == 1 or not inside:
-            return positive, negative
+        if settings.rectification == "off" or settings.strength == 0 or not inside or len(weighed(alphas)) == 1:
+            return positive, negative  # of a lone view nothing has been averaged away
         factor = rectify.gain(p, alphas, settings.rectification, settings.strength, settings.largest)
         # one factor for both: guidance is linear, so the guided noise gets exactly this factor
         rectified = rectify.with_gain(p, positive, factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -349,3 +350,20 @@ def test_a_view_by_itself_gives_the_map_it_gives_among_the_others(model):
     together, alone = _maps_with(model, *names), _maps_with(model, *names, mask=torch.ones(1, 8, 8))
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_view_of_weight_0_is_not_pulled_and_needs_no_phrase(model):
+    seen: list[torch.Tensor] = []
+
+    def pulled(*views):
+        guider = _guider(model, None, views)
+        prompts = [replace(guider.prompts[i], counted=i < 2) for i in range(len(views))]
+        prompts[2:] = [replace(p, positive=_cond(5, words=None)) for p in prompts[2:]]
+        combine = combiner(AVERAGING, [1.0, 1.0, 0.0][: len(views)])
+        return _sample(
+            ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), 5.0, _pull(seen=seen))
+        )
+
+    two, three = pulled("identity", "rotate_180"), pulled("identity", "rotate_180", "flip")
+    torch.testing.assert_close(three, two, rtol=1e-4, atol=1e-4)
+    assert len(seen) == 12

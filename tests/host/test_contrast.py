@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.controlnet
 import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.contrast import contrasted
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
-from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
+from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination, combiner
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
+from comfyui_concepts.nodes.anagram import AnagramView
+from comfyui_concepts.nodes.anagram_sampling import combination
 
 
 def _cond(seed, **values):
@@ -122,3 +126,18 @@ def test_a_control_of_a_view_is_not_amplified(tiny_models, also_negative):
 def test_components_are_left_alone():
     prompts = _prompts("low_pass", "high_pass")
     assert contrasted(prompts, 0.5) == prompts
+
+
+def test_a_view_of_weight_0_has_no_say():
+    """It is shown and counts for nothing, so the others are not led away from it either."""
+    prompts = _prompts("identity", "rotate_180", "flip")
+    silent = [*prompts[:2], replace(prompts[2], counted=False)]
+    out = contrasted(silent, 0.5)
+    assert out[:2] == contrasted(prompts[:2], 0.5)
+    assert out[2] is silent[2]
+    listed = None
+    for prompt, weight in zip(prompts, (1.0, 0.5, 0.0), strict=True):
+        listed = AnagramView(lambda cell, view=prompt.view: view, prompt.positive, None, weight, listed)
+    made, _ = combination(listed, _cond(99), Combination(contrast=0.5))
+    assert [p.counted for p in made] == [True, True, False]
+    assert [len(p.negative) for p in made] == [2, 2, 1]

@@ -10,6 +10,7 @@ import torch
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.pixel_sync import PixelSyncGuider
 from comfyui_concepts.host.time_travel import travelling
+from comfyui_concepts.host.vae import decoded, encoded
 from comfyui_concepts.methods.anagram.blend import blend
 from comfyui_concepts.methods.anagram.views import view_named
 
@@ -240,3 +241,52 @@ def test_patches_after_guidance_meet_each_view_with_its_own_latent(tiny_models):
     guider = PixelSyncGuider(model, _prompts("identity", "negate"), 5.0, Lossless(), blend)
     _sample(guider, steps=1, callback=lambda step, x0, x, total: finals.append(x))
     assert torch.equal(torch.cat(seen), finals[0])
+
+
+def test_what_the_vae_loses_is_given_back(tiny_models, monkeypatch):
+    """Two views that are one and the same, noise and prompt and all, are plain sampling, however much the VAE loses."""
+    model = tiny_models["EPS"]
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    plain = comfy.samplers.CFGGuider(model)
+    plain.set_conds(_cond(0), _cond(99))
+    plain.set_cfg(5.0)
+    wanted = _sample(plain)
+    twice = [ViewPrompt(view_named("identity"), _cond(0), _cond(99)) for _ in range(2)]
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: noise)
+    vae = Lossless(loss=0.4)
+    ours = PixelSyncGuider(model, twice, 5.0, vae, blend)
+    torch.testing.assert_close(_sample(ours), wanted, rtol=1e-4, atol=1e-4)
+    assert vae.calls
+
+
+@pytest.mark.parametrize("travels", [1, 2])
+def test_a_sampler_that_goes_on_with_one_negative_is_refused(tiny_models, travels):
+    guider = PixelSyncGuider(tiny_models["EPS"], _prompts("identity", "flip"), 5.0, Lossless(), blend)
+    sampler = travelling(comfy.samplers.sampler_object("euler_cfg_pp"), 0.2, 0.8, travels)
+    noise = torch.randn(1, 4, 8, 8)
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", 4)
+    with pytest.raises(ValueError, match=r"cfg\+\+ .*every view has its own; use euler"):
+        guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True)
+
+
+class Film(Lossless):
+    """A VAE with a time axis, as Qwen-Image's and Wan's: what it encodes in one batch it takes for the frames of one film."""
+
+    def encode(self, picture):
+        return super().encode(picture).movedim(1, 0)[None]
+
+
+def test_a_vae_with_a_time_axis_gives_and_takes_pictures():
+    latent = torch.rand(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    pictures = decoded(Film(), latent)
+    assert pictures.shape == (3, 8, 8, 4)
+    torch.testing.assert_close(encoded(Film(), pictures, latent), latent)
+    assert decoded(Film(), latent.expand(-1, -1, 5, -1, -1)).shape == (15, 8, 8, 4)
+    flat = latent[:, :, 0]
+    torch.testing.assert_close(encoded(Lossless(), decoded(Lossless(), flat), flat), flat)
+
+
+def test_films_are_refused(tiny_models):
+    guider = PixelSyncGuider(tiny_models["EPS"], _prompts("identity", "flip"), 5.0, Film(), blend)
+    with pytest.raises(ValueError, match="not films; set the latent's length to 1"):
+        guider.sample(torch.zeros(1, 4, 5, 8, 8), torch.zeros(1, 4, 5, 8, 8), None, None)

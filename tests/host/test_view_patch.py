@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
 import comfy.controlnet
+import comfy.nested_tensor
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.anti_segregation import Pull
+from comfyui_concepts.host.contrast import contrasted
 from comfyui_concepts.host.guider import ViewPrompt, ViewsGuider, own_controls
 from comfyui_concepts.host.phrases import ENTRY as PHRASE
 from comfyui_concepts.host.time_travel import renoised, travelling
+from comfyui_concepts.host.view_guidance import check_view
 from comfyui_concepts.host.view_patch import with_views
 from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, combiner
 from comfyui_concepts.methods.anagram.overlap import segregation, step
@@ -371,3 +376,27 @@ def test_going_back_up_restores_the_level_of_signal_and_noise(tiny_models, kind)
     a_high = 1 - high if kind == "FLOW" else 1.0
     assert (up * x0).mean() / x0.square().mean() == pytest.approx(a_high, abs=0.02)
     assert (up - a_high * x0).std() == pytest.approx(high, rel=0.02)
+
+
+def test_a_packed_pair_or_a_sound_is_refused(tiny_models):
+    for latent in (comfy.nested_tensor.NestedTensor([_noise(), _noise()]), torch.zeros(1, 1, 512)):
+        with pytest.raises(ValueError, match="not on a packed pair or a sound"):
+            check_view(view_named("flip"), tiny_models["EPS"], latent)
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_the_host_is_asked_for_room_for_all_views(tiny_models, views, monkeypatch):
+    names, shapes = ["identity", "rotate_180", "flip"][:views], []
+    prepare = comfy.sampler_helpers._prepare_sampling
+
+    def noting(model, noise_shape, *args, **known):
+        shapes.append(list(noise_shape))
+        return prepare(model, noise_shape, *args, **known)
+
+    monkeypatch.setattr(comfy.sampler_helpers, "_prepare_sampling", noting)
+    _ksampler(*with_views(tiny_models["EPS"], _prompts(*names), _combine(names)), batch=2)
+    _guided(tiny_models["EPS"], _prompts(*names), _combine(names))
+    contrast = contrasted(_prompts(*names), 0.5)  # one more entry for every pair of views
+    _guided(tiny_models["EPS"], contrast, _combine(names))
+    rows = [2 * views, views, views + math.ceil(views * (views - 1) / 2)]
+    assert shapes == [[n, 4, 8, 8] for n in rows]

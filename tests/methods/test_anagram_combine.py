@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from comfyui_concepts.methods.anagram import rectify
@@ -172,6 +174,16 @@ def test_rectification_is_off_where_it_has_nothing_to_say():
     assert combiner(MULTI_TASK_FAST, [1.0])(one)[0] is known.positive[0]
 
 
+@pytest.mark.parametrize("kind", rectify.GAINS)
+def test_a_lone_view_among_several_is_not_rectified(kind):
+    """The weights of ``alternate``, of ``prioritise first`` and of a view beside one of weight 0: nothing was averaged away."""
+    known = _known(_noises(0.2, 2, std=0.5, shape=SHAPE))
+    settings = Combination(rectification=kind)
+    assert combiner(settings, [1.0, 0.0])(known)[0] is known.positive[0]
+    assert combiner(replace(settings, balance="alternate"), [1.0, 1.0])(known)[0] is known.positive[known.step % 2]
+    assert not torch.equal(combiner(replace(settings, strength=0.5), [1.0, 1.0])(known)[0], known.positive[0])
+
+
 @pytest.mark.parametrize(("signal", "noise"), [(1.0, 1000.0), (0.001, 0.999), (1.0, 0.002)])
 def test_the_gain_is_bounded_at_the_ends_of_the_schedule(signal, noise):
     known = _known(_noises(-0.0, 2, std=3.0, shape=SHAPE), signal=signal, noise=noise)
@@ -268,3 +280,16 @@ def test_readings_are_a_running_mean_within_a_sampling_and_none_is_left_to_the_n
     assert readings.asked == 2
     torch.testing.assert_close(at(1.0, memory), wanted(0.302, 0.298))
     torch.testing.assert_close(at(1.0, Memory()), wanted(0.4, 0.2))
+
+
+def test_read_is_the_weighted_picture_with_its_guidance():
+    known = _known(_noises(0.3, 2, shape=SHAPE), negative=_noises(0.1, 2, seed=9, shape=SHAPE), cfg=4.0)
+    read: list[torch.Tensor] = []
+
+    def score(latents):
+        read.append(latents)
+        return torch.full((len(latents), 2), 0.3)
+
+    by_score([3.0, 1.0], Reader(score))(known)
+    guided = [u + 4 * (c - u) for c, u in zip(known.positive, known.negative, strict=True)]
+    torch.testing.assert_close(read[0], 0.75 * guided[0] + 0.25 * guided[1])

@@ -161,3 +161,11 @@ def test_the_picture_of_a_latent_view_moves_what_the_latent_moved(name):
     cells = torch.arange(256).view(16, 16)
     large = cells.repeat_interleave(8, 0).repeat_interleave(8, 1)
     assert torch.equal(picture.forward(large)[4::8, 4::8], latent.forward(cells))
+
+
+def test_grey_is_the_mean_of_the_channels_of_pictures_and_films():
+    grey = view_named("gray").component
+    for shape in ((3, 8, 8), (2, 3, 8, 8), (2, 3, 5, 8, 8)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        channels = 0 if x.ndim == 3 else 1
+        torch.testing.assert_close(grey(x), x.mean(channels, keepdim=True).expand_as(x))

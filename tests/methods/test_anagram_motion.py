@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -164,3 +167,27 @@ def test_a_sheet_holds_every_picture_where_it_belongs():
         for column in range(3)
     ]
     assert all(found)
+
+
+def _ink(shot):
+    """Height and width of the canvas at which the middle of what is not white stands."""
+    rows, columns = (shot != 255).any(-1).nonzero()
+    return rows.mean(), columns.mean()
+
+
+def test_a_piece_is_on_its_way_and_turns_the_way_it_goes():
+    """Rolled down by a quarter, the lowest quarter flies up, over the rest. A quarter clockwise, what was left goes up."""
+    view = view_named("roll", Settings(parts=4))
+    far = max(pieces(view, 48, 48), key=lambda p: math.dist(p.centre, p.target))
+    strip = np.full((48, 48, 3), 255, np.uint8)
+    strip[far.rows, far.columns] = 0
+    ways = np.array([_ink(shot) for shot in [on_canvas(strip), *frames(strip, view, 4)]])
+    start, end = ways[0], ways[-1]
+    assert np.abs(end - start - np.subtract(far.target, far.centre)).max() < 1
+    wanted = [start + eased(i / 4) * (end - start) for i in range(5)]
+    assert np.abs(ways - wanted).max() < 1
+    left = np.full((48, 48, 3), 255, np.uint8)
+    left[:, :12] = 0
+    rows = [_ink(shot)[0] for shot in [on_canvas(left), *frames(left, _view("rotate_cw"), 5)]]
+    assert all(later <= earlier + 0.5 for earlier, later in pairwise(rows))
+    assert rows[2] < rows[0] - 1

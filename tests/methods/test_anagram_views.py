@@ -267,3 +267,17 @@ def test_parts_that_do_not_divide_are_answered_with_those_that_do():
 def test_an_unknown_view_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="no view 'spin'.*identity, flip"):
         view_named("spin")
+
+
+def test_where_no_parts_fit_another_size_is_advised():
+    with pytest.raises(ValueError, match="choose another size"):
+        _view("patch_permute").check(16, 9)
+
+
+def test_a_jigsaw_of_cells_is_refused_where_they_are_no_four_rows():
+    """A picture that was scaled after it was decoded; pixels would get lost."""
+    view = view_named("jigsaw", Settings(seed=3, cell=8))
+    with pytest.raises(ValueError, match="cells of 8 px, and a side of 528 px.*size it was decoded in"):
+        view.forward(_random((1, 3, 528, 528)))
+    x = _random((1, 3, 512, 512))
+    assert torch.equal(view.inverse(view.forward(x)), x)

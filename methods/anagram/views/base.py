@@ -110,7 +110,7 @@ class View:
         if height % self.parts or width % self.parts:
             common = math.gcd(height, width)
             fitting = [str(n) for n in range(2, min(common, 64) + 1) if common % n == 0]
-            advice = f"try parts = {' or '.join(fitting) or '1'}" if self.adjustable else "choose another size"
+            advice = f"try parts = {' or '.join(fitting)}" if self.adjustable and fitting else "choose another size"
             raise ValueError(
                 f"The view '{self.name}' cuts each side into {self.parts} equal parts, and a side of {width} × {height} "
                 f"(pixels, or cells of a latent) does not divide so; {advice}."

@@ -47,8 +47,8 @@ def _middle(x: torch.Tensor) -> torch.Tensor:
 
 
 def _grey(x: torch.Tensor) -> torch.Tensor:
-    """The mean of the channels, (…, channels, height, width)."""
-    return x.mean(-3, keepdim=True).expand_as(x)
+    """The mean of the channels, (channels, height, width) or (batch, channels, …, height, width)."""
+    return x.mean(0 if x.ndim == 3 else 1, keepdim=True).expand_as(x)
 
 
 def _smear(x: torch.Tensor) -> torch.Tensor:

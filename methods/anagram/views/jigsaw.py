@@ -59,9 +59,18 @@ def _turns(kind: tuple[tuple[int, int], ...], number: int) -> int:
 
 
 def jigsaw(settings: Settings) -> View:
-    """The pieces of a jigsaw put back in other places: corners among corners, borders among borders, inner among inner."""
+    """The pieces of a jigsaw put back in other places: corners among corners, borders among borders, inner among inner.
+
+    Raises:
+        ValueError: used on a canvas that has no multiple of 4 cells a side.
+    """
 
     def index(height: int, width: int) -> torch.Tensor:
+        if height % (4 * settings.cell):
+            raise ValueError(
+                f"The pieces of this jigsaw end at cells of {settings.cell} px, and a side of {height} px is not four equal "
+                "rows of them; take the picture in the size it was decoded in, or leave the VAE out."
+            )
         labels = enlarged(piece_map(height // settings.cell), settings.cell)
         side = height // 4
         source = torch.full((height, width), -1)
