@@ -177,8 +177,10 @@ def metrics_of(readings: Sequence[Reading]) -> dict[str, float]:
             "mean_view_right": statistics.mean(ok for right in pairs for ok in right),
         }
     shown |= {
-        "alignment": statistics.mean(a for r in readings for a in r.alignment),
-        "concealment": statistics.mean(c for r in readings for c in r.concealment),
+        "alignment": statistics.mean(alignments := [a for r in readings for a in r.alignment]),
+        "concealment": statistics.mean(concealments := [c for r in readings for c in r.concealment]),
+        "alignment, best tenth from": float(np.quantile(alignments, 0.9)),
+        "concealment, best tenth from": float(np.quantile(concealments, 0.9)),
         "model_calls": sum(r.calls for r in readings),
         "model_rows": sum(r.rows for r in readings),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from comfy_api.latest import io
@@ -19,8 +19,8 @@ class AnagramView(NamedTuple):
     """One view of an anagram on a wire: a linked list, newest first.
 
     ``at_cells(f)`` is the view as it is seen on a picture whose latent has cells of f × f pixels, for views whose pieces have
-    outlines. ``cfg`` is the view's own
-    guidance scale, 0 for the guider's. ``known`` is a clean latent that stands in for a prompt.
+    outlines; the same one each time, since a view keeps the places it has worked out. ``cfg`` is the view's own guidance scale, 0
+    for the guider's. ``known`` is a clean latent that stands in for a prompt.
     """
 
     at_cells: Callable[[int], View]
@@ -134,7 +134,7 @@ class ConceptsAnagramView(io.ComfyNode):
     def execute(
         cls, positive, view, weight, parts=0, arrangement=0, views=None, negative=None, cfg=0.0, angle=135.0
     ) -> io.NodeOutput:
-        at_cells = partial(_at_cells, view, parts, arrangement, angle)
+        at_cells = cache(partial(_at_cells, view, parts, arrangement, angle))
         at_cells(1)  # an unknown view is refused here, not in the middle of the sampling
         return io.NodeOutput(AnagramView(at_cells, positive, negative, weight, views, cfg))
 
@@ -173,7 +173,7 @@ class ConceptsAnagramViewFromImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, positive, image, weight, views=None, negative=None, cfg=0.0) -> io.NodeOutput:
-        at_cells = partial(from_image, image[0])
+        at_cells = cache(partial(from_image, image[0]))
         at_cells(1)  # a map that cannot be read is refused here
         return io.NodeOutput(AnagramView(at_cells, positive, negative, weight, views, cfg))
 
@@ -204,7 +204,7 @@ class ConceptsAnagramReference(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, component, views=None) -> io.NodeOutput:
-        at_cells = partial(_at_cells, component, 0, 0, 0.0)
+        at_cells = cache(partial(_at_cells, component, 0, 0, 0.0))
         return io.NodeOutput(AnagramView(at_cells, None, None, 1.0, views, known=latent["samples"]))
 
 

@@ -22,7 +22,7 @@ from .views.base import SYMMETRIES, Symmetry
 from .views.discs import disc
 
 MOST_PIECES = 1500  # beyond, pixels fly one by one
-MARGIN = 1.5  # the canvas's side, of the picture's: a square that turns needs √2
+MARGIN = 1.5  # the canvas's side, of the picture's, and no less than the diagonal: a square that turns needs √2
 WHITE = 255
 
 
@@ -130,14 +130,14 @@ def seen(picture: np.ndarray, view: View) -> np.ndarray:
 
 
 def on_canvas(picture: np.ndarray) -> np.ndarray:
-    """The picture in the middle of a white canvas with room to move."""
+    """The picture in the middle of a white canvas with room to move and to turn."""
     canvas, (top, left) = _canvas(*picture.shape[:2])
     canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return canvas
 
 
 def _canvas(height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
-    sides = [2 * round(side * MARGIN / 2) for side in (height, width)]
+    sides = [2 * math.ceil(max(MARGIN * side, math.hypot(height, width)) / 2) for side in (height, width)]
     return np.full((*sides, 3), WHITE, np.uint8), ((sides[0] - height) // 2, (sides[1] - width) // 2)
 
 

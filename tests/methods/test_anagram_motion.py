@@ -191,3 +191,10 @@ def test_a_piece_is_on_its_way_and_turns_the_way_it_goes():
     rows = [_ink(shot)[0] for shot in [on_canvas(left), *frames(left, _view("rotate_cw"), 5)]]
     assert all(later <= earlier + 0.5 for earlier, later in pairwise(rows))
     assert rows[2] < rows[0] - 1
+
+
+def test_nothing_of_a_wide_picture_is_cut_off_while_it_turns():
+    dark = np.zeros((40, 96, 3), np.uint8)
+    for shot in frames(dark, _view("rotate_180"), 6):
+        seen_of_it = (shot < 128).all(-1).sum() / (40 * 96)
+        assert 0.97 < seen_of_it < 1.03

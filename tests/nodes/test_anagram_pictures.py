@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfyui_concepts.methods.anagram.views import Settings, view_named
 from comfyui_concepts.nodes import anagram_scores
-from comfyui_concepts.nodes.anagram import AnagramView, ConceptsAnagramViewFromImage
+from comfyui_concepts.nodes.anagram import AnagramView, ConceptsAnagramView, ConceptsAnagramViewFromImage
 from comfyui_concepts.nodes.anagram_pictures import ConceptsAnagramAnimate, ConceptsAnagramDecode, views_on
 from comfyui_concepts.nodes.anagram_sampling import ConceptsAnagramGuider
 from comfyui_concepts.nodes.anagram_scores import ConceptsAnagramClipBalance
@@ -145,3 +145,9 @@ def test_a_film_without_a_vae_is_made_at_a_size_its_views_can_cut():
     assert shots.shape[1:] == (90, 90, 3)
     with pytest.raises(ValueError, match="into 6 equal parts, and a side of 100"):
         ConceptsAnagramAnimate.execute(torch.rand(1, 100, 100, 3), views, 1, 2, False, 64)
+
+
+def test_a_view_on_a_wire_works_out_its_places_once():
+    link = ConceptsAnagramView.execute([], "jigsaw", 1.0).args[0]
+    assert link.view is link.view
+    assert link.at_cells(8) is link.at_cells(8) is not link.view
