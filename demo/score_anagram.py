@@ -169,6 +169,8 @@ class Reading(NamedTuple):
 def metrics_of(readings: Sequence[Reading]) -> dict[str, float]:
     """The figures of a row."""
     pairs = [right for r in readings if r.task.kind != THREE for right in r.right]
+    alignments = [a for r in readings for a in r.alignment]
+    concealments = [c for r in readings for c in r.concealment]
     shown: dict[str, float] = {"n": len(pairs)}
     if pairs:
         shown |= {
@@ -177,8 +179,8 @@ def metrics_of(readings: Sequence[Reading]) -> dict[str, float]:
             "mean_view_right": statistics.mean(ok for right in pairs for ok in right),
         }
     shown |= {
-        "alignment": statistics.mean(alignments := [a for r in readings for a in r.alignment]),
-        "concealment": statistics.mean(concealments := [c for r in readings for c in r.concealment]),
+        "alignment": statistics.mean(alignments),
+        "concealment": statistics.mean(concealments),
         "alignment, best tenth from": float(np.quantile(alignments, 0.9)),
         "concealment, best tenth from": float(np.quantile(concealments, 0.9)),
         "model_calls": sum(r.calls for r in readings),

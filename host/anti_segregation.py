@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from .attention import CROSS, Captured, Site, capture, find_sites, unet_of
 from .gradients import check_differentiable, differentiable_options, gradient_of, normal, plain_patcher, prompts
-from .once import Once
+from .once import Once, once_for
 from .phrases import ENTRY
 from .sampling import progress_of
 from .views import ViewConds, frames_of, in_frames, needs_own_frame
@@ -131,6 +131,21 @@ class Puller:
             _on_grid(seen.probabilities(s, rows)[..., words].sum(-1).mean(1), seen.grid(s), size) for s in self.sites
         ]
         return look.view.inverse(F.pad(torch.stack(found).sum(0), around))
+
+
+def puller_for(
+    model: Any, counted: Sequence[ViewConds], pull: Pull, sampler: Any, sigmas: torch.Tensor, denoise_mask: torch.Tensor | None
+) -> Puller | None:  # fmt: skip
+    """The puller at the views that count, for one sampling; none where fewer than two do.
+
+    Raises:
+        ValueError: a sampler or a model it cannot work with.
+    """
+    if len(counted) < 2:
+        return None
+    return Puller(
+        model, counted, pull, once_for(sampler, sigmas, denoise_mask, model.model_sampling, WHO, pull.lasting)
+    )
 
 
 def _looks_at(views: Sequence[ViewConds], sigma: torch.Tensor) -> list[ViewConds]:

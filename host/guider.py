@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch
 
 from ..methods.anagram.prediction import Memory
 from ..methods.panels import Panel
-from .anti_segregation import WHO, Pull, Puller, pulled_model
-from .once import once_for
+from .anti_segregation import Pull, Puller, pulled_model, puller_for
 from .preview import Painter, watched
-from .view_guidance import Combine, asking_for_room, check_own_cfg, check_view, guide_views, known_latent
+from .sampling import asking_for_room
+from .view_guidance import Combine, check_own_cfg, check_view, guide_views, known_latent, times_the_rows
 from .views import KEY, ViewConds
 
 SIDES = ("positive", "negative")
@@ -30,7 +30,7 @@ class ViewPrompt:
     ``view`` also has ``check(height, width)`` and ``latent``, which is ``pixels only`` if it means nothing on a latent.
     ``known`` is a latent as it travels on a wire, (1 or batch, channels, …, height, width). ``cfg`` is the view's own guidance
     scale, as the combiner was told it, None for the sampler's. A view that is not ``counted`` (of weight 0) is shown, and
-    nothing else is done for it.
+    the others are neither pulled towards it nor led away from it.
     """
 
     view: Any
@@ -101,16 +101,17 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         self.set_cfg(cfg)
         self.model_options: dict[str, Any] = comfy.model_patcher.create_model_options_clone(self.model_options)
         comfy.patcher_extension.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, KEY, self.room(), self.model_options, is_model_options=True
+            comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, KEY, asking_for_room(self.times_the_rows()),
+            self.model_options, is_model_options=True,
         )  # fmt: skip
         for index, prompt in enumerate(prompts):
             # each view gets its own copy of the negative: the host gives every copy a uuid of its own
             positive, negative = tagged(prompt)
             self.inner_set_conds({f"positive {index}": positive, f"negative {index}": negative})
 
-    def room(self) -> Callable[..., Any]:
-        """A wrapper of the host's preparation, which loads the model with room for what is asked at once."""
-        return asking_for_room(self.prompts)
+    def times_the_rows(self) -> int:
+        """How many times as many rows are asked at once as the host reckons with."""
+        return times_the_rows(self.prompts)
 
     def sample(self, noise: torch.Tensor, latent_image: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         for prompt in self.prompts:
@@ -148,11 +149,9 @@ class ViewsGuider(comfy.samplers.CFGGuider):
         if self.shows_views:
             callback = watched(callback, self.model_patcher, self.panels)
         try:
-            pulled = [v for v, prompt in zip(self.view_conds, self.prompts, strict=True) if prompt.counted]
-            if self.pull is not None and len(pulled) > 1:
-                sampling = self.inner_model.model_sampling
-                once = once_for(sampler, sigmas, denoise_mask, sampling, WHO, self.pull.lasting)
-                self.puller = Puller(self.inner_model, pulled, self.pull, once)
+            if self.pull is not None:
+                counted = [v for v, prompt in zip(self.view_conds, self.prompts, strict=True) if prompt.counted]
+                self.puller = puller_for(self.inner_model, counted, self.pull, sampler, sigmas, denoise_mask)
             return super().inner_sample(
                 noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )

@@ -20,6 +20,7 @@ from .lora import unet_factors
 from .lowrank import prepared
 from .paths import KEY, Masks, Path, Paths
 from .preview import Painter, watched
+from .sampling import asking_for_room
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +79,9 @@ class PathGuider(comfy.samplers.CFGGuider):
                 self.inner_set_conds({f"{side} {number}": _beside(base, own, side)})
         self.model_options: dict[str, Any] = comfy.model_patcher.create_model_options_clone(model.model_options)
         comfy.patcher_extension.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, KEY, self._ask_for_memory, self.model_options, is_model_options=True
+            comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, KEY, asking_for_room(1 + len(self.concepts)),
+            self.model_options, is_model_options=True,
         )  # fmt: skip
-
-    def _ask_for_memory(self, executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
-        """The host loads the model with room for the rows it knows of; there are as many again for each concept."""
-        return executor(model, [noise_shape[0] * (1 + len(self.concepts)), *noise_shape[1:]], *args, **kwargs)
 
     def inner_sample(
         self,

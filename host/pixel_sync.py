@@ -22,7 +22,7 @@ from .preview import Painter
 from .sampling import step_of
 from .time_travel import name_of
 from .vae import cell_side, decoded, encoded
-from .view_guidance import asking_for_room, check_latent
+from .view_guidance import check_latent
 from .views import ViewConds, needs_own_frame
 
 KEY = "concepts.pixel_sync"
@@ -94,9 +94,9 @@ class PixelSyncGuider(ViewsGuider):
         )
         return out[: len(noise)]
 
-    def room(self) -> Callable[..., Any]:
-        """What the host reckons with, which is handed a latent a view."""
-        return asking_for_room(())
+    def times_the_rows(self) -> int:
+        """As many as the host reckons with, which is handed a latent a view."""
+        return 1
 
     def predict_noise(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_sampling
@@ -31,3 +32,13 @@ def step_of(transformer_options: dict[str, Any], sigma: float) -> int:
     if schedule is None:
         return 0
     return max(int((schedule >= sigma * (1 - 1e-4)).sum()) - 1, 0)
+
+
+def asking_for_room(times: int) -> Callable[..., Any]:
+    """A wrapper of the host's preparation of a sampling (``PREPARE_SAMPLING``), by which the model is loaded with room for so
+    many times the rows the host knows of; for want of memory it would split the batch."""
+
+    def wrapper(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        return executor(model, [times * noise_shape[0], *noise_shape[1:]], *args, **kwargs)
+
+    return wrapper

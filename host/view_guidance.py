@@ -87,15 +87,9 @@ def known_latent(model: Any, latent: torch.Tensor, noise: torch.Tensor) -> torch
     return model.process_latent_in(latent.to(noise))
 
 
-def asking_for_room(prompts: Sequence[Any]) -> Callable[..., Any]:
-    """A wrapper of the host's preparation of a sampling, by which the model is loaded with room for the rows of all views. The
-    host reckons with a positive and a negative a picture, and would split the batch for want of memory."""
-    times = max(1, math.ceil(sum(len(p.positive) + len(p.negative) for p in prompts) / 2))
-
-    def wrapper(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
-        return executor(model, [times * noise_shape[0], *noise_shape[1:]], *args, **kwargs)
-
-    return wrapper
+def times_the_rows(prompts: Sequence[Any]) -> int:
+    """How many times as many rows these views are asked for as the host reckons with, a positive and a negative a picture."""
+    return max(1, math.ceil(sum(len(p.positive) + len(p.negative) for p in prompts) / 2))
 
 
 def guide_views(

@@ -13,10 +13,10 @@ import comfy.patcher_extension
 import torch
 
 from ..methods.anagram.prediction import Memory
-from .anti_segregation import WHO, Pull, Puller, pulled_model
+from .anti_segregation import Pull, pulled_model, puller_for
 from .guider import ViewPrompt, own_controls, tagged
-from .once import once_for
-from .view_guidance import Combine, asking_for_room, check_own_cfg, check_view, guide_views, known_latent
+from .sampling import asking_for_room
+from .view_guidance import Combine, check_own_cfg, check_view, guide_views, known_latent, times_the_rows
 from .views import Conds, ViewConds
 
 KEY = "concepts.views"
@@ -52,8 +52,8 @@ def with_views(
     wrapper = _predicting(tuple(prompts), combine, patched)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, KEY, wrapper)
     kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
-    patched.add_wrapper_with_key(kind, KEY, asking_for_room(prompts))
-    sampling = _sampling(tuple(prompts), pull if sum(prompt.counted for prompt in prompts) > 1 else None)
+    patched.add_wrapper_with_key(kind, KEY, asking_for_room(times_the_rows(prompts)))
+    sampling = _sampling(tuple(prompts), pull)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, sampling)
     return patched, positive, negative
 
@@ -91,10 +91,9 @@ def _sampling(prompts: tuple[ViewPrompt, ...], pull: Pull | None):
     def wrapper(executor, guider, sigmas, extra_args, callback, noise, latent=None, denoise_mask=None, *args, **kwargs):
         own = {MEMORY: Memory()}
         if pull is not None:
-            sampling = guider.inner_model.model_sampling
-            once = once_for(executor.class_obj, sigmas, denoise_mask, sampling, WHO, pull.lasting)
             views = zip(_views_of(guider, prompts, noise), prompts, strict=True)
-            own[PULLER] = Puller(guider.inner_model, [v for v, prompt in views if prompt.counted], pull, once)
+            counted = [v for v, prompt in views if prompt.counted]
+            own[PULLER] = puller_for(guider.inner_model, counted, pull, executor.class_obj, sigmas, denoise_mask)
         mine = {**extra_args, "model_options": {**extra_args["model_options"], **own}}
         return executor(guider, sigmas, mine, callback, noise, latent, denoise_mask, *args, **kwargs)
 
