@@ -188,12 +188,12 @@ def start(python: Path, host: Path, arguments: list[str], folder: Path | None = 
 
 def module(name: str) -> list[str]:
     """The arguments that run ``main`` of a module of the pack."""
-    return [str(ROOT / "demo" / "run.py"), name]
+    return [str(ROOT / "workbench" / "run.py"), name]
 
 
 def families(verb: str) -> list[str]:
-    """What can be scored or benched: one file of ``demo/`` each."""
-    return sorted(path.stem.removeprefix(f"{verb}_") for path in (ROOT / "demo").glob(f"{verb}_*.py"))
+    """What can be scored or benched: one file of ``boards/`` each."""
+    return sorted(path.stem.removeprefix(f"{verb}_") for path in (ROOT / "boards").glob(f"{verb}_*.py"))
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -230,8 +230,8 @@ def command(verb: str, rest: list[str]) -> list[str]:
             raise SetupError(f"{asked}; choose one: {verb} {' | '.join(known)}")
         if verb == "train":
             return [*module("demo.training.export" if family == "export" else f"demo.training.train_{family}"), *others]
-        return [*module(f"demo.{verb}_{family}"), *others]
-    return [*module({"demo": "demo.gallery", "workflows": "demo.templates"}[verb]), *rest]
+        return [*module(f"boards.{verb}_{family}"), *others]
+    return [*module({"demo": "workbench.gallery", "workflows": "workbench.templates"}[verb]), *rest]
 
 
 def interrupted(*_: object) -> None:

@@ -4,43 +4,37 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import (
-    anagram,
-    anagram_options,
-    anagram_pictures,
-    anagram_sampling,
-    anagram_scores,
-    compose,
-    concept,
-    conduct,
-    demo,
-    erase,
-    erase_apply,
-    erase_files,
-    erase_train,
-    erase_train_options,
-    phrase,
-    region,
-    several,
-)
+from . import concept, demo, phrase, region
+from .anagram import options as anagram_options
+from .anagram import pictures as anagram_pictures
+from .anagram import sampling as anagram_sampling
+from .anagram import scores as anagram_scores
+from .anagram import views as anagram_views
+from .compose import composer, objects
+from .conduct import conductor
+from .erase import apply as erase_apply
+from .erase import files as erase_files
+from .erase import solve as erase_solve
+from .erase import train as erase_train
+from .erase import train_options as erase_train_options
 
 NODES: tuple[type[io.ComfyNode], ...] = (
-    *anagram.NODES,
+    *anagram_views.NODES,
     *anagram_sampling.NODES,
     *anagram_options.NODES,
     *phrase.NODES,
     *anagram_pictures.NODES,
     *anagram_scores.NODES,
     *concept.NODES,
-    *conduct.NODES,
-    *erase.NODES,
+    *conductor.NODES,
+    *erase_solve.NODES,
     *erase_apply.NODES,
     *erase_files.NODES,
     *erase_train.NODES,
     *erase_train_options.NODES,
     *region.NODES,
-    *compose.NODES,
-    *several.NODES,
+    *composer.NODES,
+    *objects.NODES,
     *demo.NODES,
 )
 """Every node of the pack, in menu order."""

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from comfy_api.latest import io
 
-from ..host.concept import Concept, make_concept
 from ..host.folders import lora_names, lora_path
-from ..host.lora import read_lora
+from ..host.lora.concept import Concept, make_concept
+from ..host.lora.files import read_lora
 from ..host.schema import schema
 from ..methods.regions import Region
 

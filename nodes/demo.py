@@ -11,9 +11,9 @@ from ..demo.loader import load_demo_model
 from ..host.folders import offer_loras
 from ..host.schema import schema
 from ..methods.anagram.score import Readings
-from .anagram import Views, lines_of
-from .anagram_pictures import upright, views_on
-from .anagram_scores import Scores
+from .anagram.pictures import upright, views_on
+from .anagram.scores import Scores
+from .anagram.views import Views, lines_of
 
 offer_loras(LORAS)  # the demo model's LoRAs appear in the host's Load LoRA, as any other
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.phrases import encode_with_phrase
 from ..host.schema import schema
+from ..host.text.phrases import encode_with_phrase
 
 
 class ConceptsEncodePhrase(io.ComfyNode):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _load_runner():
-    spec = importlib.util.spec_from_file_location("concepts_runner", ROOT / "demo" / "run.py")
+    spec = importlib.util.spec_from_file_location("concepts_runner", ROOT / "workbench" / "run.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -99,7 +99,7 @@ def demo_model():
 @pytest.fixture(scope="session")
 def server(host_path):
     """One real host with the pack in it, for the whole session."""
-    from comfyui_concepts.demo.server import HostServer
+    from comfyui_concepts.workbench.server import HostServer
 
     with HostServer(host_path) as running:
         running.wait()
@@ -116,7 +116,7 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="session")
 def finished(server):
     """``finished(name)`` runs a shipped graph, with its template embedded, once a session."""
-    from comfyui_concepts.demo.client import run_graph
+    from comfyui_concepts.workbench.client import run_graph
 
     done: dict[str, Finished] = {}
 

@@ -15,7 +15,7 @@ from random import Random
 import torch
 from safetensors.torch import save_file
 
-from ...host.lora_export import lora_tensors, names_of
+from ...host.lora.export import lora_tensors, names_of
 from ...methods.erase.lowrank import LowRank
 from .. import vocabulary
 from ..autoencoder import Autoencoder

@@ -6,7 +6,8 @@ import statistics
 
 import pytest
 import torch
-from comfyui_concepts.demo import score_model, vocabulary
+from comfyui_concepts.boards import score_model
+from comfyui_concepts.demo import vocabulary
 from comfyui_concepts.demo.judge import LEFT, READER, RIGHT, SEVERAL, UNSURE, WHOLE, Judge, Verdict, background_of
 
 NO_OBJECT = ("nothing", SEVERAL, UNSURE)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from comfyui_concepts.host.concept import Concept
+from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.methods.regions import Box, Region
-from comfyui_concepts.nodes.compose import ConceptsComposerRegions
+from comfyui_concepts.nodes.compose.composer import ConceptsComposerRegions
 from comfyui_concepts.nodes.concept import ConceptList
 from comfyui_concepts.nodes.region import ConceptsRegionEditor, ConceptsRegionMask, _colours
 

@@ -202,7 +202,7 @@ def driver(tmp_path_factory):
 @pytest.fixture(scope="session")
 def bare_errors(driver, host_path, tmp_path_factory):
     """The errors the host's page logs without our pack, in both renderers."""
-    from comfyui_concepts.demo.server import HostServer
+    from comfyui_concepts.workbench.server import HostServer
 
     empty = tmp_path_factory.mktemp("empty-pack")
     (empty / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n")

@@ -95,7 +95,7 @@ def test_a_box_drawn_with_the_mouse_is_in_the_text_the_picture_and_the_graph(edi
 
 def test_a_drawn_box_changes_what_a_run_makes(editor, page, until, server):
     """JSON by hand, picture by the host: the preview output is tinted where the box was drawn."""
-    from comfyui_concepts.demo.client import run_graph
+    from comfyui_concepts.workbench.client import run_graph
     from PIL import Image
 
     editor.drag((0.25, 0.25), (0.75, 0.75))

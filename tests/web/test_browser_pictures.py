@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from comfyui_concepts.demo.templates import to_ui
 from comfyui_concepts.methods.panels import GAP, SIDE
+from comfyui_concepts.workbench.templates import to_ui
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 import pytest
-from comfyui_concepts.demo.client import GraphFailed, run_graph
-from comfyui_concepts.demo.host_folder import LOCK
+from comfyui_concepts.workbench.client import GraphFailed, run_graph
+from comfyui_concepts.workbench.host_folder import LOCK
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -125,7 +125,7 @@ def test_a_graph_of_which_a_part_is_refused_has_failed(server):
 
 
 def test_a_host_that_is_gone_gets_a_sentence():
-    from comfyui_concepts.demo.server import free_port
+    from comfyui_concepts.workbench.server import free_port
 
     with pytest.raises(GraphFailed, match="did not answer as ComfyUI does"):
         asyncio.run(run_graph(f"http://127.0.0.1:{free_port()}", _graph("demo_first_picture")))

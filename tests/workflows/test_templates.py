@@ -12,12 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from comfyui_concepts.demo import thumbnails
-from comfyui_concepts.demo.client import Picture
-from comfyui_concepts.demo.gallery import CHECKPOINTS
-from comfyui_concepts.demo.templates import inputs_of, render, to_api
-from comfyui_concepts.demo.thumbnails import SIDE, outdated, thumbnail
-from comfyui_concepts.demo.twins import TWINS, text_of, twin_graph
+from comfyui_concepts.workbench import thumbnails
+from comfyui_concepts.workbench.client import Picture
+from comfyui_concepts.workbench.gallery import CHECKPOINTS
+from comfyui_concepts.workbench.templates import inputs_of, render, to_api
+from comfyui_concepts.workbench.thumbnails import SIDE, outdated, thumbnail
+from comfyui_concepts.workbench.twins import TWINS, text_of, twin_graph
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -135,7 +135,7 @@ def test_a_twin_for_checkpoints_is_made_from_its_source(name):
 def test_every_graph_has_a_twin_for_checkpoints():
     sources = {twin.source for twin in TWINS.values()}
     lacking = [path.stem for path in API if path.parent != CHECKPOINTS and path.stem not in sources]
-    assert not lacking, f"give them a twin in demo/twins.py: {', '.join(lacking)}"
+    assert not lacking, f"give them a twin in workbench/twins.py: {', '.join(lacking)}"
 
 
 def test_the_twin_of_a_judged_graph_leaves_the_judge_out_and_says_so():

@@ -16,7 +16,7 @@ export function sourceOf(node, input) {
 
 const written = (node, name) => String(widgetOf(node, name)?.value ?? "").trim();
 
-/** A LoRA's name, as host/lora.py has it: its file without folder and ending; a PEFT adapter is called after its folder. */
+/** A LoRA's name, as host/lora/files.py has it: its file without folder and ending; a PEFT adapter is called after its folder. */
 function fileName(path) {
   const parts = path.split(/[\\/]/);
   const file = parts.pop().replace(/\.[^.]*$/, "");

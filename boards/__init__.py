@@ -1,0 +1,1 @@
+"""Score boards and benches. They stand above the nodes; nothing imports them."""

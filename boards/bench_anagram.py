@@ -1,0 +1,117 @@
+"""``dev.py bench anagram``: what views cost beside the model calls they need, and what the gradient step costs.
+
+Both sides of a ratio are timed in turn in the same run, so that they meet the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+
+import comfy.model_management
+import comfy.samplers
+import torch
+
+from ..demo.sampling import CFG, STEPS, Painter, encode, noise_for
+from ..host.anagram.anti_segregation import Puller
+from ..host.anagram.guider import ViewPrompt, ViewsGuider
+from ..host.anagram.views import ViewConds
+from ..host.engine.latent_edits import Once
+from ..host.text.phrases import encode_with_phrase
+from ..methods.anagram.combine import MULTI_TASK_FAST, MULTI_TASK_FULL, combiner
+from ..methods.anagram.prediction import Predictions
+from ..methods.anagram.views import VIEWS, view_named
+from ..nodes.anagram.options import PRESETS
+from ..nodes.anagram.sampling import ConceptsAnagramGuider, pull_of
+from ..nodes.anagram.views import AnagramView
+from .timing import ratios
+
+SIGMA = 2.0  # where the gradient step is timed
+
+
+class Bench:
+    """The demo model with the prompts of up to four views."""
+
+    def __init__(self, runs: int) -> None:
+        self.painter, self.runs = Painter(), runs
+        sampling = self.painter.model.get_model_object("model_sampling")
+        self.sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", STEPS)
+        self.prompt = encode_with_phrase(self.painter.clip, "a cat", "cat")
+        self.negative = encode(self.painter.clip, "")
+
+    def say(self, what: str, measured: list[float]) -> None:
+        span = f"{min(measured):.2f} to {max(measured):.2f}, {self.runs} pairs"
+        print(f"{what}: {statistics.median(measured):.2f} × ({span})", flush=True)
+
+    def prompts(self, views: int) -> list[ViewPrompt]:
+        return [ViewPrompt(view, self.prompt, self.negative) for view in map(view_named, list(VIEWS)[:views])]
+
+    def sample(self, guider: comfy.samplers.CFGGuider, pictures: int) -> None:
+        noise = noise_for(list(range(pictures)))
+        sampler = comfy.samplers.sampler_object("euler")
+        guider.sample(noise, torch.zeros_like(noise), sampler, self.sigmas, disable_pbar=True, seed=1)
+
+    def plain(self, pictures: int) -> None:
+        """So many pictures without views: calls of as many rows as one picture in so many views."""
+        guider = comfy.samplers.CFGGuider(self.painter.model)
+        guider.set_conds(self.prompt, self.negative)
+        guider.set_cfg(CFG)
+        self.sample(guider, pictures)
+
+    def anagram(self, views: int) -> None:
+        """Views that are averaged and rectified, so many rows a view and no more."""
+        combine = combiner(MULTI_TASK_FAST, [1.0] * views)
+        prompts = self.prompts(views)
+        self.sample(ViewsGuider(self.painter.model, prompts, lambda **k: combine(Predictions(**k)), CFG), 1)
+
+    def preset(self, views: int, name: str) -> None:
+        """So many views as Anagram Guider samples them with that preset of Anagram Options."""
+        listed: AnagramView | None = None
+        for view in map(view_named, list(VIEWS)[:views]):
+            listed = AnagramView(lambda cell, view=view: view, self.prompt, None, 1.0, listed)
+        made = ConceptsAnagramGuider.execute(self.painter.model, listed, self.negative, CFG, PRESETS[name])
+        self.sample(made.args[0], 1)
+
+    def gradient(self, views: int) -> list[float]:
+        """One gradient step over one forward pass of the views' positives, a row each."""
+        model = self.painter.model.model
+        comfy.model_management.load_models_gpu([self.painter.model])
+        self.painter.model.pre_run()  # else the host's model does not know its patcher
+        noise = noise_for([1]) * SIGMA
+        conds = []
+        for prompt in self.prompts(views):
+            raw = {"positive": comfy.sampler_helpers.convert_cond(prompt.positive)}
+            conds.append(comfy.samplers.process_conds(model, noise, raw, noise.device)["positive"])
+        listed = [ViewConds(p.view, c, None) for p, c in zip(self.prompts(views), conds, strict=True)]
+        pull = pull_of(MULTI_TASK_FULL)
+        assert pull is not None
+        level = torch.full((1,), SIGMA)
+        forward = lambda: comfy.samplers.calc_cond_batch(model, conds, noise, level, {})  # noqa: E731
+        try:
+            return ratios(forward, lambda: Puller(model, listed, pull, Once())(noise, level, {}), self.runs * 4)
+        finally:
+            self.painter.model.cleanup()
+
+
+@torch.inference_mode()
+def main(arguments: list[str]) -> int:
+    """Prints the median and the range of each ratio for 1 to 4 views."""
+    parser = argparse.ArgumentParser(prog="dev.py bench anagram")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--views", type=int, action="append", choices=(1, 2, 3, 4), help="again for more; all without")
+    options = parser.parse_args(arguments)
+    logging.disable(logging.INFO)
+    bench = Bench(options.runs)
+    counts = options.views or (1, 2, 3, 4)
+    for views in counts:
+        bare = ratios(lambda n=views: bench.plain(n), lambda n=views: bench.anagram(n), options.runs)
+        bench.say(f"{views} views over bare calls of {2 * views} rows", bare)
+    for views in (n for n in counts if n > 1):
+        alone = ratios(lambda: bench.plain(1), lambda n=views: bench.anagram(n), options.runs)
+        bench.say(f"{views} views over one plain picture", alone)
+        for name in (n for n, preset in PRESETS.items() if preset is not None):
+            made = ratios(lambda: bench.plain(1), lambda n=views, p=name: bench.preset(n, p), options.runs)
+            bench.say(f"{views} views by '{name}' over one plain picture", made)
+        bench.say(f"gradient step over a forward pass of {views} rows", bench.gradient(views))
+    return 0

@@ -1,0 +1,158 @@
+"""``dev.py bench compose``: what LoRA-Composer and T2I-Zero cost, against plain sampling in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import comfy.samplers
+import torch
+
+from ..demo import vocabulary
+from ..demo.sampling import CFG, Painter, encode
+from ..host.compose.guider import ComposeGuider
+from ..host.compose.suppression import with_suppression
+from ..host.engine import keys
+from ..host.engine.attention import CROSS, find_sites, unet_of
+from ..host.lora.concept import Concept, make_concept
+from ..host.lora.files import LoraFile, read_lora
+from ..methods.compose.settings import Compose
+from ..methods.compose.similarity import Words
+from . import object_prompts as objects_present
+from .concept_tasks import lora_of
+from .random_models import SD15_UNET, random_model
+from .timing import peak_of, ratios
+
+RANK, TOKENS = 16, 77
+_LAYERS = (
+    *(f"attn{n}.{part}" for n in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")), "ff.net.0.proj", "ff.net.2",
+)  # fmt: skip
+"""What a LoRA of a trainer usually has: all linear layers of the transformer blocks."""
+CASES = {
+    "without gradient": Compose(enhancement=0.0, reinit="off", token_lora=False),
+    "without gradient, token LoRA": Compose(enhancement=0.0, reinit="off"),
+    "full": Compose(stop="rise"),
+}
+
+
+def random_concept(model: Any, number: int, channels: int) -> Concept:
+    """A concept with random factors of rank 16 on the attentions and feed-forwards."""
+    generator, tensors = torch.Generator().manual_seed(number), {}
+    for path, module in unet_of(model.model).named_modules():
+        if path.endswith(_LAYERS):
+            out, into = module.weight.shape[:2]
+            tensors[f"diffusion_model.{path}.lora_down.weight"] = torch.randn(RANK, into, generator=generator) * 0.02
+            tensors[f"diffusion_model.{path}.lora_up.weight"] = torch.randn(out, RANK, generator=generator) * 0.02
+    entry = [[torch.randn(1, TOKENS, channels, generator=generator), {keys.PHRASE_POSITIONS: (5,)}]]
+    return Concept(f"{number}", "it", LoraFile(f"{number}", tensors), 1.0, entry, entry)
+
+
+def boxes(count: int, height: int, width: int) -> torch.Tensor:
+    """That many boxes side by side, in two rows from five on, over two thirds of the canvas."""
+    rows = 1 if count < 5 else 2
+    columns = math.ceil(count / rows)
+    covered = torch.zeros(count, height, width)
+    for n in range(count):
+        row, column = n // columns, n % columns
+        top, left = row * height // rows, column * width // columns
+        covered[n, top + height // rows // 6 : top + height // rows * 5 // 6, left : left + width // columns] = 1
+    return covered
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model with concepts to put into it. ``size``: height and width of the latent in cells."""
+
+    name: str
+    model: Any
+    concepts: Sequence[Concept]
+    prompt: list
+    size: tuple[int, int]
+    steps: int
+    runs: int
+
+    def sample(self, make: Callable[[], comfy.samplers.CFGGuider]) -> None:
+        noise = torch.randn(1, 4, *self.size, generator=torch.Generator().manual_seed(1))
+        sigmas = comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), "normal", self.steps)
+        sampler = comfy.samplers.sampler_object("euler")
+        make().sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
+
+    def plain(self, patcher: Any = None, positive: list | None = None) -> comfy.samplers.CFGGuider:
+        guider = comfy.samplers.CFGGuider(patcher or self.model)
+        guider.set_conds(positive or self.prompt, self.prompt)
+        guider.set_cfg(CFG)
+        return guider
+
+    def suppressed(self) -> comfy.samplers.CFGGuider:
+        """T2I-Zero's suppression of three objects."""
+        model = with_suppression(self.model, 1.0, 0.0, objects_present.Zero().end)
+        objects = Words(((2,), (5,), (8,)), ((1, 9),))
+        return self.plain(model, [[self.prompt[0][0], {**self.prompt[0][1], keys.OBJECT_POSITIONS: objects}]])
+
+    def composed(self, count: int, settings: Compose) -> ComposeGuider:
+        covered = partial(boxes, count)
+        return ComposeGuider(self.model, self.prompt, self.prompt, CFG, self.concepts[:count], covered, settings)
+
+    def say(self, what: str, make: Callable[[], comfy.samplers.CFGGuider]) -> None:
+        """Prints the median and the range of the ratio, and how far memory grows beyond what plain sampling needs."""
+        plain, other = partial(self.sample, self.plain), partial(self.sample, make)
+        measured = ratios(plain, other, self.runs)
+        grown = peak_of(other) - peak_of(plain)
+        print(
+            f"{self.name}, {what}: {statistics.median(measured):.2f} × plain sampling ({min(measured):.2f} to "
+            f"{max(measured):.2f}, {self.runs} pairs, {self.steps} steps); memory + {grown:.0f} MB",
+            flush=True,
+        )
+
+
+def cached_bytes(model: Any) -> int:
+    """Size of one concept's keys and values for the positive and the negative, which are kept for a whole run."""
+    unet = unet_of(model.model)
+    widths = [site.module(unet).to_k.out_features for site in find_sites(unet, CROSS)]
+    return 2 * 2 * TOKENS * sum(widths) * torch.float32.itemsize
+
+
+def boards(bench: Bench, counts: Sequence[int], cases: Sequence[str]) -> None:
+    """Prints everything about one model."""
+    print(f"{bench.name}: cached keys and values {cached_bytes(bench.model) / 1e6:.1f} MB a concept", flush=True)
+    bench.say("t2i-zero", bench.suppressed)
+    for count in counts:
+        for case in cases:
+            bench.say(f"{count} concepts {case}", partial(bench.composed, count, CASES[case]))
+
+
+@torch.inference_mode()
+def main(arguments: list[str]) -> int:
+    """Prints the median and the range of the ratio for 1 to 8 concepts, with the demo model and at the size of SD 1.5."""
+    parser = argparse.ArgumentParser(prog="dev.py bench compose")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="of the demo model; SD 1.5 takes 2")
+    parser.add_argument("--model", choices=["demo", "sd15"], action="append", help="only this one")
+    parser.add_argument("--concepts", type=int, action="append", help="only this many (again for more)")
+    parser.add_argument("--case", choices=list(CASES), action="append", help="only this one (again for more)")
+    options = parser.parse_args(arguments)
+    logging.disable(logging.INFO)
+    counts, cases, wanted = (
+        options.concepts or [1, 2, 4, 8],
+        options.case or list(CASES),
+        options.model or ["demo", "sd15"],
+    )
+    if "demo" in wanted:
+        painter = Painter()
+        made = [
+            make_concept(read_lora(lora_of(c)), 1.0, painter.clip, f"a {c}", c, "") for c in vocabulary.LORA_CONCEPTS
+        ]
+        prompt = encode(painter.clip, "a cat")
+        boards(Bench("demo model", painter.model, made, prompt, (16, 24), options.steps, options.runs), counts, cases)
+    if "sd15" in wanted:
+        model = random_model(SD15_UNET)
+        made = [random_concept(model, n, SD15_UNET["context_dim"]) for n in range(max(counts))]
+        prompt = [[torch.randn(1, TOKENS, 768, generator=torch.Generator().manual_seed(0)), {}]]
+        boards(Bench("SD 1.5 size, 512 × 512", model, made, prompt, (64, 64), 2, options.runs), counts, cases)
+    return 0

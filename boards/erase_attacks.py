@@ -1,0 +1,102 @@
+"""Attacks with pictures on an edited demo model: learned tokens, found by gradient through text encoder and UNet.
+
+Both match the edited model's prediction on noised pictures of the concept to the plain model's for the honest prompt, with
+a fixed budget (after UnlearnDiffAtk, Zhang et al. 2310.11868, and textual inversion as a circumvention, Pham et al. 2308.01508).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..demo import vocabulary
+from ..host.engine.gradients import differentiable, differentiable_options, normal
+
+ITERATIONS, RATE = 24, 0.05
+PREFIX = 5  # tokens, as in UnlearnDiffAtk
+LEVELS = (9.0, 4.0, 2.0, 1.0)  # sigma of the noised pictures, a row each
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an attack found: the tokens of the prompt with the learned embeddings among them."""
+
+    tokens: dict[str, list]
+
+
+def _tokens(clip: Any, concept: str, background: str) -> list:
+    return list(clip.tokenize(vocabulary.scene_of((concept,), background).caption())["l"][0])
+
+
+def with_prefix(section: list, learned: torch.Tensor) -> list:
+    """The prompt behind learned tokens (n, d), at its usual length."""
+    return [section[0], *((row, 1.0) for row in learned), *section[1:]][: len(section)]
+
+
+def with_word(section: list, learned: torch.Tensor, concept_id: int) -> list:
+    """The prompt with the concept's token replaced by a learned one, (1, d)."""
+    return [(learned[0], w) if isinstance(t, int) and t == concept_id else (t, w) for t, w in section]
+
+
+KINDS = ("prefix", "inversion")
+
+
+def learn(
+    kind: str, plain: Any, edited: Any, clips: tuple[Any, Any], pictures: torch.Tensor, concept: str, background: str
+) -> Learned:
+    """Learns the tokens of one attack.
+
+    Args:
+        plain, edited: the model before and after; ``edited`` must carry its edit in its options, for both share weights.
+        clips: the text encoder before and after.
+        pictures: latents of the concept, (1, 4, h, w).
+    """
+    before, clip = clips
+    section = _tokens(clip, concept, background)
+    word = clip.tokenize(concept)["l"][0][1][0]
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    start = torch.zeros(PREFIX, table.shape[1]) if kind == "prefix" else table[word][None].clone()
+    generator = torch.Generator().manual_seed(7)
+    if kind == "prefix":
+        start = torch.randn(start.shape, generator=generator) * float(table.std())
+    noise = torch.randn((len(LEVELS), *pictures.shape[1:]), generator=generator)
+    sigma = torch.tensor(LEVELS)
+    x = pictures + noise * sigma[:, None, None, None]
+    wanted = _predict(plain, x, sigma, before.encode_from_tokens({"l": [section]}))
+    clip.encode_from_tokens({"l": [section]})  # loads the edited one before its weights are looked at
+    make = (lambda v: with_prefix(section, v)) if kind == "prefix" else (lambda v: with_word(section, v, word))
+    found = _descend(edited, clip, make, start, x, sigma, wanted)
+    return Learned({"l": [make(found)]})
+
+
+def _predict(
+    patcher: Any, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor, options: Any = None
+) -> torch.Tensor:
+    options = patcher.model_options if options is None else options
+    return patcher.model.apply_model(
+        x, sigma, c_crossattn=cond.expand(len(x), -1, -1), transformer_options=options["transformer_options"]
+    )
+
+
+def _descend(
+    patcher: Any, clip: Any, make: Any, start: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor, wanted: torch.Tensor
+) -> torch.Tensor:
+    """Adam on the learned tokens; the best of all iterations."""
+    with differentiable(patcher.model, clip.cond_stage_model):
+        x, sigma, wanted = normal(x), normal(sigma), normal(wanted)
+        learned = normal(start).clone().requires_grad_(True)
+        optimiser = torch.optim.Adam([learned], lr=RATE)
+        options = differentiable_options(patcher.model_options)
+        weight = (1 / sigma.square())[:, None, None, None]  # the error of the noise, not of the picture
+        best, least = learned.detach().clone(), float("inf")
+        for _ in range(ITERATIONS):
+            cond = clip.encode_from_tokens({"l": [make(learned)]})
+            loss = ((_predict(patcher, x, sigma, cond, options) - wanted).square() * weight).mean()
+            if (reached := float(loss.detach())) < least:
+                best, least = learned.detach().clone(), reached
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return best

@@ -1,0 +1,70 @@
+"""Rows of ``dev.py score erase`` that train: every method at its standard budget, against one concept at a time.
+
+Training takes minutes, so these rows take the first groups of one concept only. Their figures are on the same prompts and
+attacks as the solvers' on those groups, with the time of the training as ``minutes``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+
+from ..host.erase.apply import TEXT, apply_edit, apply_to_clip
+from ..host.erase.solve import Request as Solving
+from ..host.erase.solve import solve_erasure
+from ..host.erase.train import Choices, Request, train_erasure, unlearn_in_text
+from ..host.lora.adapters import attached, layers_named
+from ..methods.erase.lowrank import LowRank
+from ..methods.erase.spec import Erased, Preserved
+
+SIZE = (16, 16)
+BUDGET = "standard"
+GROUPS = 2  # groups of one concept that a training row measures
+METHODS = {
+    "esd": "ESD", "all-but-one": "All but One", "co-erasing": "Co-Erasing", "realera-b": "RealEra", "doco": "DoCo (heavy)",
+}  # fmt: skip
+"""Row name to the method of Train Erasure."""
+FEW_SHOT = "few-shot"
+COMBINED = "rece + co-erasing"
+ROWS = (*METHODS, FEW_SHOT, COMBINED)
+
+Trained = tuple[Any, Any, float]
+"""The edited model, the encoder to go with it, and the minutes the training took."""
+
+
+def train_row(name: str, model: Any, clip: Any, concepts: Erased | None, kept: Preserved) -> Trained:
+    """What a row's method leaves. The combined row applies a solved edit and a trained one, both made on the plain model."""
+    assert concepts is not None
+    started = time.monotonic()
+    request = Request(METHODS.get(name, "Co-Erasing"), BUDGET, 0, SIZE, Choices(preview_every=0))
+    if name == FEW_SHOT:
+        edit, _ = unlearn_in_text(model, clip, concepts, kept, request)
+        return model, apply_to_clip(clip, edit), (time.monotonic() - started) / 60
+    edit, _ = train_erasure(model, clip, concepts, kept, request)
+    if name == COMBINED:
+        model = apply_edit(model, solve_erasure(model, clip, concepts, kept, Solving("rece")), 1.0, TEXT)
+    return with_adapter(model, edit.layers), clip, (time.monotonic() - started) / 60
+
+
+def with_adapter(model: Any, factors: Mapping[str, LowRank]) -> Any:
+    """A clone that runs with the factors on the activation side.
+
+    The same pictures as Apply Erasure's patches; but the weights that all clones share stay the plain model's, which an
+    attack asks in turn with the edited one.
+    """
+    edited = model.clone()
+    layers = layers_named(edited.model, factors)
+
+    def run(executor: Callable[..., torch.Tensor], *arguments: Any, **named: Any) -> torch.Tensor:
+        with attached(layers, dict(factors)):
+            return executor(*arguments, **named)
+
+    comfy.patcher_extension.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "concepts.trained", run, edited.model_options,
+        is_model_options=True,
+    )  # fmt: skip
+    return edited

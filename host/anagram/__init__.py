@@ -1,0 +1,1 @@
+"""What anagrams need of the host."""

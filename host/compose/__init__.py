@@ -1,0 +1,1 @@
+"""What LoRA Composer and T2I-Zero need of the host."""

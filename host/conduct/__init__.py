@@ -1,0 +1,1 @@
+"""What Concept Conductor needs of the host."""

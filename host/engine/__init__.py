@@ -1,0 +1,1 @@
+"""What every verb needs of the host: model calls, attention, gradients, samplers, previews."""

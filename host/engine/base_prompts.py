@@ -1,0 +1,26 @@
+"""Base prompts that the concepts of a picture can share a model call with."""
+
+from __future__ import annotations
+
+_NOT_IN_ONE_CALL = {
+    "area": "an area (Conditioning (Set Area))", "mask": "a mask (Conditioning (Set Mask))", "gligen": "GLIGEN boxes",
+    "hooks": "LoRA hooks", "default": "a default conditioning",
+}  # fmt: skip
+
+
+def check_base(positive: list, negative: list) -> None:
+    """Refuses base prompts that need model calls of their own.
+
+    Raises:
+        ValueError: an empty conditioning, or one with areas, masks, GLIGEN or hooks.
+    """
+    for name, conds in (("positive", positive), ("negative", negative)):
+        if not conds:
+            raise ValueError(f"The {name} prompt is empty; connect a CLIP Text Encode (its text may be empty).")
+        for _, values in conds:
+            for key, what in _NOT_IN_ONE_CALL.items():
+                if values.get(key) is not None:
+                    raise ValueError(
+                        f"The {name} prompt has {what}, which would tear the concepts' one model call apart; say where things "
+                        "are with the regions of the concepts instead."
+                    )

@@ -1,0 +1,1 @@
+"""What erasing and its trainings need of the host."""

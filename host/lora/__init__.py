@@ -1,0 +1,1 @@
+"""LoRA files, their branches in the host's layers, and LoRA export."""

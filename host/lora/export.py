@@ -1,0 +1,121 @@
+"""Writing LoRA files that the host's own loader, and other programs, read back: the names, and the tensors under them.
+
+Names come from the host's own key maps, inverted, so that what is written is what its loader looks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import torch
+
+from ...methods.erase.edit_file import write_tensors
+from ...methods.erase.lowrank import LowRank, balanced
+
+KOHYA, DIFFUSERS = "kohya", "diffusers"
+STYLES = (KOHYA, DIFFUSERS)
+
+
+def names_of(model: Any = None, clip: Any = None, style: str = KOHYA) -> dict[str, str]:
+    """The host's weight key to the name of its layer in a LoRA file.
+
+    Args:
+        model, clip: the host's MODEL and CLIP; either may be None.
+        style: ``kohya`` (also what trainers and web UIs write) or ``diffusers`` (its own names, which peft reads too).
+
+    Raises:
+        ValueError: there is no such style.
+    """
+    if style not in STYLES:
+        raise ValueError(f"There is no naming '{style}'; take one of: {', '.join(STYLES)}.")
+    names: dict[str, str] = {}
+    if model is not None:
+        names |= _inverted(
+            comfy.lora.model_lora_keys_unet(model.model, {}), lambda n, k: _rank_unet(n, k, model, style)
+        )
+    if clip is not None:
+        keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+        two = any(name.startswith("lora_te2_") for name in keys)
+        names |= _inverted(keys, lambda n, _: _rank_text(n, two, style))
+    return names
+
+
+def _inverted(keys: Mapping[str, Any], rank: Any) -> dict[str, str]:
+    """Target to the name of lowest rank; names whose rank is None are of another style."""
+    best: dict[str, tuple[int, str]] = {}
+    for name, target in keys.items():
+        place = rank(name, target) if isinstance(target, str) else None
+        if place is not None:
+            best[target] = min(best.get(target, (place, name)), (place, name))
+    return {target: name for target, (_, name) in best.items()}
+
+
+def _rank_unet(name: str, key: str, model: Any, style: str) -> int | None:
+    """SD 1 and 2 LoRAs name blocks as diffusers does, SDXL ones as the original code."""
+    if style == DIFFUSERS:
+        return 0 if name.startswith("unet.") else 1 if name.startswith("transformer.") else None
+    if not name.startswith("lora_unet_"):
+        return None
+    xl = (getattr(model.model.model_config, "unet_config", None) or {}).get("adm_in_channels") is not None
+    original = name == "lora_unet_" + key[len("diffusion_model.") : -len(".weight")].replace(".", "_")
+    return 0 if original == xl else 1
+
+
+def _rank_text(name: str, two_encoders: bool, style: str) -> int | None:
+    if style == DIFFUSERS:
+        return 0 if name.startswith(("text_encoder.", "text_encoder_2.")) else None
+    if name.startswith(("lora_te1_", "lora_te2_", "lora_te3_")):
+        return 0 if two_encoders else 1
+    return (1 if two_encoders else 0) if name.startswith("lora_te_") else None
+
+
+def lora_tensors(
+    layers: Mapping[str, LowRank], names: Mapping[str, str], style: str = KOHYA, dtype: torch.dtype = torch.float16,
+    biases: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """The tensors of a LoRA file.
+
+    Args:
+        layers: ΔW by the host's weight key; the scale of a LoRA (alpha / rank) is 1.
+        biases: differences by the host's key, for what a LoRA has no factors for; only ``kohya`` files can hold them.
+
+    Raises:
+        ValueError: a weight has no name in this style.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for key, matrix in layers.items():
+        up, down = balanced(matrix)
+        name = _name(names, key)
+        ends = _TO_OUT if style == DIFFUSERS and name.endswith(".to_out") else _ENDINGS[style]
+        tensors[name + ends[0]] = up.to(dtype).contiguous()
+        tensors[name + ends[1]] = down.to(dtype).contiguous()
+        if style == KOHYA:
+            tensors[f"{name}.alpha"] = torch.tensor(float(matrix.rank)).to(dtype)
+    for key, difference in (biases or {}).items():
+        if style != KOHYA or not key.endswith(".bias"):
+            raise ValueError(f"'{key}' cannot be stored in a {style} LoRA; save it as an edit instead.")
+        weight = f"{key[: -len('.bias')]}.weight"
+        tensors[f"{_name(names, weight)}.diff_b"] = difference.to(dtype).contiguous()
+    return tensors
+
+
+_ENDINGS = {KOHYA: (".lora_up.weight", ".lora_down.weight"), DIFFUSERS: (".lora.up.weight", ".lora.down.weight")}
+_TO_OUT = ("_lora.up.weight", "_lora.down.weight")  # the layer whose newer name in diffusers has a further part, ".0"
+# diffusers turns its older names (".processor.to_k", ".lora.up"), which the host reads too, into peft's, but only if a file
+# does not begin with one of peft's
+
+
+def _name(names: Mapping[str, str], key: str) -> str:
+    if key not in names:
+        raise ValueError(
+            f"The weight '{key}' has no name in this style of LoRA; try the other naming, or Save Edit, which holds all."
+        )
+    return names[key]
+
+
+def write_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a LoRA file; equal contents are equal bytes."""
+    write_tensors(tensors, path, metadata)

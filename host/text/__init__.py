@@ -1,0 +1,1 @@
+"""Tokens and phrases of the host's text encoders."""

@@ -1,0 +1,129 @@
+"""What there is to set about Concept Conductor, in two nodes that chain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ...host.schema import schema
+from ...methods.conduct.settings import Conduct
+
+CATEGORY = "concepts/conduct"
+Options = io.Custom("CONCEPTS_CONDUCTOR_OPTIONS")
+
+
+class ConceptsConductorOptions(io.ComfyNode):
+    """What there is to set about Concept Conductor."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        paper = Conduct()
+        return schema(
+            node_id="ConceptsConductorOptions",
+            display_name="Concept Conductor Options",
+            category=CATEGORY,
+            description="How hard the layout is held, and when masks follow the shapes. Without this node the paper's values hold.",
+            search_aliases=["guidance", "mask refinement"],
+            inputs=[
+                io.Float.Input(
+                    "guidance_weight", default=paper.guidance_weight, min=0.0, max=1.0, step=0.0001,
+                    tooltip="How far each step moves the latent towards the reference's layout, for each token. 0 is off. Start "
+                    "with 0.0391, the paper's; raise it if the layout is not taken, lower it if pictures look burnt.",
+                ),
+                io.Float.Input(
+                    "guidance_end", default=paper.guidance_end, min=0.0, max=1.0, step=0.01,
+                    tooltip="Until which part of the sampling the layout is held (0 to 1). Start with 0.3.",
+                ),
+                io.Int.Input(
+                    "iterations", default=paper.iterations, min=0, max=100,
+                    tooltip="Moves before each step while the layout is held. 0 makes about 61 in all, as the paper does in 200 "
+                    "steps. Start with 0; lower it for speed.",
+                ),
+                io.Float.Input(
+                    "refine_start", default=paper.refine_start, min=0.0, max=1.0, step=0.01,
+                    tooltip="From which part of the sampling on masks follow the shapes that appear. Start with 0.25.",
+                ),
+                io.Float.Input(
+                    "refine_end", default=paper.refine_end, min=0.0, max=1.0, step=0.01,
+                    tooltip="Until when they do; at or below refine_start is off, and regions stay as drawn. Start with 0.4.",
+                ),
+                io.Float.Input(
+                    "least_overlap", default=paper.least_overlap, min=0.0, max=1.0, step=0.05,
+                    tooltip="A shape that overlaps less than this with the mask so far is not trusted; the mask's rectangle is "
+                    "taken then. 0 trusts every shape. Start with 0.7.",
+                ),
+            ],
+            outputs=[Options.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, guidance_weight, guidance_end, iterations, refine_start, refine_end, least_overlap
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            Conduct(
+                guidance_weight=guidance_weight, guidance_end=guidance_end, iterations=iterations, refine_start=refine_start,
+                refine_end=refine_end, least_overlap=least_overlap,
+            )
+        )  # fmt: skip
+
+
+class ConceptsConductorMoreOptions(io.ComfyNode):
+    """The rest of what there is to set about Concept Conductor."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        paper = Conduct()
+        return schema(
+            node_id="ConceptsConductorMoreOptions",
+            display_name="Concept Conductor More Options",
+            category=CATEGORY,
+            description="When the layout begins to hold, when concepts are put in, and how masks follow the shapes in detail. Goes "
+            "behind Concept Conductor Options or alone; without it the paper's values hold.",
+            search_aliases=["injection window", "mask refinement", "advanced"],
+            inputs=[
+                io.Float.Input(
+                    "guidance_start", default=paper.guidance_start, min=0.0, max=1.0, step=0.01,
+                    tooltip="From which part of the sampling on the layout is held (0 to 1); later, noise decides more of it. "
+                    "Start with 0.",
+                ),
+                io.Float.Input(
+                    "injection_start", default=paper.injection_start, min=0.0, max=1.0, step=0.01,
+                    tooltip="From which part of the sampling on concepts are put into their regions; before, the base draws alone. "
+                    "Start with 0.",
+                ),
+                io.Float.Input(
+                    "injection_end", default=paper.injection_end, min=0.0, max=1.0, step=0.01,
+                    tooltip="Until when they are; after it the base finishes the picture, smoother at the seams and less like the "
+                    "concepts. Start with 1.",
+                ),
+                io.Float.Input(
+                    "refine_every", default=paper.refine_every, min=0.001, max=1.0, step=0.005,
+                    tooltip="How much of the sampling lies at least between two refinements of the masks. Start with 0.025; raise "
+                    "it for speed.",
+                ),
+                io.Float.Input(
+                    "concept_share", default=paper.concept_share, min=0.0, max=10.0, step=0.05,
+                    tooltip="How much the concepts' own drawings count against the base's when the layout is held. 0 moves the "
+                    "base alone. Start with 1.",
+                ),
+                io.Boolean.Input(
+                    "rectangles", default=paper.rectangles,
+                    tooltip="Masks are always rectangles around the shapes. Start with off; on if masks fray.",
+                ),
+                Options.Input("options", optional=True, tooltip="From Concept Conductor Options. Empty: the paper's values."),
+            ],
+            outputs=[Options.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, guidance_start, injection_start, injection_end, refine_every, concept_share, rectangles, options=None
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            replace(
+                options or Conduct(), guidance_start=guidance_start, injection_start=injection_start, injection_end=injection_end,
+                refine_every=refine_every, concept_share=concept_share, rectangles=rectangles,
+            )
+        )  # fmt: skip

@@ -1,0 +1,164 @@
+"""Erasures as files, as LoRAs, and under attack."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ...host.erase.export import export_lora
+from ...host.erase.probe import OTHER_SENTENCES, probe
+from ...host.folders import edit_file, edit_names, new_output, offer_edits
+from ...host.lora.export import STYLES
+from ...host.schema import schema
+from ...methods.erase.edit import Edit, chain
+from ...methods.erase.edit_file import load_edit, save_edit
+from ...methods.erase.probe import text_of
+from ...methods.erase.report import LATER, PROMISE
+from ...methods.erase.report import text_of as report_of
+from .solve import CATEGORY, Edits, _lines, chosen
+
+offer_edits()
+_NONE = "none"
+
+
+class ConceptsSaveEdit(io.ComfyNode):
+    """Saves an edit."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsSaveEdit",
+            display_name="Save Edit",
+            category=CATEGORY,
+            description="Saves an erasure as it was solved, apart from any model: Load Edit applies it to other checkpoints of the "
+            "family. For other programs use Save Erasure as LoRA.",
+            search_aliases=["unlearn", "export", "save erasure"],
+            inputs=[
+                Edits.Input("edit", tooltip="From Solve Erasure."),
+                io.String.Input(
+                    "filename_prefix", default="concepts_edits/edit",
+                    tooltip="Where in the output folder; numbers are added. Start with concepts_edits/NAME, which Load Edit lists.",
+                ),
+            ],
+            outputs=[io.String.Output("file", display_name="file", tooltip="The name Load Edit lists it under.")],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, edit, filename_prefix) -> io.NodeOutput:
+        path = new_output(filename_prefix)
+        save_edit(edit, path)
+        return io.NodeOutput(path.name, ui=ui.PreviewText(f"saved as {path.name}"))
+
+
+class ConceptsLoadEdit(io.ComfyNode):
+    """Loads an edit."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsLoadEdit",
+            display_name="Load Edit",
+            category=CATEGORY,
+            description="Loads an erasure that Save Edit wrote, from models/concepts_edits or output/concepts_edits.",
+            search_aliases=["unlearn", "import", "load erasure"],
+            inputs=[
+                io.Combo.Input(
+                    "file", options=[_NONE, *edit_names()], default=_NONE,
+                    tooltip="The saved edit; reload the page after saving a new one. 'none' is an edit that changes nothing.",
+                ),
+                Edits.Input(
+                    "edit", optional=True, tooltip="An edit that comes before it; both together go on as one edit.",
+                ),
+            ],
+            outputs=[
+                Edits.Output("loaded", display_name="edit", tooltip="For Apply Erasure."),
+                io.String.Output("report", display_name="report", tooltip="What was measured when it was solved or trained."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, file, edit=None) -> io.NodeOutput:
+        loaded = Edit() if file == _NONE else load_edit(edit_file(file))
+        report = report_of(loaded.report, loaded.spec) if loaded.report else "no report in this file"
+        return io.NodeOutput(loaded if edit is None else chain(edit, loaded), report)
+
+
+class ConceptsSaveErasureLora(io.ComfyNode):
+    """Saves an edit as a LoRA."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsSaveErasureLora",
+            display_name="Save Erasure as LoRA",
+            category=CATEGORY,
+            description="Writes the edit as an ordinary LoRA for this checkpoint: the host's Load LoRA, web UIs and diffusers load "
+            "it, at strength 1.",
+            search_aliases=["export", "kohya", "diffusers"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the LoRA is for, with the LoRAs the edit was solved with."),
+                Edits.Input("edit", tooltip="From Solve Erasure or Load Edit."),
+                io.String.Input(
+                    "filename_prefix", default="loras/erase",
+                    tooltip="Where in the output folder; numbers are added. Start with loras/NAME, which Load LoRA lists.",
+                ),
+                io.Combo.Input(
+                    "naming", options=list(STYLES), default=STYLES[0],
+                    tooltip="kohya: the host, web UIs, diffusers. diffusers: peft's names, for scripts. Start with kohya.",
+                ),
+                io.Combo.Input(
+                    "precision", options=["fp16", "fp32"], default="fp16",
+                    tooltip="fp16 is half the size and 3e-4 off. Start with fp16.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="Only needed for trained edits that change the text encoder."),
+            ],
+            outputs=[io.String.Output("file", display_name="file", tooltip="The file's name, as Load LoRA lists it.")],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, edit, filename_prefix, naming, precision, clip=None) -> io.NodeOutput:
+        chosen(dict.fromkeys(STYLES), naming, "naming")
+        path = new_output(filename_prefix)
+        half = chosen({"fp16": True, "fp32": False}, precision, "precision")
+        size = export_lora(model, clip, edit, path, naming, half=half)
+        return io.NodeOutput(path.name, ui=ui.PreviewText(f"saved as {path.name}, {size / 1e6:.1f} MB"))
+
+
+class ConceptsProbeErasure(io.ComfyNode):
+    """Attacks an edit without drawing."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsProbeErasure",
+            display_name="Probe Erasure",
+            category=CATEGORY,
+            description="Attacks an edit in the space of embeddings, without drawing: other sentences, harmless prompts pushed "
+            f"towards the concept, and how far an embedding must go to bring it back. {PROMISE}",
+            search_aliases=["attack", "Ring-A-Bell", "red team", "unlearn"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the edit is for, unedited."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                Edits.Input("edit", tooltip="From Solve Erasure or Load Edit."),
+                io.String.Input(
+                    "sentences", default="\n".join(OTHER_SENTENCES), multiline=True,
+                    tooltip="Sentences to try, one a line, with {} where the concept goes. Start with these, then write your own.",
+                ),
+            ],
+            outputs=[io.String.Output("report", display_name="report", tooltip="What gets through, concept by concept.")],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, clip, edit, sentences) -> io.NodeOutput:
+        report = f"{text_of(probe(model, clip, edit, _lines(sentences) or OTHER_SENTENCES))}\n{LATER} {PROMISE}"
+        return io.NodeOutput(report, ui=ui.PreviewText(report))
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    ConceptsSaveEdit,
+    ConceptsLoadEdit,
+    ConceptsSaveErasureLora,
+    ConceptsProbeErasure,
+)

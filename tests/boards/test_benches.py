@@ -1,0 +1,65 @@
+"""The benches run to their end, on the smallest thing they can be given: their figures are for a person to read."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+import torch
+from comfyui_concepts.boards import bench_anagram, bench_compose
+from comfyui_concepts.boards import timing as measuring
+from comfyui_concepts.nodes.anagram.options import PRESETS
+
+
+@pytest.fixture(autouse=True)
+def loud(monkeypatch):
+    monkeypatch.setattr(logging, "disable", lambda level: None)  # a bench does so for its whole process
+
+
+def test_the_composers_bench_prints_a_ratio_a_case(capsys):
+    assert bench_compose.main(["--model", "demo", "--concepts", "2", "--runs", "1", "--steps", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"cached keys and values 0\.\d MB a concept", printed)
+    assert re.search(r"t2i-zero: \d+\.\d\d × plain sampling", printed)
+    for case in bench_compose.CASES:
+        assert re.search(rf"2 concepts {case}: \d+\.\d\d × plain sampling .* memory \+ -?\d+ MB", printed)
+
+
+def test_the_anagrams_bench_prints_a_ratio_for_every_preset_of_the_node(capsys, monkeypatch):
+    monkeypatch.setattr(bench_anagram, "STEPS", 2)
+    assert bench_anagram.main(["--runs", "1", "--views", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"2 views over bare calls of 4 rows: \d+\.\d\d ×", printed)
+    for name, preset in PRESETS.items():
+        found = re.search(rf"2 views by '{re.escape(name)}' over one plain picture: \d+\.\d\d ×", printed)
+        assert bool(found) == (preset is not None)
+
+
+def test_a_preset_is_timed_as_the_node_makes_it(monkeypatch):
+    """In rows of the network a step: contrast asks each view for the other's prompt, and a gradient step for the positives."""
+    import comfy.patcher_extension
+
+    monkeypatch.setattr(bench_anagram, "STEPS", 2)
+    bench, rows = bench_anagram.Bench(1), []
+    bench.painter.model = bench.painter.model.clone()
+
+    def note(executor, x, *args, **kwargs):
+        rows.append(len(x))
+        return executor(x, *args, **kwargs)
+
+    bench.painter.model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", note)
+    made = {}
+    for name in (n for n, preset in PRESETS.items() if preset is not None):
+        rows.clear()
+        with torch.inference_mode():
+            bench.preset(2, name)
+        made[name] = list(rows)
+    assert made == {
+        "averaging": [4, 4], "multi-task (fast, no gradient)": [6, 6], "multi-task (full)": [2, 6, 6],
+    }  # fmt: skip
+
+
+def test_memory_is_seen_while_it_is_held():
+    assert measuring.peak_of(lambda: bytearray(200_000_000).count(1)) > 150
+    assert measuring.peak_of(lambda: None) < 50

@@ -1,0 +1,142 @@
+"""Edits on layers whose weights are packed: read by asking the layer, and patched by the host as it patches LoRAs (A28)."""
+
+from __future__ import annotations
+
+import logging
+
+import comfy.model_management
+import comfy.ops
+import comfy.quant_ops
+import comfy.utils
+import pytest
+import torch
+from comfyui_concepts.host.erase import weights as erase_weights
+from comfyui_concepts.host.erase.apply import AUTOMATIC, FULL, WEIGHTS, apply_edit
+from comfyui_concepts.methods.erase.edit import KEYS_AND_VALUES, Edit
+from comfyui_concepts.methods.erase.lowrank import LowRank
+
+
+class Packed(torch.nn.Module):
+    """Stands in for a layer of a quantised file, such as GGUF: two weights a byte, of another shape than the layer's.
+
+    Real ones need a loader of another pack. What they have in common: only the layer can read its bytes, and patches of the
+    host come on top of what it unpacks, which is not packed again.
+    """
+
+    def __init__(self, linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scale = linear.weight.abs().max() / 7
+        steps = (linear.weight / self.scale).round().add(8).to(torch.uint8)
+        self.weight = torch.nn.Parameter(steps[:, ::2] * 16 + steps[:, 1::2], requires_grad=False)
+        self.bias = torch.nn.Parameter(torch.ones(linear.out_features), requires_grad=False)
+
+    def convert_weight(self, weight, inplace=False, **kwargs):
+        packed = weight.to(torch.uint8)
+        steps = torch.stack([packed // 16, packed % 16], -1).flatten(1).float()
+        return (steps - 8) * self.scale
+
+    def set_weight(self, weight, inplace_update=False, seed=None, **kwargs):
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    def whole(self):
+        return self.convert_weight(self.weight) if self.weight.dtype == torch.uint8 else self.weight
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.whole().to(x), self.bias.to(x))
+
+
+def _of_the_host(linear):
+    """A layer that the host itself keeps quantised: fp8 with a scale of its own."""
+    kept = {"layer": {"format": "float8_e4m3fn"}}
+    made = comfy.ops.mixed_precision_ops(kept, torch.float32, full_precision_mm=True).Linear(
+        linear.in_features, linear.out_features, bias=False
+    )
+    scale = linear.weight.abs().max() / 448
+    stored = {"layer.weight": (linear.weight / scale).to(torch.float8_e4m3fn), "layer.weight_scale": scale}
+    made._load_from_state_dict(stored, "layer.", {}, True, [], [], [])
+    made.whole = lambda: made.weight.dequantize()
+    return made
+
+
+KINDS = {"packed bytes": Packed, "the host's fp8": _of_the_host}
+
+
+@pytest.fixture(params=KINDS)
+def packed_model(request, new_model):
+    """A tiny model of which every key and value of the text is packed, and what they weigh, by key."""
+    model, weights = new_model(), {}
+    with torch.inference_mode():  # as the host loads them
+        for key in erase_weights.text_keys(model, KEYS_AND_VALUES):
+            place, name = key.rsplit(".", 1)[0].rsplit(".", 1)
+            parent = comfy.utils.get_attr(model.model, place)
+            setattr(parent, name, KINDS[request.param](getattr(parent, name)))
+            weights[key] = getattr(parent, name).whole().float().clone()
+    return model, weights
+
+
+def _layer(model, key):
+    return comfy.utils.get_attr(model.model, key.rsplit(".", 1)[0])
+
+
+def an_edit(scale: float = 0.3) -> Edit:
+    g = torch.Generator().manual_seed(2)
+    return Edit(LowRank(torch.randn(32, 2, generator=g) * scale, torch.randn(2, 32, generator=g) * scale))
+
+
+def _bytes(model):
+    return {
+        key: (value._qdata if isinstance(value, comfy.quant_ops.QuantizedTensor) else value).view(torch.uint8).clone()
+        for key, value in model.model.state_dict().items()
+    }
+
+
+def test_weights_only_their_layer_can_read_are_read_by_asking_it(packed_model):
+    model, weights = packed_model
+    read = dict(erase_weights.effective_weights(model, list(weights)))
+    for key, expected in weights.items():
+        torch.testing.assert_close(read[key], expected, rtol=1e-6, atol=1e-6)
+    assert erase_weights.low_precision(model, list(weights))
+
+
+@pytest.mark.parametrize("delivery", [WEIGHTS, FULL])
+def test_the_host_patches_them_with_the_edit_and_takes_it_off_again(packed_model, delivery, caplog):
+    model, weights = packed_model
+    before, edit, x = _bytes(model), an_edit(), torch.randn(5, 32, generator=torch.Generator().manual_seed(4))
+    with caplog.at_level(logging.WARNING):
+        edited = apply_edit(model, edit, 1.0, delivery)
+    assert "fp8 or quantised" in caplog.text
+    assert set(edited.patches) == set(weights)
+    comfy.model_management.load_models_gpu([edited])
+    for key, weight in weights.items():
+        layer, wanted = _layer(model, key), weight + weight @ edit.text.matrix()
+        answer, bias = layer(x), 0.0 if layer.bias is None else layer.bias
+        off = (answer - bias - x @ wanted.T).norm() / (x @ wanted.T).norm()
+        assert off <= (
+            1e-6 if isinstance(layer, Packed) else 0.05
+        )  # the host rounds to fp8 again, the packed one does not
+    comfy.model_management.load_models_gpu([model])
+    edited.unpatch_model()
+    after = _bytes(model)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_an_edit_solved_under_a_patch_reads_the_patched_weight(packed_model):
+    model, weights = packed_model
+    key = list(weights)[3]
+    g = torch.Generator().manual_seed(7)
+    lora = 0.1 * torch.randn(weights[key].shape, generator=g)
+    patched = model.clone()
+    patched.add_patches({key: ("diff", (lora,))}, 1.0)
+    ((_, read),) = erase_weights.effective_weights(patched, [key])
+    wanted = weights[key] + lora
+    assert (read - wanted).norm() <= (1e-6 if isinstance(_layer(model, key), Packed) else 0.05) * wanted.norm()
+
+
+def test_automatic_leaves_packed_weights_alone(packed_model):
+    model, _ = packed_model
+    before = _bytes(model)
+    edited = apply_edit(model, an_edit(), 1.0, AUTOMATIC)
+    assert not edited.patches
+    comfy.model_management.load_models_gpu([edited])
+    assert all(torch.equal(value, before[key]) for key, value in _bytes(model).items())

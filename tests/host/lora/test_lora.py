@@ -1,0 +1,478 @@
+"""LoRA files of every spelling give the factors that the host would merge, and what cannot be added is refused."""
+
+from __future__ import annotations
+
+import json
+
+import comfy.lora
+import pytest
+import torch
+from comfyui_concepts.host.engine import keys
+from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
+from comfyui_concepts.host.lora.files import Factors, LoraFile, read_lora, unet_factors, unet_names, with_text_part
+from safetensors.torch import save_file
+
+LINEAR = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+OUT = "output_blocks.3.1.transformer_blocks.0.attn2.to_out.0"
+ONE_BY_ONE = "input_blocks.1.1.proj_in"
+CONV = "input_blocks.1.0.in_layers.2"
+STRIDED = "input_blocks.3.0.op"
+DIFFUSERS = {
+    LINEAR: "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    OUT: "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0",
+    ONE_BY_ONE: "down_blocks.0.attentions.0.proj_in",
+    CONV: "down_blocks.0.resnets.0.conv1",
+    STRIDED: "down_blocks.0.downsamplers.0.conv",
+}
+
+
+@pytest.fixture(scope="module")
+def patcher(new_model):
+    return new_model("EPS", torch.float64, sd15=True)
+
+
+def _random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64) * 0.3
+
+
+def _pair(module, rank=3):
+    shape = module.weight.shape
+    return _random(rank, *shape[1:]), _random(shape[0], rank, *[1] * (len(shape) - 2))
+
+
+def _file(patcher, name_of, ends=("lora_down.weight", "lora_up.weight"), alpha=2.0, layers=DIFFUSERS):
+    tensors = {}
+    for layer in layers:
+        down, up = _pair(patcher.model.diffusion_model.get_submodule(layer))
+        name = name_of(layer)
+        tensors |= {f"{name}{ends[0]}": down, f"{name}{ends[1]}": up}
+        if alpha is not None:
+            tensors[f"{name}alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+def by_host(patcher, tensors, strength, layer, x):
+    """What the layer answers with the file merged into its weights by the host's own arithmetic."""
+    weight = f"diffusion_model.{layer}.weight"
+    names = {n: w for n, w in unet_names(patcher.model).items() if w == weight}
+    adapter = comfy.lora.load_lora(dict(tensors), names, log_missing=False)[weight]
+    module = patcher.model.diffusion_model.get_submodule(layer)
+    patch = [(strength, adapter, 1.0, None, None)]
+    merged = comfy.lora.calculate_weight(patch, module.weight.detach().clone(), weight, torch.float64)
+    if merged.ndim == 2:
+        return torch.nn.functional.linear(x, merged, module.bias)
+    return torch.nn.functional.conv2d(x, merged, module.bias, module.stride, module.padding)
+
+
+def into(patcher, layer):
+    """Something that the layer takes: (3 rows, 5 tokens, in) or (3 rows, in, 8, 6)."""
+    weight = patcher.model.diffusion_model.get_submodule(layer).weight
+    return _random(3, 5, weight.shape[1]) if weight.ndim == 2 else _random(3, weight.shape[1], 8, 6)
+
+
+def beside(patcher, lora, strength, layer, x, **where):
+    """What the layer answers with the file's branch beside it."""
+    factors = prepared(unet_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
+    unet = patcher.model.diffusion_model
+    with torch.no_grad(), low_rank(unet, [Branch(factors, strength, **where)]):
+        return unet.get_submodule(layer)(x)
+
+
+def check(patcher, tensors, strength, layers):
+    for layer in layers:
+        x, module = into(patcher, layer), patcher.model.diffusion_model.get_submodule(layer)
+        expected = by_host(patcher, tensors, strength, layer, x)
+        assert (expected - module(x)).abs().max() > 0.01
+        assert (beside(patcher, LoraFile("tried", tensors), strength, layer, x) - expected).abs().max() < 1e-12
+
+
+SPELLINGS = {
+    "kohya": lambda p: _file(p, lambda n: f"lora_unet_{DIFFUSERS[n].replace('.', '_')}."),
+    "kohya, the host's blocks": lambda p: _file(p, lambda n: f"lora_unet_{n.replace('.', '_')}."),
+    "diffusers": lambda p: _file(p, lambda n: f"unet.{DIFFUSERS[n]}.", ("lora_A.weight", "lora_B.weight"), None),
+    "diffusers, old": lambda p: _file(
+        p, lambda n: f"unet.{DIFFUSERS[n]}.", ("lora.down.weight", "lora.up.weight"), None
+    ),
+    "ED-LoRA": lambda p: _file(p, lambda n: f"unet.{DIFFUSERS[n]}.", alpha=None),
+    "ED-LoRA, older": lambda p: _file(
+        p, lambda n: f"unet.{DIFFUSERS[n]}", ("_lora.down.weight", "_lora.up.weight"), None
+    ),
+    "the host's own names": lambda p: _file(p, lambda n: f"diffusion_model.{n}."),
+    "lycoris": lambda p: _file(p, lambda n: f"lycoris_{DIFFUSERS[n].replace('.', '_')}."),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_gives_what_the_host_would_merge(patcher, spelling):
+    tensors = SPELLINGS[spelling](patcher)
+    factors = unet_factors(LoraFile("tried", tensors), patcher.model)
+    assert set(factors) == set(DIFFUSERS)
+    assert factors[LINEAR].scale == pytest.approx(2 / 3 if any(k.endswith("alpha") for k in tensors) else 1)
+    check(patcher, tensors, 0.7, DIFFUSERS)
+
+
+def test_a_middle_factor_of_a_convolution_is_taken_in(patcher):
+    module = patcher.model.diffusion_model.get_submodule(CONV)
+    out, inner = module.weight.shape[:2]
+    name = f"lora_unet_{DIFFUSERS[CONV].replace('.', '_')}"
+    tensors = {
+        f"{name}.lora_down.weight": _random(3, inner, 1, 1), f"{name}.lora_mid.weight": _random(3, 3, 3, 3, seed=5),
+        f"{name}.lora_up.weight": _random(out, 3, 1, 1, seed=9), f"{name}.alpha": torch.tensor(1.5),
+    }  # fmt: skip
+    check(patcher, tensors, 1.3, [CONV])
+
+
+@pytest.mark.parametrize("kind", ["loha", "loha of high rank", "loha on a convolution", "lokr", "lokr of two pairs"])
+def test_hadamard_and_kronecker_forms_are_what_the_host_would_merge(patcher, kind):
+    layer = CONV if "convolution" in kind else LINEAR
+    out, inner = patcher.model.diffusion_model.get_submodule(layer).weight.flatten(1).shape
+    name, rank = f"lora_unet_{DIFFUSERS[layer].replace('.', '_')}", 12 if "high" in kind else 2
+    if kind.startswith("loha"):
+        tensors = {
+            f"{name}.hada_w1_a": _random(out, rank), f"{name}.hada_w1_b": _random(rank, inner, seed=1),
+            f"{name}.hada_w2_a": _random(out, rank, seed=2), f"{name}.hada_w2_b": _random(rank, inner, seed=3),
+        }  # fmt: skip
+    elif kind == "lokr":
+        tensors = {f"{name}.lokr_w1": _random(4, 4), f"{name}.lokr_w2": _random(out // 4, inner // 4)}
+    else:
+        tensors = {
+            f"{name}.lokr_w1_a": _random(4, 2), f"{name}.lokr_w1_b": _random(2, 4, seed=1),
+            f"{name}.lokr_w2_a": _random(out // 4, 2), f"{name}.lokr_w2_b": _random(2, inner // 4, seed=3),
+        }  # fmt: skip
+    tensors[f"{name}.alpha"] = torch.tensor(1.5)
+    check(patcher, tensors, 0.9, [layer])
+
+
+@pytest.mark.parametrize(
+    ("extra", "word"),
+    [({"dora_scale": (32, 1)}, "DoRA"), ({"diff_b": (32,)}, "biases"), ({"oft_blocks": (4, 8, 8)}, "OFT")],
+)
+def test_what_cannot_be_added_is_refused_by_name(patcher, extra, word):
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = SPELLINGS["kohya"](patcher) | {f"{name}.{end}": _random(*shape) for end, shape in extra.items()}
+    with pytest.raises(ValueError, match=f"holds .*{word}.*use a plain LoRA"):
+        unet_factors(LoraFile("tried", tensors), patcher.model)
+
+
+def test_a_file_that_fits_nothing_is_an_error_and_so_is_another_models(patcher):
+    with pytest.raises(ValueError, match=r"matched 0 of 1 keys"):
+        unet_factors(LoraFile("other", {"transformer.blocks.0.lora_up.weight": torch.ones(2, 2)}), patcher.model)
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    wrong = {f"{name}.lora_down.weight": _random(4, 320), f"{name}.lora_up.weight": _random(320, 4)}
+    with pytest.raises(ValueError, match="made for another model: it changes 320"):
+        unet_factors(LoraFile("large", wrong), patcher.model)
+
+
+def _saved_by_peft(new_model, folder, **settings):
+    """A UNet under a random adapter of peft's, which has saved it."""
+    peft = pytest.importorskip("peft")
+    own = new_model("EPS", torch.float64, sd15=True)
+    config = peft.LoraConfig(target_modules=["to_q", "to_out.0"], init_lora_weights=False, **settings)
+    with torch.inference_mode(False):
+        peft.get_peft_model(own.model.diffusion_model, config).save_pretrained(folder)
+    return own.model.diffusion_model
+
+
+def test_a_peft_adapter_adds_what_peft_adds(new_model, patcher, tmp_path):
+    """With ranks and scales of single layers, and rslora."""
+    unet = _saved_by_peft(
+        new_model, tmp_path, r=2, lora_alpha=3, use_rslora=True, rank_pattern={LINEAR: 3}, alpha_pattern={LINEAR: 5}
+    )
+    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        lora = read_lora(path)
+        factors = unet_factors(lora, patcher.model)
+        assert factors[LINEAR].scale == pytest.approx(5 / 3**0.5)
+        assert factors[OUT].scale == pytest.approx(3 / 2**0.5)
+        for layer in (LINEAR, OUT):
+            x = into(patcher, layer)
+            out, expected = beside(patcher, lora, 1.0, layer, x), unet.get_submodule(layer)(x)
+            assert (expected - patcher.model.diffusion_model.get_submodule(layer)(x)).abs().max() > 0.01
+            assert (out - expected).abs().max() < 1e-6
+    settings = json.loads((tmp_path / "adapter_config.json").read_text()) | {"use_dora": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="LORA with DoRA"):
+        read_lora(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"), [({"bias": "lora_only"}, "bias"), ({"modules_to_save": ["proj_in"]}, "proj_in")]
+)
+def test_what_a_peft_adapter_replaces_is_refused_in_words(new_model, tmp_path, more, named):
+    _saved_by_peft(new_model, tmp_path, r=2, **more)
+    with pytest.raises(ValueError, match=f"also holds '.*{named}.*' *, which is no low-rank pair.*modules_to_save"):
+        read_lora(tmp_path)
+
+
+def test_keys_without_a_layer_are_counted_and_told(patcher, caplog):
+    """The text part has another reader, and is no reason to warn."""
+    caplog.set_level("INFO")
+    tensors = SPELLINGS["kohya"](patcher) | {
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(1)
+    }
+    unet_factors(LoraFile("whole", tensors), patcher.model)
+    assert [(r.levelname, r.message) for r in caplog.records] == [("INFO", "LoRA 'whole': matched 15 of 15 keys")]
+    caplog.clear()
+    more = {f"lora_unet_not_a_layer.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")}
+    unet_factors(LoraFile("partly", tensors | more), patcher.model)
+    assert [(r.levelname, r.message) for r in caplog.records] == [
+        ("WARNING", "LoRA 'partly': matched 15 of 17 keys"),
+        ("WARNING", "LoRA 'partly': no layer of this model for 'lora_unet_not_a_layer.lora_up.weight' and others"),
+    ]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_keys_of_every_spelling_are_counted(patcher, caplog, spelling):
+    caplog.set_level("INFO")
+    tensors = SPELLINGS[spelling](patcher)
+    unet_factors(LoraFile("whole", tensors), patcher.model)
+    assert f"matched {len(tensors)} of {len(tensors)} keys" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["lion.pth", "lion.ckpt", "lion.bin"])
+def test_only_safetensors_are_opened(name, tmp_path):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ValueError, match=r"no \.safetensors file, and other files can run code"):
+        read_lora(tmp_path / name)
+
+
+def test_a_peft_adapter_of_pickles_is_not_opened(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match=r"holds no adapter_model\.safetensors"):
+        read_lora(tmp_path)
+
+
+def test_the_learned_words_of_an_ed_lora_are_set_apart(tmp_path):
+    save_file({"new_concept_embedding.<dog_1>": torch.randn(16, 8), "unet.x.lora_up.weight": torch.ones(1)}, tmp_path / "ed.safetensors")  # fmt: skip
+    lora = read_lora(tmp_path / "ed.safetensors")
+    assert lora.embeddings["<dog_1>"]["l"].shape == (16, 8)
+    assert list(lora.tensors) == ["unet.x.lora_up.weight"]
+
+
+def test_rows_of_a_branch_are_its_own_and_the_order_of_branches_does_not_matter(patcher):
+    lora, unet = LoraFile("tried", SPELLINGS["kohya"](patcher)), patcher.model.diffusion_model
+    factors = prepared(unet_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
+    for layer in (LINEAR, CONV):
+        x, module = into(patcher, layer), unet.get_submodule(layer)
+        changed = beside(patcher, lora, 1.0, layer, x, rows=slice(1, 3))
+        assert torch.allclose(changed[1:], beside(patcher, lora, 1.0, layer, x)[1:], rtol=0, atol=1e-12)
+        assert torch.equal(changed[0], module(x)[0])
+        parts, both = [Branch(factors, 1.0, slice(0, 2)), Branch(factors, -0.5, slice(2, 3))], []
+        for order in (parts, parts[::-1]):
+            with low_rank(unet, order):
+                both.append(module(x))
+        assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("layer", [LINEAR, ONE_BY_ONE, CONV])
+def test_a_masked_branch_acts_on_its_tokens_and_a_full_mask_is_the_whole_lora(patcher, layer):
+    lora = LoraFile("tried", _file(patcher, lambda n: f"lora_unet_{n.replace('.', '_')}.", layers=[layer]))
+    x, module = into(patcher, layer), patcher.model.diffusion_model.get_submodule(layer)
+    count = 5 if x.ndim == 3 else 48
+    tokens = (lambda y: y) if x.ndim == 3 else lambda y: y.flatten(2).transpose(1, 2)
+    whole, plain = (tokens(t) for t in (beside(patcher, lora, 1.0, layer, x), module(x)))
+    full = beside(patcher, lora, 1.0, layer, x, tokens={count: torch.ones(count)})
+    assert torch.allclose(tokens(full), whole, rtol=0, atol=1e-12)
+    half = torch.arange(count) < count // 2
+    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens={count: half}))
+    assert torch.equal(out[:, ~half], plain[:, ~half])
+    assert torch.allclose(out[:, half], whole[:, half], rtol=0, atol=1e-12)
+    by_row = torch.stack([half, ~half, half])  # every row with a mask of its own
+    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens={count: by_row}))
+    assert torch.equal(out[~by_row], plain[~by_row])
+    with pytest.raises(ValueError, match="the regions are known for"):
+        beside(patcher, lora, 1.0, layer, x, tokens={7: torch.ones(7)})
+
+
+def test_masked_branches_leave_the_text_and_the_time_alone(patcher):
+    names = (
+        "a.attn2.to_k",
+        "a.attn2.to_v",
+        "a.attn2.to_q",
+        "a.attn1.to_k",
+        "time_embed.0",
+        "b.emb_layers.1",
+        "b.ff.net.2",
+    )
+    factors = dict.fromkeys(names, Factors(torch.ones(1, 1), torch.ones(1, 1), 1.0))
+    assert list(Branch(factors, tokens={}).layers()) == ["a.attn2.to_q", "a.attn1.to_k", "b.ff.net.2"]
+    assert list(Branch(factors).layers()) == list(names)
+
+
+def test_the_hooks_go_even_after_an_error_and_strength_zero_hangs_none(patcher):
+    lora = LoraFile("tried", SPELLINGS["kohya"](patcher))
+    factors = prepared(unet_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
+    unet = patcher.model.diffusion_model
+    with pytest.raises(RuntimeError, match="cancelled"), low_rank(unet, [Branch(factors)]):
+        raise RuntimeError("cancelled")
+    assert not any(m._forward_hooks for m in unet.modules())
+    with low_rank(unet, [Branch(factors, 0.0)]):
+        assert not any(m._forward_hooks for m in unet.modules())
+
+
+def test_the_text_part_is_an_ordinary_patch_on_a_clone(demo_model):
+    from comfyui_concepts.demo.files import LORAS
+
+    _, clip, _ = demo_model
+    lora = read_lora(LORAS / "concepts-demo-lion.safetensors")
+    assert lora.phrase == "a lion"
+    changed, count = with_text_part(clip, lora, 0.5)
+    assert count == 12
+    assert changed is not clip
+    assert not clip.patcher.patches
+    assert with_text_part(clip, lora, 0.0) == (clip, 0)
+
+
+def test_a_concept_knows_its_phrase_and_its_text_encoder(demo_model):
+    from comfyui_concepts.demo.files import LORAS
+    from comfyui_concepts.host.lora.concept import make_concept
+
+    _, clip, _ = demo_model
+    lora = read_lora(LORAS / "concepts-demo-lion.safetensors")
+    concept = make_concept(lora, 1.0, clip, "on the left a lion, blue background", "", "")
+    plain = clip.encode_from_tokens_scheduled(clip.tokenize("on the left a lion, blue background"))
+    assert concept.positive[0][1][keys.PHRASE_POSITIONS] == (4, 5)
+    assert not torch.allclose(concept.positive[0][0], plain[0][0])
+    with pytest.raises(ValueError, match="does not stand in the prompt"):
+        make_concept(lora, 1.0, clip, "a cat", "a lion", "")
+
+
+def test_an_ed_lora_prompt_is_encoded_once_for_every_layer(demo_model):
+    from comfyui_concepts.host.lora.concept import make_concept
+
+    _, clip, _ = demo_model
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    words = {s: clip.tokenize(s)["l"][0][1][0] for s in ("cat", "dog")}
+    learned = torch.stack([table[words["cat"]], table[words["dog"]]]).float()
+    lora = LoraFile("ed", {}, embeddings={"<new_1>": {"l": learned}})
+    concept = make_concept(lora, 1.0, clip, "a <new_1>, blue background", "<new_1>", "")
+    layers = concept.positive[0][1][keys.LAYER_CONTEXTS]
+    assert layers.shape[0] == 2
+    for layer, noun in enumerate(("cat", "dog")):
+        expected = clip.encode_from_tokens_scheduled(clip.tokenize(f"a {noun}, blue background"))[0][0]
+        assert torch.allclose(layers[layer], expected[0], atol=1e-6)
+
+
+def test_a_learned_word_is_learned_at_every_place_of_the_prompt(demo_model):
+    """Concept Conductor's prompts have the concept on the left and on the right."""
+    from comfyui_concepts.host.lora.concept import make_concept
+
+    _, clip, _ = demo_model
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    learned = table[clip.tokenize("cat")["l"][0][1][0]][None].float()
+    lora = LoraFile("ed", {}, embeddings={"<new_1>": {"l": learned}})
+    concept = make_concept(lora, 1.0, clip, "on the left a <new_1> and on the right a <new_1>", "<new_1>", "")
+    expected = clip.encode_from_tokens_scheduled(clip.tokenize("on the left a cat and on the right a cat"))[0][0]
+    assert torch.allclose(concept.positive[0][1][keys.LAYER_CONTEXTS][0], expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["LoHaConfig", "LoKrConfig", "AdaLoraConfig"])
+def test_peft_adapters_of_other_kinds_are_refused_in_words(kind, tmp_path):
+    peft = pytest.importorskip("peft")
+    more = {"total_step": 10} if kind == "AdaLoraConfig" else {}
+    getattr(peft, kind)(target_modules=["to_q"], **more).save_pretrained(tmp_path)
+    save_file({"base_model.model.x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(
+        ValueError, match=f"of the kind {kind.removesuffix('Config').upper()}, and only PEFT's plain LoRA"
+    ):
+        read_lora(tmp_path)
+
+
+def test_words_learned_for_different_models_do_not_go_into_one_prompt(demo_model):
+    from comfyui_concepts.host.lora.concept import make_concept
+
+    learned = {f"<new_{n}>": {"l": torch.randn(n, 64)} for n in (1, 2)}
+    with pytest.raises(ValueError, match="learned for 1 and 2 layers"):
+        make_concept(LoraFile("ed", {}, embeddings=learned), 1.0, demo_model[1], "a <new_1> <new_2>", "", "")
+
+
+@pytest.fixture
+def inverted(demo_model, tmp_path, monkeypatch):
+    """The demo's text encoder, which finds a textual inversion of two vectors, 'badhand', and one of a single, 'dot'."""
+    _, clip, _ = demo_model
+    tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)
+    for name, count in (("badhand", 2), ("dot", 1)):
+        save_file({"emb_params": torch.randn(count, tokenizer.embedding_size)}, tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(tokenizer, "embedding_directory", str(tmp_path))
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "positions"),
+    [
+        ("a embedding:badhand lion", "", (1, 2, 3, 4)),
+        ("a embedding:badhand lion", "lion", (4,)),
+        ("a embedding:badhand lion", "embedding:badhand lion", (2, 3, 4)),
+        ("embedding:dot lion embedding:badhand", "embedding:badhand", (3, 4)),
+        ("embedding:dot", "embedding:dot", (1,)),
+    ],
+)
+def test_a_prompt_with_a_textual_inversion_knows_its_phrase(inverted, prompt, phrase, positions):
+    from comfyui_concepts.host.lora.concept import make_concept
+
+    concept = make_concept(LoraFile("x", {}), 1.0, inverted, prompt, phrase, "")
+    assert concept.positive[0][1][keys.PHRASE_POSITIONS] == positions
+
+
+def test_a_negative_may_hold_a_textual_inversion_and_is_asked_for_no_phrase(inverted):
+    from comfyui_concepts.host.lora.concept import make_concept
+
+    text = "embedding:badhand, blurry"
+    concept = make_concept(LoraFile("x", {}), 1.0, inverted, "a lion", "lion", text)
+    expected = inverted.encode_from_tokens_scheduled(inverted.tokenize(text))
+    assert torch.equal(concept.negative[0][0], expected[0][0])
+    assert keys.PHRASE_POSITIONS not in concept.negative[0][1]
+
+
+def test_a_phrase_that_another_textual_inversion_stands_for_is_refused(inverted):
+    from comfyui_concepts.host.lora.concept import make_concept
+
+    with pytest.raises(ValueError, match="'embedding:badhand' does not stand in the prompt"):
+        make_concept(LoraFile("x", {}), 1.0, inverted, "a embedding:dot lion", "embedding:badhand", "")
+
+
+def test_an_empty_phrase_is_every_word_of_a_prompt_of_several_sections(demo_model):
+    from comfyui_concepts.host.text.phrases import encode_with_phrase
+
+    ((_, values),) = encode_with_phrase(demo_model[1], " ".join(["cat"] * 80), "")
+    assert values[keys.PHRASE_POSITIONS] == (*range(1, 76), *range(78, 83))
+    with pytest.raises(ValueError, match="prompt is empty"):
+        encode_with_phrase(demo_model[1], "", "")
+
+
+def test_objects_are_found_beside_a_textual_inversion(inverted):
+    from comfyui_concepts.host.text.phrases import encode_with_objects
+
+    ((_, values),) = encode_with_objects(inverted, "embedding:badhand cat and embedding:dot", ["cat", "embedding:dot"])
+    assert values[keys.OBJECT_POSITIONS].objects == ((3,), (5,))
+    assert values[keys.OBJECT_POSITIONS].sections == ((1, 6),)
+
+
+def _learned(clip, *nouns):
+    """An ED-LoRA of one layer whose words have the vectors of ordinary ones."""
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    vectors = {n: table[clip.tokenize(n)["l"][0][1][0]][None].float() for n in nouns}
+    return LoraFile("ed", {}, embeddings={f"<{n}>": {"l": vector} for n, vector in vectors.items()})
+
+
+@pytest.mark.parametrize("prompt", ["a <cat><dog>, blue background", "a<cat> <dog>, blue background"])
+def test_learned_words_need_no_blanks_between_them(demo_model, prompt):
+    from comfyui_concepts.host.lora.concept import make_concept
+
+    _, clip, _ = demo_model
+    concept = make_concept(_learned(clip, "cat", "dog"), 1.0, clip, prompt, "<cat><dog>", "no <dog>")
+    for side, text in ((concept.positive, "a cat dog, blue background"), (concept.negative, "no dog")):
+        expected = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
+        assert torch.allclose(side[0][1][keys.LAYER_CONTEXTS], expected, atol=1e-6)
+    assert concept.positive[0][1][keys.PHRASE_POSITIONS] == (2, 3)
+
+
+def test_more_learned_words_than_there_are_stand_ins_are_refused(demo_model):
+    from comfyui_concepts.host.lora.concept import make_concept
+
+    nouns = ("cat", "dog", "lion", "tiger", "robot", "clock", "tree", "car", "house")
+    lora = _learned(demo_model[1], *nouns)
+    prompt = " ".join(lora.embeddings)
+    with pytest.raises(ValueError, match="9 learned words of the ED-LoRA 'ed', and 8 can stand in one; use fewer"):
+        make_concept(lora, 1.0, demo_model[1], prompt, "", "")

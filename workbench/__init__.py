@@ -1,0 +1,1 @@
+"""The development machine's tools: a headless host, its client, the gallery, the templates."""
