@@ -16,9 +16,9 @@ import torch
 
 from ..demo import vocabulary
 from ..demo.sampling import CFG, Painter, encode
+from ..host import keys
 from ..host.compose.guider import ComposeGuider
 from ..host.compose.suppression import with_suppression
-from ..host.engine import keys
 from ..host.engine.attention import CROSS, find_sites, unet_of
 from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import LoraFile, read_lora

@@ -15,7 +15,7 @@ import comfy.samplers
 import torch
 import torch.nn.functional as F
 
-from ..engine import keys
+from .. import keys
 from ..engine.attention import CROSS, Captured, Site, capture, find_sites, unet_of
 from ..engine.gradients import check_differentiable, differentiable_options, gradient_of, normal, plain_patcher, prompts
 from ..engine.latent_edits import Once, once_for

@@ -13,7 +13,7 @@ import comfy.patcher_extension
 import torch
 
 from ...methods.anagram.prediction import Memory
-from ..engine import keys
+from .. import keys
 from ..engine.sampling import levels, progress_of, step_of
 from ..engine.vae import PIXEL_CHANNELS
 from .views import Conds, ViewConds, answers_of, frames_of, in_frames, needs_own_frame, predict_views

@@ -14,7 +14,7 @@ import torch
 
 from ...methods.anagram.prediction import Memory
 from ...methods.panels import Panel
-from ..engine import keys
+from .. import keys
 from ..engine.preview import Painter, watched
 from ..engine.sampling import asking_for_room
 from .anti_segregation import Pull, Puller, pulled_model, puller_for

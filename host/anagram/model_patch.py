@@ -13,7 +13,7 @@ import comfy.patcher_extension
 import torch
 
 from ...methods.anagram.prediction import Memory
-from ..engine import keys
+from .. import keys
 from ..engine.sampling import asking_for_room
 from .anti_segregation import Pull, pulled_model, puller_for
 from .guidance import Combine, check_own_cfg, check_view, guide_views, known_latent, times_the_rows

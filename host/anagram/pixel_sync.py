@@ -16,7 +16,7 @@ import comfy.samplers
 import torch
 
 from ...methods.panels import Panel
-from ..engine import keys
+from .. import keys
 from ..engine.auxiliary_models import sampled_stays_loaded, with_helpers
 from ..engine.preview import Painter
 from ..engine.sampling import step_of

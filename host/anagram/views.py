@@ -16,7 +16,7 @@ import comfy.patcher_extension
 import comfy.samplers
 import torch
 
-from ..engine import keys
+from .. import keys
 
 Conds = list[dict[str, Any]]
 """One conditioning as the sampler holds it."""

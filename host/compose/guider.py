@@ -14,7 +14,7 @@ from ...methods.compose.automatic import found_regions
 from ...methods.compose.masks import Grids
 from ...methods.compose.settings import Compose
 from ...methods.panels import Attention, Panel, attention_panels, concept_panels
-from ..engine import keys
+from .. import keys
 from ..engine.attention import unet_of
 from ..engine.base_prompts import check_base
 from ..engine.gradients import plain_patcher

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 
 from ...methods.compose.masks import Grids
-from ..engine import keys
+from .. import keys
 from ..engine.attention import CROSS, SELF, Attend, Place, Site, after_attention, around_attention, sites_of, unet_of
 from ..lora.branches import Branch, low_rank, other_tokens
 from ..lora.files import Factors

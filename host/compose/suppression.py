@@ -10,7 +10,7 @@ import torch
 
 from ...methods.compose.similarity import Words
 from ...methods.compose.suppression import suppression
-from ..engine import keys
+from .. import keys
 from ..engine.attention import CROSS, Attend, Site, around_attention, find_sites, unet_of
 from ..engine.sampling import progress_of
 

@@ -14,7 +14,7 @@ import node_helpers
 import torch
 
 from ...methods.panels import Attention, Panel, attention_panels, concept_panels
-from ..engine import keys
+from .. import keys
 from ..engine.attention import unet_of
 from ..engine.base_prompts import check_base
 from ..engine.preview import Painter, watched

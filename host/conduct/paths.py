@@ -20,7 +20,7 @@ import comfy.patcher_extension
 import comfy.samplers
 import torch
 
-from ..engine import keys
+from .. import keys
 from ..engine.attention import (
     CROSS,
     Captured,

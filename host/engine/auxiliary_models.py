@@ -13,7 +13,7 @@ from typing import Any
 import comfy.model_management
 import torch
 
-from . import keys
+from .. import keys
 
 
 def with_helpers(model: Any, helpers: Sequence[Any]) -> Any:

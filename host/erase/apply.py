@@ -14,7 +14,7 @@ import torch
 from ...methods.erase.edit import Edit
 from ...methods.erase.lowrank import LowRank
 from ...methods.erase.targets import reaches
-from ..engine import keys
+from .. import keys
 from ..engine.gradients import normal
 from .solve import Encoder, check_same_clip, clip_fingerprint
 from .weights import POOLED_KEY, base_fingerprint, check_width, differs, factors, low_precision, text_keys

@@ -9,7 +9,7 @@ from typing import Any
 import node_helpers
 import torch
 
-from ..engine import keys
+from .. import keys
 from ..engine.attention import CROSS, find_sites
 from ..text.phrases import encode_with_phrase, occurrences_of, phrase_positions
 from .files import LoraFile, with_text_part

@@ -8,7 +8,7 @@ import node_helpers
 import torch
 
 from ...methods.compose.similarity import Words, check_objects, correct
-from ..engine import keys
+from .. import keys
 
 
 def _sections(clip: Any, text: str) -> list[list[Any]]:

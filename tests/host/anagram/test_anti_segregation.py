@@ -11,9 +11,9 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
+from comfyui_concepts.host import keys
 from comfyui_concepts.host.anagram.anti_segregation import Pull, Puller
 from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
-from comfyui_concepts.host.engine import keys
 from comfyui_concepts.host.text.phrases import encode_with_phrase, positions_of
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
 from comfyui_concepts.methods.anagram.overlap import CLOSE_ENOUGH, segregation, step

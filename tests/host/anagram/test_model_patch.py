@@ -13,12 +13,12 @@ import comfy.sampler_helpers
 import comfy.samplers
 import pytest
 import torch
+from comfyui_concepts.host import keys
 from comfyui_concepts.host.anagram.anti_segregation import Pull
 from comfyui_concepts.host.anagram.contrast import contrasted
 from comfyui_concepts.host.anagram.guidance import check_view
 from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider, own_controls
 from comfyui_concepts.host.anagram.model_patch import with_views
-from comfyui_concepts.host.engine import keys
 from comfyui_concepts.host.engine.time_travel import renoised, travelling
 from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, combiner
 from comfyui_concepts.methods.anagram.overlap import segregation, step

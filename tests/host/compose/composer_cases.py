@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import comfy.samplers
 import torch
+from comfyui_concepts.host import keys
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.injection import Injection, Voice, Words
-from comfyui_concepts.host.engine import keys
 from comfyui_concepts.host.engine.attention import unet_of
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import Factors, LoraFile

@@ -13,11 +13,11 @@ import pytest
 import torch
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_tomesd import TomePatchModel
+from comfyui_concepts.host import keys
 from comfyui_concepts.host.compose import enhancement
 from comfyui_concepts.host.compose.enhancement import Enhancer, Maps, loss_sites
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.injection import Injection, Voice, Words
-from comfyui_concepts.host.engine import keys
 from comfyui_concepts.host.engine.attention import CROSS, SELF, capture, find_sites, unet_of
 from comfyui_concepts.host.engine.gradients import differentiable_options, gradient_of, normal
 from comfyui_concepts.host.engine.latent_edits import Once

@@ -7,11 +7,11 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
+from comfyui_concepts.host import keys
 from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.suppression import Suppressor, with_suppression, words_of
 from comfyui_concepts.host.conduct.path_guider import PathGuider
-from comfyui_concepts.host.engine import keys
 from comfyui_concepts.host.engine.attention import CROSS, around_attention, find_sites, unet_of
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile

@@ -9,11 +9,11 @@ import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
+from comfyui_concepts.host import keys
 from comfyui_concepts.host.conduct import layout as layout_module
 from comfyui_concepts.host.conduct.guider import ConductGuider
 from comfyui_concepts.host.conduct.layout import Aligner, LayoutReference, guidance_site, mask_site, trajectory
 from comfyui_concepts.host.conduct.paths import Path, Paths
-from comfyui_concepts.host.engine import keys
 from comfyui_concepts.host.engine.latent_edits import Once
 from comfyui_concepts.host.engine.sampling import progress_of
 from comfyui_concepts.host.lora.concept import Concept

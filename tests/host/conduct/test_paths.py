@@ -10,8 +10,8 @@ import comfy.lora
 import comfy.model_management
 import pytest
 import torch
+from comfyui_concepts.host import keys
 from comfyui_concepts.host.conduct.paths import Path, Paths
-from comfyui_concepts.host.engine import keys
 from comfyui_concepts.host.engine.attention import after_attention, after_transformers, sites_of
 from comfyui_concepts.host.lora.branches import prepared
 from comfyui_concepts.host.lora.files import LoraFile, unet_factors, unet_names

@@ -6,11 +6,12 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
+from comfyui_concepts.host import keys
 from comfyui_concepts.host.anagram.anti_segregation import Pull
 from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.anagram.model_patch import with_views
 from comfyui_concepts.host.compose.guider import ComposeGuider
-from comfyui_concepts.host.engine import gradients, keys
+from comfyui_concepts.host.engine import gradients
 from comfyui_concepts.host.engine.attention import SELF, capture, find_sites, unet_of
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile

@@ -7,7 +7,7 @@ import json
 import comfy.lora
 import pytest
 import torch
-from comfyui_concepts.host.engine import keys
+from comfyui_concepts.host import keys
 from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
 from comfyui_concepts.host.lora.files import Factors, LoraFile, read_lora, unet_factors, unet_names, with_text_part
 from safetensors.torch import save_file
