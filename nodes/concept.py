@@ -11,7 +11,9 @@ from ..host.folders import lora_names, lora_path
 from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import read_lora
 from ..host.schema import schema
+from ..methods.linked_list import in_order
 from ..methods.regions import Region
+from .wires import Concepts
 
 CATEGORY = "concepts"
 
@@ -24,15 +26,7 @@ class ConceptList(NamedTuple):
 
     def in_order(self) -> list[Concept]:
         """All concepts of the list, first to last."""
-        concepts: list[Concept] = []
-        link: ConceptList | None = self
-        while link is not None:
-            concepts.append(link.concept)
-            link = link.previous
-        return concepts[::-1]
-
-
-Concepts = io.Custom("CONCEPTS_CONCEPT")
+        return [link.concept for link in in_order(self)]
 
 
 class ConceptsConcept(io.ComfyNode):

@@ -12,8 +12,8 @@ from ..host.folders import offer_loras
 from ..host.schema import schema
 from ..methods.anagram.score import Readings
 from .anagram.pictures import upright, views_on
-from .anagram.scores import Scores
-from .anagram.views import Views, lines_of
+from .anagram.views import lines_of
+from .wires import AnagramScores, AnagramViews
 
 offer_loras(LORAS)  # the demo model's LoRAs appear in the host's Load LoRA, as any other
 
@@ -68,12 +68,12 @@ class ConceptsDemoJudge(io.ComfyNode):
                     "concepts", multiline=True, default="",
                     tooltip="With views: the concept each view must show, one line a view, such as heart. Without: leave empty.",
                 ),
-                Views.Input("views", optional=True, tooltip="The views of an anagram."),
+                AnagramViews.Input("views", optional=True, tooltip="The views of an anagram."),
                 io.Vae.Input("vae", optional=True, tooltip="The demo model's VAE, so that pieces end at latent cells."),
             ],
             outputs=[
                 io.String.Output("report", display_name="report", tooltip="What it sees, a line a picture."),
-                Scores.Output("scores", display_name="scores", tooltip="For Anagram Contact Sheet; empty without views."),
+                AnagramScores.Output("scores", display_name="scores", tooltip="For Anagram Contact Sheet; empty without views."),
             ],
         )  # fmt: skip
 

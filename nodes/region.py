@@ -10,9 +10,11 @@ from comfy_api.latest import io, ui
 
 from ..host.schema import schema, with_widget
 from ..methods.drawing import box_of_pixels, parse_drawing
+from ..methods.linked_list import in_order
 from ..methods.region_picture import cover, picture
 from ..methods.regions import Region, coverage
-from .concept import ConceptList, Concepts
+from .concept import ConceptList
+from .wires import BoundingBoxes, Concepts, Regions
 
 CATEGORY = "concepts/regions"
 MOST_LINKED = 64  # boxes or masks taken from other nodes
@@ -26,16 +28,7 @@ class RegionList(NamedTuple):
 
     def in_order(self) -> list[Region]:
         """All regions of the list, bottom to top."""
-        regions: list[Region] = []
-        link: RegionList | None = self
-        while link is not None:
-            regions.append(link.region)
-            link = link.previous
-        return regions[::-1]
-
-
-Regions = io.Custom("CONCEPTS_REGION")
-BoundingBox = io.Custom("BOUNDING_BOX")
+        return [link.region for link in in_order(self)]
 
 
 def linked(regions: Iterable[Region], previous: RegionList | None = None) -> RegionList | None:
@@ -113,7 +106,7 @@ class ConceptsRegionEditor(io.ComfyNode):
                     "background", optional=True,
                     tooltip="A picture to draw on, cut to the canvas's proportions; it changes nothing in the regions.",
                 ),
-                BoundingBox.Input(
+                BoundingBoxes.Input(
                     "boxes", optional=True,
                     tooltip="Bounding boxes in pixels from another node; each becomes a region on top of the drawn ones.",
                 ),

@@ -11,6 +11,7 @@ import comfy.patcher_extension
 import comfy.weight_adapter
 import torch
 
+from ...methods.choices import check_choice
 from ...methods.erase.edit import Edit
 from ...methods.erase.lowrank import LowRank
 from ...methods.erase.targets import reaches
@@ -38,8 +39,7 @@ def apply_edit(model: Any, edit: Edit, strength: float = 1.0, delivery: str = AU
     Raises:
         ValueError: the edit does not fit the model, or cannot be delivered so.
     """
-    if delivery not in DELIVERIES:
-        raise ValueError(f"There is no delivery '{delivery}'; take one of: {', '.join(DELIVERIES)}.")
+    check_choice(DELIVERIES, delivery, "delivery")
     edited = model.clone()
     if edit.empty or strength == 0:
         return edited

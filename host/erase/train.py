@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import comfy.utils
 import torch
 
+from ...methods.choices import check_choice
 from ...methods.erase.edit import Edit
 from ...methods.erase.spec import Erased, Preserved, check, check_kept, sentences
 from ...methods.erase.train import Factors, Schedule
@@ -89,8 +90,7 @@ def train_erasure(
     Raises:
         ValueError: a concept cannot be used, there is no such method, or the model cannot be trained.
     """
-    if request.method not in METHODS:
-        raise ValueError(f"There is no method '{request.method}'; take one of: {', '.join(METHODS)}.")
+    check_choice(METHODS, request.method, "method")
     _check_start(request.start)
     recipe = METHODS[request.method]
     plan = plan_of(recipe, concepts, kept, request, request.start.on_model())
@@ -138,8 +138,7 @@ def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: R
         check(concept)
     check_kept(concepts.in_order(), kept.in_order() if kept else [])
     choices = request.choices
-    if choices.layers not in PLACES:
-        raise ValueError(f"There are no layers '{choices.layers}'; take one of: {', '.join(PLACES)}.")
+    check_choice(PLACES, choices.layers, "choice of layers")
     schedule = _schedule(scheduled(recipe, request.budget), choices)
     several = concepts.in_order()
     pairs = in_turn([sentences(concept) for concept in several])

@@ -12,6 +12,7 @@ from typing import Any
 import comfy.lora
 import torch
 
+from ...methods.choices import check_choice
 from ...methods.erase.edit_file import write_tensors
 from ...methods.erase.lowrank import LowRank, balanced
 
@@ -29,8 +30,7 @@ def names_of(model: Any = None, clip: Any = None, style: str = KOHYA) -> dict[st
     Raises:
         ValueError: there is no such style.
     """
-    if style not in STYLES:
-        raise ValueError(f"There is no naming '{style}'; take one of: {', '.join(STYLES)}.")
+    check_choice(STYLES, style, "naming")
     names: dict[str, str] = {}
     if model is not None:
         names |= _inverted(

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from ..choices import check_choice
 from . import rectify
 from .balance import BALANCES, Reader, by_score, manual
 from .overlap import AntiSegregation
@@ -126,10 +127,8 @@ def combiner(
     Raises:
         ValueError: an unknown balance or rectification, weights that cannot be normalised, components that do not add up.
     """
-    if settings.balance not in BALANCES:
-        raise ValueError(f"There is no balance '{settings.balance}'; try one of {', '.join(BALANCES)}.")
-    if settings.rectification != "off" and settings.rectification not in rectify.GAINS:
-        raise ValueError(f"There is no rectification '{settings.rectification}'; try off, {', '.join(rectify.GAINS)}.")
+    check_choice(BALANCES, settings.balance, "balance")
+    check_choice(("off", *rectify.GAINS), settings.rectification, "rectification")
     check_components(views)
     summed = any(v.component for v in views)
     reduce = _summing(_parts(views, weights)) if summed else _averaging(settings, _weigh(settings, weights))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..choices import check_choice
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -45,8 +47,7 @@ class Compose:
     def __post_init__(self) -> None:
         for name, value, known in (("reinit", self.reinit, ("swap", "copy", "off")),
                                    ("stop", self.stop, ("patience", "rise", "never"))):  # fmt: skip
-            if value not in known:
-                raise ValueError(f"There is no {name} '{value}'; try one of {', '.join(known)}.")
+            check_choice(known, value, name)
 
     def rate(self, progress: float) -> float:
         """The step at this percent: it falls to √½ of itself at the end of the sampling (sec. 4, as the reference computes it)."""

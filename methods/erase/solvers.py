@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from ..choices import chosen
 from . import rece
 from .lowrank import LowRank
 from .null_space import null_space
@@ -48,11 +49,9 @@ def solve(name: str, problem: Problem, settings: Settings = Settings()) -> Solut
     Raises:
         ValueError: there is no such solver, or nothing to erase is left.
     """
-    if name not in SOLVERS:
-        raise ValueError(f"There is no solver '{name}'; take one of: {', '.join(SOLVERS)}.")
+    solver = chosen(SOLVERS, name, "solver")
     if problem.erased and not any((r.C != r.G).any() for r in problem.erased):
         return _nothing(problem.width)
-    solver = SOLVERS[name]
     ridge = solver.ridge if settings.ridge is None else settings.ridge
     keep = solver.keep if settings.keep is None else settings.keep
     return solver.solve(problem, replace(settings, ridge=ridge, keep=keep))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from ..choices import check_choice
+from ..linked_list import in_order
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
@@ -53,7 +56,7 @@ class Erased(NamedTuple):
 
     def in_order(self) -> list[Erased]:
         """All concepts of the list, first to last."""
-        return _in_order(self, lambda e: e.previous)
+        return in_order(self)
 
 
 class Preserved(NamedTuple):
@@ -66,15 +69,7 @@ class Preserved(NamedTuple):
 
     def in_order(self) -> list[Preserved]:
         """All entries of the list, first to last."""
-        return _in_order(self, lambda p: p.previous)
-
-
-def _in_order(newest: NamedTuple, before: Callable) -> list:
-    links, link = [], newest
-    while link is not None:
-        links.append(link)
-        link = before(link)
-    return links[::-1]
+        return in_order(self)
 
 
 class Sentence(NamedTuple):
@@ -114,8 +109,7 @@ def check(erased: Erased) -> None:
             f"The anchor is the concept itself ('{concept}'), so nothing would change; name what it shall become, or leave "
             "the anchor empty."
         )
-    if erased.scope not in SCOPES:
-        raise ValueError(f"There is no scope '{erased.scope}'; take one of: {', '.join(SCOPES)}.")
+    check_choice(SCOPES, erased.scope, "scope")
     if not erased.templates:
         raise ValueError("There is no template; use '{}' for the bare word.")
     for template in erased.templates:

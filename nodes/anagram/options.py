@@ -12,7 +12,9 @@ from ...methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, MULTI_TASK_FU
 from ...methods.anagram.overlap import AntiSegregation
 from ...methods.anagram.rectify import GAINS
 from ...methods.anagram.schedule import EXAMPLE, schedule_from
-from .views import CATEGORY, Options
+from ...methods.choices import chosen
+from ..wires import AnagramOptions
+from .views import CATEGORY
 
 PRESETS = {
     "averaging": AVERAGING,
@@ -73,15 +75,13 @@ class ConceptsAnagramOptions(io.ComfyNode):
                 ),
                 *_rectification_inputs(),
             ],
-            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+            outputs=[AnagramOptions.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, preset, balance, rectification, strength, start_percent, end_percent) -> io.NodeOutput:
-        if preset not in PRESETS:
-            raise ValueError(f"There is no preset '{preset}'; try one of {', '.join(PRESETS)}.")
         custom = Combination(balance, rectification, strength, start_percent, end_percent)
-        return io.NodeOutput(PRESETS[preset] or custom)
+        return io.NodeOutput(chosen(PRESETS, preset, "preset") or custom)
 
 
 class ConceptsAnagramRectification(io.ComfyNode):
@@ -106,9 +106,9 @@ class ConceptsAnagramRectification(io.ComfyNode):
                     "which views need that share nothing; lower it, 1.1 say, where the picture gets too harsh. Start with 0.",
                 ),
                 *window,
-                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+                AnagramOptions.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
             ],
-            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+            outputs=[AnagramOptions.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
         )  # fmt: skip
 
     @classmethod
@@ -136,9 +136,9 @@ class ConceptsAnagramSchedule(io.ComfyNode):
                     "order. Between the lines weights go straight from one to the next; two lines of one moment jump. Start "
                     "with '0: 1, 1', '0.8: 1, 1', '0.8: 1, 0': the last fifth is the first view's.",
                 ),
-                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+                AnagramOptions.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
             ],
-            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+            outputs=[AnagramOptions.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
         )  # fmt: skip
 
     @classmethod
@@ -165,9 +165,9 @@ class ConceptsAnagramContrast(io.ComfyNode):
                     tooltip="How much the other readings count against each view's negative, which counts 1; 0 is off. More "
                     "keeps the readings apart and makes the picture harsher. Start with 0.5.",
                 ),
-                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+                AnagramOptions.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
             ],
-            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+            outputs=[AnagramOptions.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
         )  # fmt: skip
 
     @classmethod
@@ -188,7 +188,7 @@ class ConceptsAnagramAntiSegregation(io.ComfyNode):
             "the concepts' words look at are pulled onto each other. Every view's prompt must come from Encode Concept Phrase.",
             search_aliases=["visual anagram", "attend and excite", "overlap"],
             inputs=[
-                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+                AnagramOptions.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
                 io.Float.Input(
                     "strength", default=0.03, min=0.0, max=0.5, step=0.005, round=0.001,
                     tooltip="How far each step goes, of the noisy picture's own size; 0 is off. Start with 0.03.",
@@ -212,7 +212,7 @@ class ConceptsAnagramAntiSegregation(io.ComfyNode):
                     "it. Start with auto.",
                 ),
             ],
-            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+            outputs=[AnagramOptions.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
         )  # fmt: skip
 
     @classmethod

@@ -14,7 +14,8 @@ from ...methods.anagram.blend import blend
 from ...methods.anagram.film_size import film_size
 from ...methods.anagram.motion import film
 from ...methods.anagram.views import View
-from .views import CATEGORY, AnagramView, Views, lines_of
+from ..wires import AnagramViews
+from .views import CATEGORY, AnagramView, lines_of
 
 FRAMES_PER_SECOND = 20
 
@@ -66,7 +67,7 @@ class ConceptsAnagramShowViews(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("image", tooltip="The finished picture."),
-                Views.Input("views", tooltip="The views it was made with."),
+                AnagramViews.Input("views", tooltip="The views it was made with."),
                 vae_input(),
             ],
             outputs=[
@@ -98,7 +99,7 @@ class ConceptsAnagramDecode(io.ComfyNode):
             inputs=[
                 io.Latent.Input("samples", tooltip="The sampled latent."),
                 vae_input(optional=False),
-                Views.Input("views", tooltip="The views it was made with."),
+                AnagramViews.Input("views", tooltip="The views it was made with."),
             ],
             outputs=[
                 io.Image.Output("image", display_name="IMAGE", tooltip="The picture, as first view and all others.")
@@ -132,7 +133,7 @@ class ConceptsAnagramAnimate(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("image", tooltip="The finished picture; the first of a batch is shown."),
-                Views.Input("views", tooltip="The views it was made with."),
+                AnagramViews.Input("views", tooltip="The views it was made with."),
                 io.Int.Input(
                     "still_frames", default=20, min=1, max=200,
                     tooltip="How long each view stands still, in frames of 1/20 s. Start with 20.",

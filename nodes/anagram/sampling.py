@@ -18,7 +18,8 @@ from ...methods.anagram.blend import blend
 from ...methods.anagram.combine import AVERAGING, Combination, combiner
 from ...methods.anagram.overlap import segregation, step
 from ...methods.anagram.prediction import Predictions
-from .views import CATEGORY, AnagramView, Options, Views
+from ..wires import AnagramOptions, AnagramViews
+from .views import CATEGORY, AnagramView
 
 PREVIEWS = ("every view", "as the host")
 
@@ -38,13 +39,13 @@ class ConceptsAnagramGuider(io.ComfyNode):
             search_aliases=["visual anagram", "illusion"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with."),
-                Views.Input("views", tooltip="What the picture shows in each view, from Anagram View."),
+                AnagramViews.Input("views", tooltip="What the picture shows in each view, from Anagram View."),
                 io.Conditioning.Input("negative", tooltip="What no view may show; an empty prompt is a good start."),
                 io.Float.Input(
                     "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
                     tooltip="How strictly the prompts are followed. Anagrams want a little more than usual: start with 5.0.",
                 ),
-                Options.Input(
+                AnagramOptions.Input(
                     "options", optional=True,
                     tooltip="How the views are combined, from Anagram Options; empty is the plain mean.",
                 ),
@@ -102,7 +103,7 @@ class ConceptsAnagramPixelGuider(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with."),
                 io.Vae.Input("vae", tooltip="The model's VAE. A fast one, such as TAESD, saves most of the time."),
-                Views.Input("views", tooltip="What the picture shows in each view; the first must be 'identity'."),
+                AnagramViews.Input("views", tooltip="What the picture shows in each view; the first must be 'identity'."),
                 io.Conditioning.Input("negative", tooltip="What no view may show; an empty prompt is a good start."),
                 io.Float.Input(
                     "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
@@ -147,9 +148,9 @@ class ConceptsAnagramModel(io.ComfyNode):
             search_aliases=["visual anagram", "illusion", "ksampler"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with."),
-                Views.Input("views", tooltip="What the picture shows in each view, from Anagram View."),
+                AnagramViews.Input("views", tooltip="What the picture shows in each view, from Anagram View."),
                 io.Conditioning.Input("negative", tooltip="What no view may show; an empty prompt is a good start."),
-                Options.Input(
+                AnagramOptions.Input(
                     "options", optional=True,
                     tooltip="How the views are combined, from Anagram Options; empty is the plain mean.",
                 ),

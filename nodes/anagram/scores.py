@@ -15,10 +15,9 @@ from ...methods.anagram.balance import Reader
 from ...methods.anagram.combine import AVERAGING
 from ...methods.anagram.score import Readings
 from ...methods.anagram.sheet import contact_sheet
+from ..wires import AnagramOptions, AnagramScores, AnagramViews
 from .pictures import upright, vae_input, views_on
-from .views import CATEGORY, Options, Views, lines_of
-
-Scores = io.Custom("CONCEPTS_SCORES")
+from .views import CATEGORY, lines_of
 
 
 def _reader_inputs() -> list[io.Input]:
@@ -48,12 +47,12 @@ class ConceptsAnagramScore(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("image", tooltip="The finished pictures."),
-                Views.Input("views", tooltip="The views they were made with."),
+                AnagramViews.Input("views", tooltip="The views they were made with."),
                 *_reader_inputs(),
                 vae_input(),
             ],
             outputs=[
-                Scores.Output("scores", display_name="scores", tooltip="For Anagram Contact Sheet."),
+                AnagramScores.Output("scores", display_name="scores", tooltip="For Anagram Contact Sheet."),
                 io.String.Output("report", display_name="report", tooltip="A line a picture, best first."),
             ],
         )  # fmt: skip
@@ -83,9 +82,9 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that is sampled, the same as for Anagram Guider."),
                 vae_input(optional=False),
-                Views.Input("views", tooltip="The views, the same list as for Anagram Guider."),
+                AnagramViews.Input("views", tooltip="The views, the same list as for Anagram Guider."),
                 *_reader_inputs(),
-                Options.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
+                AnagramOptions.Input("options", optional=True, tooltip="The other options; empty is plain averaging."),
                 io.Float.Input(
                     "start_percent", default=Reader.start, min=0.0, max=1.0, step=0.01, optional=True,
                     tooltip="From where in the sampling CLIP looks; before, the picture is mush to it. Start with 0.15.",
@@ -100,7 +99,7 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
                     tooltip="Of the whole weight, what no view gets less than; 0.5 leaves all views even. Start with 0.15.",
                 ),
             ],
-            outputs=[Options.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
+            outputs=[AnagramOptions.Output("anagram_options", display_name="options", tooltip="For Anagram Guider.")],
         )  # fmt: skip
 
     @classmethod
@@ -138,8 +137,8 @@ class ConceptsAnagramContactSheet(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("image", tooltip="The finished pictures, a batch of several seeds."),
-                Views.Input("views", tooltip="The views they were made with."),
-                Scores.Input(
+                AnagramViews.Input("views", tooltip="The views they were made with."),
+                AnagramScores.Input(
                     "scores", optional=True, tooltip="From Score Anagram or Demo Judge; sorts and labels the rows."
                 ),
                 vae_input(),

@@ -11,6 +11,8 @@ from comfy_api.latest import io
 from ...host.schema import schema
 from ...methods.anagram.views import COMPONENTS, RESAMPLED, VIEWS, Settings, View, view_named
 from ...methods.anagram.views.from_image import from_image
+from ...methods.linked_list import in_order
+from ..wires import AnagramViews
 
 CATEGORY = "concepts/anagram"
 
@@ -37,20 +39,11 @@ class AnagramView(NamedTuple):
 
     def in_order(self) -> list[AnagramView]:
         """All views of the list, first to last."""
-        views: list[AnagramView] = []
-        link: AnagramView | None = self
-        while link is not None:
-            views.append(link)
-            link = link.previous
-        return views[::-1]
+        return in_order(self)
 
 
 def _at_cells(name: str, parts: int, seed: int, angle: float, cell: int) -> View:
     return view_named(name, Settings(parts, seed, cell, angle))
-
-
-Views = io.Custom("CONCEPTS_VIEW")
-Options = io.Custom("CONCEPTS_ANAGRAM_OPTIONS")
 
 
 def lines_of(text: str, views: int, what: str) -> list[str]:
@@ -115,7 +108,7 @@ class ConceptsAnagramView(io.ComfyNode):
                     tooltip="Which of the random arrangements jigsaw, patch_permute and pixel_permute use; other views "
                     "ignore it. The same number always cuts the same way. Start with 0.",
                 ),
-                Views.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
+                AnagramViews.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
                 io.Conditioning.Input(
                     "negative", optional=True,
                     tooltip="What this view must not show; without it the guider's negative is used.",
@@ -127,7 +120,7 @@ class ConceptsAnagramView(io.ComfyNode):
                     "Start with 135.",
                 ),
             ],
-            outputs=[Views.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
+            outputs=[AnagramViews.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
         )  # fmt: skip
 
     @classmethod
@@ -161,14 +154,14 @@ class ConceptsAnagramViewFromImage(io.ComfyNode):
                     "weight", default=1.0, min=0.0, max=10.0, step=0.05,
                     tooltip="How much this view counts against the others. Start with 1.0.",
                 ),
-                Views.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
+                AnagramViews.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
                 io.Conditioning.Input(
                     "negative", optional=True,
                     tooltip="What this view must not show; without it the guider's negative is used.",
                 ),
                 _own_cfg(),
             ],
-            outputs=[Views.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
+            outputs=[AnagramViews.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
         )  # fmt: skip
 
     @classmethod
@@ -197,9 +190,9 @@ class ConceptsAnagramReference(io.ComfyNode):
                     tooltip="Which part is kept; the rest of its family must be in the list, from Anagram View. 'low_pass' is "
                     "what is seen from afar. Start with low_pass, and high_pass for the prompt.",
                 ),
-                Views.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
+                AnagramViews.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
             ],
-            outputs=[Views.Output("all_views", display_name="views", tooltip="The list with this part at its end.")],
+            outputs=[AnagramViews.Output("all_views", display_name="views", tooltip="The list with this part at its end.")],
         )  # fmt: skip
 
     @classmethod

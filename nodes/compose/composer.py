@@ -13,13 +13,12 @@ from ...host.schema import schema
 from ...methods.compose.settings import Compose, Weights
 from ...methods.region_picture import picture
 from ...methods.regions import Region, coverage
-from ..concept import Concepts, assigned
-from ..region import Regions, linked
+from ..concept import assigned
+from ..region import linked
+from ..wires import ComposerOptions, Concepts, Regions
 
 CATEGORY = "concepts/compose"
 _CELL = 8  # px of the picture for each cell of the latent
-
-Options = io.Custom("CONCEPTS_COMPOSER_OPTIONS")
 
 
 def _covered(regions: Sequence[Region], height: int, width: int) -> torch.Tensor:
@@ -54,7 +53,7 @@ class ConceptsComposer(io.ComfyNode):
                     tooltip="Where the concepts stand, one region a concept in order, or labelled with their phrases. Without "
                     "any they are found where the concepts look in the first steps, once for all pictures of a batch.",
                 ),
-                Options.Input("options", optional=True, tooltip="From Composer Options; empty takes its starting values."),
+                ComposerOptions.Input("options", optional=True, tooltip="From Composer Options; empty takes its starting values."),
                 io.Float.Input(
                     "automatic_percent", default=0.2, min=0.05, max=0.8, step=0.05, optional=True,
                     tooltip="Without regions: up to where in the sampling the base model draws alone, before they are found. "
@@ -121,7 +120,7 @@ class ConceptsComposerOptions(io.ComfyNode):
                     "in cross-attention alone, as the paper; enough for ED-LoRAs. Start with on.",
                 ),
             ],
-            outputs=[Options.Output("composer_options", display_name="options", tooltip="For LoRA Composer.")],
+            outputs=[ComposerOptions.Output("composer_options", display_name="options", tooltip="For LoRA Composer.")],
         )  # fmt: skip
 
     @classmethod

@@ -11,16 +11,16 @@ from comfy_api.latest import io, ui
 from ...host.conduct.guider import ConductGuider
 from ...host.conduct.layout import LayoutReference
 from ...host.schema import schema
+from ...methods.choices import check_choice
 from ...methods.conduct.settings import Conduct
 from ...methods.region_picture import cover, picture
 from ...methods.regions import Region, coverage
-from ..concept import Concepts, assigned
-from ..region import Regions
-from .options import CATEGORY, ConceptsConductorMoreOptions, ConceptsConductorOptions, Options
+from ..concept import assigned
+from ..wires import Concepts, ConductorOptions, Layout, Regions
+from .options import CATEGORY, ConceptsConductorMoreOptions, ConceptsConductorOptions
 
 INJECTIONS = ("attentions", "transformers")
-
-Layout = io.Custom("CONCEPTS_LAYOUT")
+TRAJECTORIES = ("inverted", "noised")
 
 
 def parse_points(text: str) -> tuple[tuple[float, float], ...]:
@@ -58,7 +58,7 @@ class ConceptsLayoutReference(io.ComfyNode):
                     "positive", tooltip="What the reference shows, in words the model knows: 'on the left a cat and on the right a dog'."
                 ),
                 io.Combo.Input(
-                    "trajectory", options=["inverted", "noised"], default="inverted",
+                    "trajectory", options=list(TRAJECTORIES), default="inverted",
                     tooltip="How the reference gets to each noise level. 'inverted' runs the sampler backwards: as many model "
                     "calls as there are steps, once. 'noised' adds noise: no calls, a looser hold. Start with inverted.",
                 ),
@@ -76,8 +76,7 @@ class ConceptsLayoutReference(io.ComfyNode):
 
     @classmethod
     def execute(cls, positive, trajectory="inverted", points="", latent=None, image=None, vae=None) -> io.NodeOutput:
-        if trajectory not in ("inverted", "noised"):
-            raise ValueError(f"There is no trajectory '{trajectory}'; choose inverted or noised.")
+        check_choice(TRAJECTORIES, trajectory, "trajectory")
         if latent is None and (image is None or vae is None):
             raise ValueError(
                 "The layout reference has no picture; connect a latent, or an image together with its VAE."
@@ -121,7 +120,7 @@ class ConceptsConductorGuider(io.ComfyNode):
                     "with a layout that has points.",
                 ),
                 Layout.Input("layout", optional=True, tooltip="A picture whose layout is taken. Empty: the regions alone decide."),
-                Options.Input(
+                ConductorOptions.Input(
                     "options", optional=True,
                     tooltip="From Concept Conductor Options or More Options. Empty: the paper's values.",
                 ),
@@ -133,8 +132,7 @@ class ConceptsConductorGuider(io.ComfyNode):
     def execute(
         cls, model, positive, negative, concepts, cfg, inject="attentions", regions=None, layout=None, options=None
     ) -> io.NodeOutput:
-        if inject not in INJECTIONS:
-            raise ValueError(f"There is no injection '{inject}'; choose one of {', '.join(INJECTIONS)}.")
+        check_choice(INJECTIONS, inject, "injection")
         listed = concepts.in_order()
         places = None if regions is None else regions.in_order()
         if places is None:

@@ -8,9 +8,9 @@ from comfy_api.latest import io
 
 from ...host.schema import schema
 from ...methods.conduct.settings import Conduct
+from ..wires import ConductorOptions
 
 CATEGORY = "concepts/conduct"
-Options = io.Custom("CONCEPTS_CONDUCTOR_OPTIONS")
 
 
 class ConceptsConductorOptions(io.ComfyNode):
@@ -54,7 +54,7 @@ class ConceptsConductorOptions(io.ComfyNode):
                     "taken then. 0 trusts every shape. Start with 0.7.",
                 ),
             ],
-            outputs=[Options.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")],
+            outputs=[ConductorOptions.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")],
         )  # fmt: skip
 
     @classmethod
@@ -112,9 +112,9 @@ class ConceptsConductorMoreOptions(io.ComfyNode):
                     "rectangles", default=paper.rectangles,
                     tooltip="Masks are always rectangles around the shapes. Start with off; on if masks fray.",
                 ),
-                Options.Input("options", optional=True, tooltip="From Concept Conductor Options. Empty: the paper's values."),
+                ConductorOptions.Input("options", optional=True, tooltip="From Concept Conductor Options. Empty: the paper's values."),
             ],
-            outputs=[Options.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")],
+            outputs=[ConductorOptions.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")],
         )  # fmt: skip
 
     @classmethod

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ...host.erase.apply import AUTOMATIC, DELIVERIES, apply_edit, apply_to_clip, change_conditioning
 from ...host.schema import schema
-from .solve import CATEGORY, Edits
+from ..wires import Edits
+from .solve import CATEGORY
 
 
 class ConceptsApplyErasure(io.ComfyNode):

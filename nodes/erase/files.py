@@ -9,12 +9,14 @@ from ...host.erase.probe import OTHER_SENTENCES, probe
 from ...host.folders import edit_file, edit_names, new_output, offer_edits
 from ...host.lora.export import STYLES
 from ...host.schema import schema
+from ...methods.choices import chosen
 from ...methods.erase.edit import Edit, chain
 from ...methods.erase.edit_file import load_edit, save_edit
 from ...methods.erase.probe import text_of
 from ...methods.erase.report import LATER, PROMISE
 from ...methods.erase.report import text_of as report_of
-from .solve import CATEGORY, Edits, _lines, chosen
+from ..wires import Edits
+from .solve import CATEGORY, _lines
 
 offer_edits()
 _NONE = "none"

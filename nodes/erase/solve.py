@@ -7,30 +7,20 @@ from comfy_api.latest import io, ui
 
 from ...host.erase.solve import Request, solve_erasure
 from ...host.schema import schema
+from ...methods.choices import chosen
 from ...methods.erase.problem import Settings
 from ...methods.erase.report import PROMISE, picture_of, text_of
 from ...methods.erase.solvers import SOLVERS
 from ...methods.erase.spec import SCOPES, TEMPLATES, UNSAFE_WORDS, Erased, Preserved, check
+from ..wires import Edits, EraseList, EraseOptions, PreserveList
 
 CATEGORY = "concepts/erase"
 TARGETS = {"keys and values": ("k", "v"), "keys": ("k",), "values": ("v",)}
-
-Edits = io.Custom("CONCEPTS_EDIT")
-EraseList = io.Custom("CONCEPTS_ERASE_LIST")
-KeepList = io.Custom("CONCEPTS_KEEP_LIST")
-Options = io.Custom("CONCEPTS_ERASE_OPTIONS")
 
 
 def _lines(text: str) -> tuple[str, ...]:
     """Words or prompts, one a line or apart by semicolons."""
     return tuple(part.strip() for line in text.splitlines() for part in line.split(";") if part.strip())
-
-
-def chosen(table: dict, name: str, what: str):
-    """The entry of a table of choices; hosts do not check every combo."""
-    if name not in table:
-        raise ValueError(f"There is no {what} '{name}'; take one of: {', '.join(table)}.")
-    return table[name]
 
 
 def shown(report: str, pictures: torch.Tensor, cls: type[io.ComfyNode]) -> dict:
@@ -123,9 +113,9 @@ class ConceptsPreserveConcepts(io.ComfyNode):
                     "tokens", options=["last word and end", "all"], default="last word and end",
                     tooltip="Which tokens of each prompt are held. Start with 'last word and end'; 'all' for whole sentences.",
                 ),
-                KeepList.Input("keep_list", optional=True, tooltip="The prompts so far; leave empty for the first."),
+                PreserveList.Input("keep_list", optional=True, tooltip="The prompts so far; leave empty for the first."),
             ],
-            outputs=[KeepList.Output("all_kept", display_name="kept", tooltip="The list with these prompts at its end.")],
+            outputs=[PreserveList.Output("all_kept", display_name="kept", tooltip="The list with these prompts at its end.")],
         )  # fmt: skip
 
     @classmethod
@@ -177,7 +167,7 @@ class ConceptsEraseOptions(io.ComfyNode):
                     "empty prompt. Higher erases more and keeps less. Start with 0.1.",
                 ),
             ],
-            outputs=[Options.Output("erase_options", display_name="options", tooltip="For Solve Erasure.")],
+            outputs=[EraseOptions.Output("erase_options", display_name="options", tooltip="For Solve Erasure.")],
         )  # fmt: skip
 
     @classmethod
@@ -224,8 +214,8 @@ class ConceptsSolveErasure(io.ComfyNode):
                     tooltip="Largest rank of the edit, which is the size of its LoRA. -1 drops what hardly matters (at most 32 "
                     "are kept), 0 keeps all. Start with -1.",
                 ),
-                KeepList.Input("kept", optional=True, tooltip="What stays, from Preserve Concepts."),
-                Options.Input("options", optional=True, tooltip="From Erase Options; empty is the solver's own numbers."),
+                PreserveList.Input("kept", optional=True, tooltip="What stays, from Preserve Concepts."),
+                EraseOptions.Input("options", optional=True, tooltip="From Erase Options; empty is the solver's own numbers."),
             ],
             outputs=[
                 Edits.Output("edit", display_name="edit", tooltip="For Apply Erasure, Save Edit, Save Erasure as LoRA."),

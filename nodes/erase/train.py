@@ -9,12 +9,13 @@ from ...host.engine.vae import cell_side
 from ...host.erase.apply import apply_to_clip
 from ...host.erase.train import Choices, Request, latents_of, train_erasure, unlearn_in_text
 from ...host.schema import schema
+from ...methods.choices import chosen
 from ...methods.erase.curve import curve_of
 from ...methods.erase.edit import Edit
 from ...methods.erase.report import text_of
 from ...methods.erase.trained import BUDGETS, METHODS
-from .solve import CATEGORY, Edits, EraseList, KeepList, chosen, shown
-from .train_options import Options
+from ..wires import Edits, EraseList, PreserveList, TrainingOptions
+from .solve import CATEGORY, shown
 
 CELL = 8  # px a latent cell covers where no VAE says otherwise: SD 1, SD 2, SDXL
 
@@ -109,7 +110,7 @@ class ConceptsTrainErasure(io.ComfyNode):
                 _budget_widget(),
                 _seed_widget(),
                 *_size_widgets(),
-                KeepList.Input(
+                PreserveList.Input(
                     "kept", optional=True,
                     tooltip="What must go on as before, from Preserve Concepts. Ten to twenty neighbours make a clear difference.",
                 ),
@@ -119,7 +120,7 @@ class ConceptsTrainErasure(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Reads the pictures; needed only with them."),
                 Edits.Input("start", optional=True, tooltip="A trained edit to go on from; its changes are kept and added to."),
-                Options.Input("options", optional=True, tooltip="From Training Options; empty is the method's own numbers."),
+                TrainingOptions.Input("options", optional=True, tooltip="From Training Options; empty is the method's own numbers."),
             ],
             outputs=[
                 Edits.Output("edit", display_name="edit", tooltip="For Apply Erasure, Save Edit, Save Erasure as LoRA."),
@@ -166,8 +167,8 @@ class ConceptsUnlearnInTextEncoder(io.ComfyNode):
                     tooltip="Pictures of the concept, four are enough; without them the model draws its own.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Reads the pictures; needed only with them."),
-                KeepList.Input("kept", optional=True, tooltip="Prompts whose embeddings are held; list many, they cost little."),
-                Options.Input("options", optional=True, tooltip="From Training Options; empty is the method's own numbers."),
+                PreserveList.Input("kept", optional=True, tooltip="Prompts whose embeddings are held; list many, they cost little."),
+                TrainingOptions.Input("options", optional=True, tooltip="From Training Options; empty is the method's own numbers."),
                 Edits.Input("start", optional=True, tooltip="A trained edit to go on from; its changes are kept and added to."),
             ],
             outputs=[

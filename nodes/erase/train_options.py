@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from ...host.erase.train import Choices
 from ...host.lora.adapters import PLACES
 from ...host.schema import schema
-from .solve import CATEGORY, chosen
+from ...methods.choices import chosen
+from ..wires import TrainingOptions
+from .solve import CATEGORY
 
-Options = io.Custom("CONCEPTS_TRAIN_OPTIONS")
 ON_CANCEL = {"keep what is learned": True, "stop the run": False}
 
 
@@ -56,9 +57,9 @@ class ConceptsTrainOptions(io.ComfyNode):
                     tooltip="What drift of the preserved prompts counts against erasing. Raise it when they suffer. -1 is the "
                     "method's own (3 for ESD, Co-Erasing and RealEra, else 1). Start with -1.",
                 ),
-                Options.Input("train_options", optional=True, tooltip="From Training States, to set both."),
+                TrainingOptions.Input("train_options", optional=True, tooltip="From Training States, to set both."),
             ],
-            outputs=[Options.Output("options", display_name="options", tooltip="For Train Erasure.")],
+            outputs=[TrainingOptions.Output("options", display_name="options", tooltip="For Train Erasure.")],
         )  # fmt: skip
 
     @classmethod
@@ -110,9 +111,9 @@ class ConceptsTrainStates(io.ComfyNode):
                     tooltip="What Cancel does while it trains: 'keep what is learned' ends the training there and goes on with the "
                     "best edit so far, 'stop the run' ends everything.",
                 ),
-                Options.Input("train_options", optional=True, tooltip="From Training Options, to set both."),
+                TrainingOptions.Input("train_options", optional=True, tooltip="From Training Options, to set both."),
             ],
-            outputs=[Options.Output("options", display_name="options", tooltip="For Train Erasure.")],
+            outputs=[TrainingOptions.Output("options", display_name="options", tooltip="For Train Erasure.")],
         )  # fmt: skip
 
     @classmethod
@@ -148,9 +149,9 @@ class ConceptsTrainEnd(io.ComfyNode):
                     tooltip="Ends, with the last edit that was still within it, when the preserved prompts have moved by more than "
                     "this share of the first erase loss. 0 never does. Start with 0; 0.05 where neighbours suffer.",
                 ),
-                Options.Input("train_options", optional=True, tooltip="From Training Options or Training States, to set all."),
+                TrainingOptions.Input("train_options", optional=True, tooltip="From Training Options or Training States, to set all."),
             ],
-            outputs=[Options.Output("options", display_name="options", tooltip="For Train Erasure.")],
+            outputs=[TrainingOptions.Output("options", display_name="options", tooltip="For Train Erasure.")],
         )  # fmt: skip
 
     @classmethod

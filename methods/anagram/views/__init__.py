@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ...choices import chosen
 from . import discs, jigsaw, shifts, signs, symmetry, tiles
 from .base import Settings, View
 from .components import COMPONENTS
@@ -41,10 +42,7 @@ def view_named(name: str, settings: Settings | None = None) -> View:
     Raises:
         ValueError: no such view; the message lists what there is.
     """
-    known = VIEWS | COMPONENTS | RESAMPLED
-    if name not in known:
-        raise ValueError(f"There is no view '{name}'; try one of {', '.join(known)}.")
-    return known[name](settings or Settings())
+    return chosen(VIEWS | COMPONENTS | RESAMPLED, name, "view")(settings or Settings())
 
 
 __all__ = ["COMPONENTS", "RESAMPLED", "VIEWS", "Settings", "View", "view_named"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from ...choices import check_choice
 from ..train import Schedule
 from .all_but_one import all_but_one
 from .co_erasing import co_erasing
@@ -51,6 +52,5 @@ def scheduled(recipe: Recipe, budget: str) -> Schedule:
     Raises:
         ValueError: there is no such budget.
     """
-    if budget not in BUDGETS:
-        raise ValueError(f"There is no budget '{budget}'; take one of: {', '.join(BUDGETS)}.")
+    check_choice(BUDGETS, budget, "budget")
     return replace(recipe.schedule, iterations=max(1, round(recipe.schedule.iterations * BUDGETS[budget])))
