@@ -14,7 +14,7 @@ AnagramScores = io.Custom("CONCEPTS_SCORES")
 
 ComposerOptions = io.Custom("CONCEPTS_COMPOSER_OPTIONS")
 
-Layout = io.Custom("CONCEPTS_LAYOUT")
+Layouts = io.Custom("CONCEPTS_LAYOUT")
 ConductorOptions = io.Custom("CONCEPTS_CONDUCTOR_OPTIONS")
 
 Edits = io.Custom("CONCEPTS_EDIT")

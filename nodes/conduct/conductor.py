@@ -16,7 +16,7 @@ from ...methods.conduct.settings import Conduct
 from ...methods.region_picture import cover, picture
 from ...methods.regions import Region, coverage
 from ..concept import assigned
-from ..wires import Concepts, ConductorOptions, Layout, Regions
+from ..wires import Concepts, ConductorOptions, Layouts, Regions
 from .options import CATEGORY, ConceptsConductorMoreOptions, ConceptsConductorOptions
 
 INJECTIONS = ("attentions", "transformers")
@@ -71,7 +71,7 @@ class ConceptsLayoutReference(io.ComfyNode):
                 io.Image.Input("image", optional=True, tooltip="The reference as a picture of the picture's size; needs the VAE."),
                 io.Vae.Input("vae", optional=True, tooltip="Encodes the image."),
             ],
-            outputs=[Layout.Output("layout", display_name="layout", tooltip="For Concept Conductor.")],
+            outputs=[Layouts.Output("layout", display_name="layout", tooltip="For Concept Conductor.")],
         )  # fmt: skip
 
     @classmethod
@@ -119,7 +119,7 @@ class ConceptsConductorGuider(io.ComfyNode):
                     tooltip="Where the concepts stand, one region a concept in order, or labelled with their phrases. Leave empty only "
                     "with a layout that has points.",
                 ),
-                Layout.Input("layout", optional=True, tooltip="A picture whose layout is taken. Empty: the regions alone decide."),
+                Layouts.Input("layout", optional=True, tooltip="A picture whose layout is taken. Empty: the regions alone decide."),
                 ConductorOptions.Input(
                     "options", optional=True,
                     tooltip="From Concept Conductor Options or More Options. Empty: the paper's values.",

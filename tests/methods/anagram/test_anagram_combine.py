@@ -119,7 +119,7 @@ def test_bad_weights_get_a_sentence(name, weights):
 def test_unknown_names_get_a_sentence():
     with pytest.raises(ValueError, match="no balance 'fair'; choose one of: manual"):
         combiner(Combination(balance="fair"), [1.0])
-    with pytest.raises(ValueError, match="no rectification 'loud'; try off, match, unit"):
+    with pytest.raises(ValueError, match="no rectification 'loud'; choose one of: off, match, unit"):
         combiner(Combination(rectification="loud"), [1.0])
 
 
