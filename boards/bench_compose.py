@@ -23,7 +23,7 @@ from ..host.engine.attention import CROSS, find_sites, unet_of
 from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import LoraFile, read_lora
 from ..methods.compose.settings import Compose
-from ..methods.compose.similarity import Words
+from ..methods.compose.similarity import ObjectPositions
 from . import object_prompts as objects_present
 from .concept_tasks import lora_of
 from .random_models import SD15_UNET, random_model
@@ -92,7 +92,7 @@ class Bench:
     def suppressed(self) -> comfy.samplers.CFGGuider:
         """T2I-Zero's suppression of three objects."""
         model = with_suppression(self.model, 1.0, 0.0, objects_present.Zero().end)
-        objects = Words(((2,), (5,), (8,)), ((1, 9),))
+        objects = ObjectPositions(((2,), (5,), (8,)), ((1, 9),))
         return self.plain(model, [[self.prompt[0][0], {**self.prompt[0][1], keys.OBJECT_POSITIONS: objects}]])
 
     def composed(self, count: int, settings: Compose) -> ComposeGuider:

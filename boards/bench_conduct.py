@@ -20,7 +20,8 @@ from ..demo.loader import load_demo_model
 from ..host.conduct.path_guider import PathGuider
 from ..host.lora.concept import Concept
 from ..host.lora.files import LoraFile
-from ..methods.regions import Box, Pyramid, Region
+from ..methods.masks import MaskPyramid
+from ..methods.regions import Box, Region
 from .random_models import SD15_UNET, random_model
 from .timing import peak_of, timed
 
@@ -66,7 +67,12 @@ class Bench:
     def ours(self) -> Callable[[], None]:
         """The paths; the factors are read once, as in a sampling of many steps."""
         guider = PathGuider(
-            self.patcher, self.positive, self.negative, 5.0, self.concepts, lambda h, w: Pyramid.of(self.regions, h, w)
+            self.patcher,
+            self.positive,
+            self.negative,
+            5.0,
+            self.concepts,
+            lambda h, w: MaskPyramid.of(self.regions, h, w),
         )
         start, made = guider.start, []
 

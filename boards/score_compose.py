@@ -13,7 +13,7 @@ import numpy as np
 
 from ..demo.sampling import CFG, encode
 from ..host.compose.guider import ComposeGuider
-from ..methods.compose.settings import Compose, Weights
+from ..methods.compose.settings import Compose, LossWeights
 from . import object_prompts as objects_present
 from .board import Board
 from .concept_guiders import Maker, Variant, Way, score_row
@@ -28,8 +28,8 @@ COMPOSERS: dict[str, Compose] = {
     "composer, no first noise": dataclasses.replace(WHOLE_LORA, reinit="off"),
     "composer, copied noise": dataclasses.replace(WHOLE_LORA, reinit="copy"),
     "composer, no gradient": dataclasses.replace(WHOLE_LORA, enhancement=0.0),
-    "composer, no fill loss": dataclasses.replace(WHOLE_LORA, weights=Weights(fill=0.0)),
-    "composer, no region loss": dataclasses.replace(WHOLE_LORA, weights=Weights(region=0.0)),
+    "composer, no fill loss": dataclasses.replace(WHOLE_LORA, weights=LossWeights(fill=0.0)),
+    "composer, no region loss": dataclasses.replace(WHOLE_LORA, weights=LossWeights(region=0.0)),
     "composer, reference stop": dataclasses.replace(WHOLE_LORA, stop="rise"),
 }
 AUTOMATIC = "composer automatic"

@@ -26,12 +26,12 @@ class Panel(NamedTuple):
     begins: bool = False
 
 
-class Attention(NamedTuple):
+class AttentionSnapshot(NamedTuple):
     """Where concepts were looked for or looked themselves: maps (concepts, h, w) of any positive scale, and the sampling
     percent (0 to 1) they are of."""
 
     maps: torch.Tensor
-    progress: float
+    percent: float
 
 
 def side_by_side(panels: Sequence[Panel], side: int = SIDE) -> torch.Tensor:
@@ -93,10 +93,10 @@ def concept_panels(picture: torch.Tensor, maps: torch.Tensor, names: Sequence[st
     return [Panel(tinted(picture, maps / peaks), "all"), *alone]
 
 
-def attention_panels(picture: torch.Tensor, attention: Attention, names: Sequence[str]) -> list[Panel]:
+def attention_panels(picture: torch.Tensor, attention: AttentionSnapshot, names: Sequence[str]) -> list[Panel]:
     """A row of its own with the attention of the concepts, titled with the percent it is of: it may be older than the picture."""
     panels = concept_panels(picture, attention.maps, names)
-    titled = f"attention at {100 * attention.progress:.0f} %: "
+    titled = f"attention at {100 * attention.percent:.0f} %: "
     return [panel._replace(title=titled + panel.title, begins=at == 0) for at, panel in enumerate(panels)]
 
 

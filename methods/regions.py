@@ -130,31 +130,6 @@ def shares(covered: torch.Tensor) -> torch.Tensor:
     return torch.cat([(1 - parts.sum(-3, keepdim=True)).clamp(min=0), parts], -3)
 
 
-class Pyramid:
-    """The masks of several regions at every grid a model asks for, each a partition (or soft shares).
-
-    Args:
-        covered: (regions, h, w), or (batch, regions, h, w) for masks of each picture's own, in 0..1.
-        soft: blend at the edges instead of giving every cell to one owner.
-    """
-
-    def __init__(self, covered: torch.Tensor, soft: bool = False) -> None:
-        self.covered, self.soft = covered, soft
-        self._levels: dict[tuple[int, int], torch.Tensor] = {}
-
-    @classmethod
-    def of(cls, regions: Sequence[Region], height: int, width: int, soft: bool = False) -> Pyramid:
-        """The pyramid over regions rasterised at the finest grid a model has."""
-        return cls(coverage(regions, height, width), soft)
-
-    def at(self, height: int, width: int) -> torch.Tensor:
-        """(…, 1 + regions, height, width); background first; the sum over owners is one in every cell."""
-        if (height, width) not in self._levels:
-            covered = resample(self.covered, height, width)
-            self._levels[height, width] = shares(covered) if self.soft else partition(covered)
-        return self._levels[height, width]
-
-
 def _rescue(owner: torch.Tensor, covered: torch.Tensor, index: int) -> None:
     """Gives region ``index`` the cell it covers most, where it has none; changes ``owner`` (…, h, w) in place."""
     flat_owner, flat = owner.flatten(0, -3) if owner.ndim > 2 else owner[None], covered.reshape(-1, *covered.shape[-2:])

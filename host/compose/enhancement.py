@@ -11,7 +11,7 @@ import torch
 from ...methods.compose.losses import composer_loss
 from ...methods.compose.reinit import around, copied, restored, scaled, sources, swapped
 from ...methods.compose.settings import Compose
-from ...methods.compose.stop import Stop
+from ...methods.compose.stop import StopRule
 from ..engine.attention import CROSS, SELF, Captured, Site, capture, find_sites
 from ..engine.gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
 from ..engine.latent_edits import Once
@@ -92,7 +92,7 @@ class Enhancer:
     def __init__(self, injection: Injection, positive: list, settings: Compose, once: Once) -> None:
         check_differentiable(injection.model)
         self.injection, self.positive, self.settings, self.once = injection, positive, settings, once
-        self.stop = Stop(settings.stop)
+        self.stop = StopRule(settings.stop)
         self.going: torch.Tensor | None = None
         self.losses: list[torch.Tensor] = []
         self.updates = 0
@@ -120,7 +120,7 @@ class Enhancer:
             cross, attention = found
             self.seen = [maps.detach() for maps in cross], progress
             grid = (int(cross[0].shape[-2]), int(cross[0].shape[-1]))
-            inside = self.injection.grids.inside(grid).unflatten(-1, grid).to(z.device)
+            inside = self.injection.masks.inside(grid).unflatten(-1, grid).to(z.device)
             each = composer_loss(cross, attention, inside, self.settings.weights)
             seen.append(each.detach())
             return each.sum()  # pictures of a batch do not meet, so each gets its own gradient
@@ -172,7 +172,7 @@ def reinitialised(
         return noise
     cross, _ = found
     grid = (int(cross[0].shape[-2]), int(cross[0].shape[-1]))
-    boxes = [around(region) for region in injection.grids.inside(grid).unflatten(-1, grid)]
+    boxes = [around(region) for region in injection.masks.inside(grid).unflatten(-1, grid)]
     factor = maps.cross[0].factor
     out = []
     for number, one in enumerate(noise):

@@ -11,9 +11,9 @@ import comfy.samplers
 import torch
 
 from ...methods.compose.automatic import found_regions
-from ...methods.compose.masks import Grids
 from ...methods.compose.settings import Compose
-from ...methods.panels import Attention, Panel, attention_panels, concept_panels
+from ...methods.masks import MaskPyramid
+from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
 from ..engine.attention import unet_of
 from ..engine.base_prompts import check_base
@@ -54,7 +54,7 @@ class ComposeGuider(comfy.samplers.CFGGuider):
     running: Injection | None = None
     enhancer: Enhancer | None = None
     watcher: Watcher | None = None
-    found: Attention | None = None
+    found: AttentionSnapshot | None = None
 
     def __init__(
         self,
@@ -131,14 +131,14 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         panels = [Panel(picture)] if self.regions is None else concept_panels(picture, self.regions, names)
         return panels if attention is None else [*panels, *attention_panels(picture, attention, names)]
 
-    def attention(self) -> Attention | None:
+    def attention(self) -> AttentionSnapshot | None:
         """What the cross-attention of the phrases was last, of those who look at it anyway: the gradient steps (of the first
         picture), and the search for regions (of the whole batch, over the steps so far)."""
         if self.enhancer is not None and self.enhancer.seen is not None:
             cross, progress = self.enhancer.seen
-            return Attention(torch.stack([maps[0].mean(0) for maps in cross]), progress)
+            return AttentionSnapshot(torch.stack([maps[0].mean(0) for maps in cross]), progress)
         if self.watcher is not None and self.watcher.sums:
-            return Attention(self.watcher.maps(), self.watcher.progress)
+            return AttentionSnapshot(self.watcher.maps(), self.watcher.progress)
         return self.found
 
     def _start(self, covered: torch.Tensor, like: torch.Tensor, once: Once | None) -> None:
@@ -156,7 +156,7 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         self.running = Injection(
             model,
             voices,
-            Grids(covered.to(device), self.soft),
+            MaskPyramid(covered.to(device), self.soft, overlapping=True),
             sides,
             self.settings.isolation,
             self.settings.token_lora,
@@ -184,7 +184,7 @@ class ComposeGuider(comfy.samplers.CFGGuider):
             self.found = self.attention()
             self.regions = found_regions(self.watcher.maps())
             _check_found(self.regions, self.concepts)
-            running.grids, self.watcher = Grids(self.regions.to(x.device), self.soft), None
+            running.masks, self.watcher = MaskPyramid(self.regions.to(x.device), self.soft, overlapping=True), None
         if self.enhancer is not None:
             x = self.enhancer(x, timestep, options)
             self.losses, self.updates = self.enhancer.losses, self.enhancer.updates

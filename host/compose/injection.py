@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 
-from ...methods.compose.masks import Grids
+from ...methods.masks import MaskPyramid
 from .. import keys
 from ..engine.attention import CROSS, SELF, Attend, Place, Site, after_attention, around_attention, sites_of, unet_of
 from ..lora.branches import Branch, low_rank, other_tokens
@@ -62,7 +62,7 @@ class Injection:
 
     model: Any
     voices: Sequence[Voice]
-    grids: Grids
+    masks: MaskPyramid
     sides: Mapping[Any, int]
     isolation: bool = True
     token_lora: bool = False
@@ -96,7 +96,7 @@ class Injection:
             return executor(x, t, c_concat, c_crossattn, control, told, **kwargs)
 
     def _share(self, grid: tuple[int, int]) -> torch.Tensor:
-        return self.grids.weights(grid)[0]
+        return self.masks.weights(grid)[0]
 
     def _branches(self, height: int, width: int) -> list[Branch]:
         """Each LoRA without what cross-attention has already had, on the tokens of its region."""
@@ -108,7 +108,7 @@ class Injection:
         return [
             Branch(
                 {path: f for path, f in voice.factors.items() if not path.endswith(done)}, voice.strength,
-                tokens={h * w: self.grids.weights((h, w))[n] for h, w in reversed(grids)},
+                tokens={h * w: self.masks.weights((h, w))[n] for h, w in reversed(grids)},
             )
             for n, voice in enumerate(self.voices, 1)
         ]  # fmt: skip
@@ -129,8 +129,8 @@ class Injection:
         ):
             return attend(q, k, v)
         grid = grid_of(q, extra)
-        tokens = self.grids.tokens(grid)
-        weights = self.grids.weights(grid).to(q)
+        tokens = self.masks.tokens(grid)
+        weights = self.masks.weights(grid).to(q)
         out = _background(q, k, v, tokens[0], attend)
         out = out * weights[0, :, None]
         if site.kind == SELF:
@@ -148,7 +148,7 @@ class Injection:
         return out
 
     def _isolated(self, q, k, v, grid, tokens, site, extra) -> list[torch.Tensor]:
-        pairs = zip(tokens[1:], self.grids.keys(grid), strict=True)
+        pairs = zip(tokens[1:], self.masks.readable(grid), strict=True)
         return [self._attention(q[:, own], k[:, read], v[:, read], site, extra) for own, read in pairs]
 
     def _injected(self, q, tokens, site, extra) -> list[torch.Tensor]:
@@ -221,9 +221,9 @@ class Injection:
 
     def mask(self, grid: tuple[int, int]) -> torch.Tensor:
         """Which keys each query may read, (tokens, tokens) of bool: only for the small maps of the losses."""
-        inside = self.grids.inside(grid)
+        inside = self.masks.inside(grid)
         allowed = inside.new_ones(inside.shape[1], inside.shape[1])
-        for own, readable in zip(inside, self.grids.keys(grid), strict=True) if self.isolation else ():
+        for own, readable in zip(inside, self.masks.readable(grid), strict=True) if self.isolation else ():
             allowed[own] &= torch.zeros_like(own).index_fill(0, readable, True)
         return allowed
 

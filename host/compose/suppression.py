@@ -8,7 +8,7 @@ from typing import Any
 import comfy.patcher_extension
 import torch
 
-from ...methods.compose.similarity import Words
+from ...methods.compose.similarity import ObjectPositions
 from ...methods.compose.suppression import suppression
 from .. import keys
 from ..engine.attention import CROSS, Attend, Site, around_attention, find_sites, unet_of
@@ -50,7 +50,7 @@ def _named(executor: Any, *args: Any, **kwargs: Any) -> Any:
     return executor(*args, **kwargs)
 
 
-def words_of(conds: Sequence[Any]) -> dict[Any, Words]:
+def words_of(conds: Sequence[Any]) -> dict[Any, ObjectPositions]:
     """The objects of every prompt that names some, by the host's id of the conditioning; those of negatives are left out.
 
     Guiders ask in orders and numbers of their own (two views are two positives, a concept's path has both sides), so that
@@ -74,7 +74,7 @@ class Suppressor:
     change has the share that the prompt has (``keys.BASE_WEIGHT``), all of it if nobody has told one.
     """
 
-    def __init__(self, words: dict[Any, Words], strength: float, renormalise: bool) -> None:
+    def __init__(self, words: dict[Any, ObjectPositions], strength: float, renormalise: bool) -> None:
         self.words, self.strength, self.renormalise = words, strength, renormalise
 
     def __call__(
@@ -91,7 +91,7 @@ class Suppressor:
         return out
 
     def _change(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, words: Words, extra: dict[str, Any]
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, words: ObjectPositions, extra: dict[str, Any]
     ) -> torch.Tensor:
         height, width = extra["activations_shape"][-2:]
         split = (t.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for t in (q, k, v))

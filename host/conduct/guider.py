@@ -10,8 +10,8 @@ import torch
 
 from ...methods.conduct.refine import at_points, clusters, followed, looked_at, refined
 from ...methods.conduct.settings import Conduct
-from ...methods.panels import Attention
-from ...methods.regions import Pyramid
+from ...methods.masks import MaskPyramid
+from ...methods.panels import AttentionSnapshot
 from ..engine.attention import capture
 from ..engine.gradients import plain_patcher
 from ..engine.latent_edits import once_for
@@ -38,7 +38,7 @@ class ConductGuider(PathGuider):
     """
 
     aligner: Aligner | None = None
-    looks: Attention | None = None
+    looks: AttentionSnapshot | None = None
     masks: torch.Tensor | None = None
 
     def __init__(
@@ -55,10 +55,10 @@ class ConductGuider(PathGuider):
     ) -> None:
         active = [n for n, concept in enumerate(concepts) if concept.strength != 0]
 
-        def masks_for(height: int, width: int) -> Pyramid:
+        def masks_for(height: int, width: int) -> MaskPyramid:
             if covered_for is None:
-                return Pyramid(torch.zeros(len(active), height, width))
-            return Pyramid(covered_for(height, width)[..., active, :, :], soft)
+                return MaskPyramid(torch.zeros(len(active), height, width))
+            return MaskPyramid(covered_for(height, width)[..., active, :, :], soft)
 
         aligns = layout is not None and bool(active) and settings.guidance_weight > 0
         given = plain_patcher(model) if aligns else model
@@ -80,7 +80,7 @@ class ConductGuider(PathGuider):
                 self.layout, self.inner_model, layout.positive, sigmas, x, self.model_options, self.model_given
             )
             if self.points:
-                paths.masks = Pyramid(self._masks_at_points(paths, layout, levels))
+                paths.masks = MaskPyramid(self._masks_at_points(paths, layout, levels))
             if self.settings.guidance_weight > 0:
                 once = once_for(sampler, sigmas, denoise_mask, self.inner_model.model_sampling, _WHO)
                 self.aligner = Aligner(paths, layout, levels, sigmas, self.settings, once)
@@ -100,9 +100,9 @@ class ConductGuider(PathGuider):
         if paths.look_at is not None and paths.maps:
             self.refined_at = progress_of(paths.model.model_sampling, float(sigma.max()))
             grid = _grid(paths.maps[0].shape[-1], *x.shape[-2:])
-            paths.masks = Pyramid(self._refined(paths, grid, len(x)))
+            paths.masks = MaskPyramid(self._refined(paths, grid, len(x)))
             own = torch.stack([paths.maps[number][0] for number in range(1, len(paths.paths))])
-            self.looks = Attention(looked_at(own, first_masks(paths.masks, *grid)), self.refined_at)
+            self.looks = AttentionSnapshot(looked_at(own, first_masks(paths.masks, *grid)), self.refined_at)
             paths.maps.clear()
         shown = paths.masks.at(*x.shape[-2:])
         self.masks = (shown if shown.ndim == 4 else shown.expand(len(x), *shown.shape)).detach().cpu().float()
@@ -116,12 +116,12 @@ class ConductGuider(PathGuider):
         finally:
             self.aligner = self.looks = None
 
-    def attention(self) -> Attention | None:
+    def attention(self) -> AttentionSnapshot | None:
         """Where the cells of each mask looked on their concept's path: in the last refinement, before any in the last step of
         the alignment. Of the first picture."""
         if self.looks is None and self.aligner is not None and self.running is not None and self.aligner.seen:
             own, grid = self.aligner.attention()
-            return Attention(looked_at(own, first_masks(self.running.masks, *grid)), self.aligner.progress)
+            return AttentionSnapshot(looked_at(own, first_masks(self.running.masks, *grid)), self.aligner.progress)
         return self.looks
 
     def _refined(self, paths: Paths, grid: tuple[int, int], batch: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ import comfy.samplers
 import node_helpers
 import torch
 
-from ...methods.panels import Attention, Panel, attention_panels, concept_panels
+from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
 from ..engine.attention import unet_of
 from ..engine.base_prompts import check_base
@@ -93,7 +93,7 @@ class PathGuider(comfy.samplers.CFGGuider):
         panels = concept_panels(picture, first_masks(self.running.masks, *x0.shape[-2:]), names)
         return panels if attention is None else [*panels, *attention_panels(picture, attention, names)]
 
-    def attention(self) -> Attention | None:
+    def attention(self) -> AttentionSnapshot | None:
         """The concepts' attention as it was looked at last; here, it is not."""
         return None
 

@@ -7,7 +7,7 @@ from typing import Any
 import node_helpers
 import torch
 
-from ...methods.compose.similarity import Words, check_objects, correct
+from ...methods.compose.similarity import ObjectPositions, check_objects, correct
 from .. import keys
 
 
@@ -96,7 +96,7 @@ def encode_with_phrase(clip: Any, text: str, phrase: str) -> list:
 
 
 def encode_with_objects(clip: Any, text: str, phrases: list[str]) -> list:
-    """The prompt as CONDITIONING that knows the positions of its objects (``Words``).
+    """The prompt as CONDITIONING that knows the positions of its objects (``ObjectPositions``).
 
     Raises:
         ValueError: the prompt does not hold one of the phrases, none is given, or two share a word.
@@ -105,7 +105,7 @@ def encode_with_objects(clip: Any, text: str, phrases: list[str]) -> list:
     check_objects(objects)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     return node_helpers.conditioning_set_values(
-        conditioning, {keys.OBJECT_POSITIONS: Words(objects, _word_ranges(clip, text))}
+        conditioning, {keys.OBJECT_POSITIONS: ObjectPositions(objects, _word_ranges(clip, text))}
     )
 
 

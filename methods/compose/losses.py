@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .settings import Weights
+from .settings import LossWeights
 
 _TOP = 0.2  # of a region's tokens
 _SMOOTH = 0.5  # sigma of the smoothing of maps; on the 3 × 3 points of the reference it weighs as 0.707 would
@@ -65,7 +65,7 @@ def _top(values: torch.Tensor, area: int) -> torch.Tensor:
 
 
 def composer_loss(
-    cross: Sequence[torch.Tensor], attention: torch.Tensor | None, inside: torch.Tensor, weights: Weights
+    cross: Sequence[torch.Tensor], attention: torch.Tensor | None, inside: torch.Tensor, weights: LossWeights
 ) -> torch.Tensor:
     """The loss of each picture, (batch,).
 

@@ -8,7 +8,7 @@ from ..choices import check_choice
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """How much the losses count (2403.11627, eq. 8; the reference's figures, whose ratio of fill and region to box is 2 : 10 : 8)."""
 
     box: float = 8.0
@@ -40,7 +40,7 @@ class Compose:
     start: float = 0.0
     end: float = 0.5
     stop: str = "patience"
-    weights: Weights = Weights()
+    weights: LossWeights = LossWeights()
     token_lora: bool = True
     automatic: float = 0.2
 

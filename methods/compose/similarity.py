@@ -14,7 +14,7 @@ import torch
 _ENCODERS = {2048: (768, 1280)}  # channels of a context to those of the encoders side by side in it: SDXL is L beside G
 
 
-class Words(NamedTuple):
+class ObjectPositions(NamedTuple):
     """The objects of a prompt in token positions.
 
     ``objects`` holds the positions of each object's tokens; ``sections`` is first and last + 1 of the words of every section
@@ -26,7 +26,7 @@ class Words(NamedTuple):
 
 
 def correct(
-    context: torch.Tensor, words: Words, alpha: float = 0.2, window: int = 3, threshold: float = 0.6
+    context: torch.Tensor, words: ObjectPositions, alpha: float = 0.2, window: int = 3, threshold: float = 0.6
 ) -> torch.Tensor:
     """``f ← (1 − α) f + α f̂ · ‖f‖ / ‖f̂‖``, with ``f̂`` the mean of what is similar, weighted by the cosine.
 
@@ -42,7 +42,9 @@ def correct(
     return torch.cat([_corrected(part, words, alpha, window, threshold) for part in parts], -1)
 
 
-def _corrected(features: torch.Tensor, words: Words, alpha: float, window: int, threshold: float) -> torch.Tensor:
+def _corrected(
+    features: torch.Tensor, words: ObjectPositions, alpha: float, window: int, threshold: float
+) -> torch.Tensor:
     out = features.clone()
     for position in {p for tokens in words.objects for p in tokens}:
         for first, end in words.sections:

@@ -7,7 +7,7 @@ import torch
 _LEAST, _PATIENCE, _FALL = 5, 3, 0.01
 
 
-class Stop:
+class StopRule:
     """Says after every step which pictures go on.
 
     ``patience``: over some steps the best loss has not fallen by a hundredth. The losses of neighbouring steps belong to

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ...host.compose.guider import ComposeGuider
 from ...host.schema import schema
-from ...methods.compose.settings import Compose, Weights
+from ...methods.compose.settings import Compose, LossWeights
 from ...methods.region_picture import picture
 from ...methods.regions import Region, coverage
 from ..concept import assigned
@@ -126,7 +126,7 @@ class ConceptsComposerOptions(io.ComfyNode):
     @classmethod
     def execute(cls, isolation, first_noise, enhancement, end_percent, stop, token_lora) -> io.NodeOutput:
         return io.NodeOutput(
-            Compose(isolation, first_noise, enhancement, enhancement < 1, 0.0, end_percent, stop, Weights(), token_lora)
+            Compose(isolation, first_noise, enhancement, enhancement < 1, 0.0, end_percent, stop, LossWeights(), token_lora)
         )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfyui_concepts.methods.panels import (
     SIDE,
-    Attention,
+    AttentionSnapshot,
     Panel,
     attention_panels,
     concept_panels,
@@ -88,6 +88,6 @@ def test_concepts_show_together_and_each_alone():
 
 
 def test_attention_has_a_row_of_its_own_and_says_of_when_it_is():
-    panels = attention_panels(GREY, Attention(torch.rand(2, 4, 6), 0.254), ["cat", "dog"])
+    panels = attention_panels(GREY, AttentionSnapshot(torch.rand(2, 4, 6), 0.254), ["cat", "dog"])
     assert [panel.title for panel in panels] == [f"attention at 25 %: {name}" for name in ("all", "cat", "dog")]
     assert [panel.begins for panel in panels] == [True, False, False]

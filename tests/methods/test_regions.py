@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfyui_concepts.methods.regions import Box, Pyramid, Region, coverage, partition, resample, shares
+from comfyui_concepts.methods.masks import MaskPyramid
+from comfyui_concepts.methods.regions import Box, Region, coverage, partition, resample, shares
 
 HALVES = (Region("left", (Box(0, 0, 0.5, 1),)), Region("right", (Box(0.5, 0, 0.5, 1),)))
 
@@ -48,7 +49,7 @@ def test_every_level_of_a_pyramid_adds_up_to_one(soft, overlapping):
     masks = (torch.rand(3, 60, 44, generator=generator) > 0.5).float()
     if not overlapping:
         masks = partition(masks)[1:]
-    pyramid = Pyramid(masks, soft)
+    pyramid = MaskPyramid(masks, soft)
     for grid in ((64, 44), (60, 44), (16, 11), (8, 6), (3, 2), (1, 1)):
         level = pyramid.at(*grid)
         assert level.shape == (4, *grid)
@@ -60,7 +61,7 @@ def test_every_level_of_a_pyramid_adds_up_to_one(soft, overlapping):
 
 def test_halves_are_halves_at_every_size():
     for side in (16, 8, 4, 2):
-        level = Pyramid.of(HALVES, 16, 16).at(side, side)
+        level = MaskPyramid.of(HALVES, 16, 16).at(side, side)
         assert level[0].sum() == 0
         assert level[1].sum() == level[2].sum() == side * side / 2
 
@@ -76,9 +77,9 @@ def test_the_later_region_lies_on_top_and_small_ones_keep_a_cell():
 
 def test_masks_of_a_batch_are_partitioned_each_for_itself():
     masks = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(4)) > 0.7).float()
-    level = Pyramid(masks).at(4, 4)
+    level = MaskPyramid(masks).at(4, 4)
     assert level.shape == (2, 4, 4, 4)
-    assert torch.equal(level[1], Pyramid(masks[1]).at(4, 4))
+    assert torch.equal(level[1], MaskPyramid(masks[1]).at(4, 4))
 
 
 def test_soft_shares_divide_an_overlap():

@@ -10,7 +10,7 @@ from comfyui_concepts.host.compose.injection import Injection, Voice, Words
 from comfyui_concepts.host.engine.attention import unet_of
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import Factors, LoraFile
-from comfyui_concepts.methods.compose.masks import Grids
+from comfyui_concepts.methods.masks import MaskPyramid
 
 SIZE = (16, 24)
 FULL = torch.ones(1, *SIZE)
@@ -46,7 +46,9 @@ def voice(patcher, seed, words=5):
 
 
 def injection(patcher, voices, covered, **more):
-    made = Injection(patcher.model, voices, Grids(covered, more.pop("soft", False)), {"p": 0, "n": 1}, **more)
+    made = Injection(
+        patcher.model, voices, MaskPyramid(covered, more.pop("soft", False), overlapping=True), {"p": 0, "n": 1}, **more
+    )
     made.fill()
     return made
 

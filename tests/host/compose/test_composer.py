@@ -23,8 +23,8 @@ from comfyui_concepts.host.engine.gradients import differentiable_options, gradi
 from comfyui_concepts.host.engine.latent_edits import Once
 from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
 from comfyui_concepts.host.lora.files import LoraFile
-from comfyui_concepts.methods.compose.masks import Grids
 from comfyui_concepts.methods.compose.settings import Compose
+from comfyui_concepts.methods.masks import MaskPyramid
 from comfyui_concepts.methods.regions import Box, Region, coverage, shares
 
 from .composer_cases import FULL, SIZE, call, concept, halves, injection, lora, prompt, randn, sample, voice
@@ -102,7 +102,7 @@ def _site_jacobian(made, site, of, wrt, kind):
 
 def test_isolation_is_exact_in_every_layer_and_leaks_only_through_the_rest_of_the_network(patcher, capsys):
     made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves(10, 14))
-    inside = made.grids.inside(SIZE)
+    inside = made.masks.inside(SIZE)
     site = find_sites(made.unet, SELF, factor=1)[0]
     assert _site_jacobian(made, site, inside[0], inside[1], SELF) == 0
     assert _site_jacobian(made, site, inside[0], ~inside.any(0), SELF) > 0
@@ -127,7 +127,7 @@ def test_cross_attention_knows_the_concept_inside_and_the_prompt_outside(patcher
     def answer(seed, k):
         made = injection(patcher, [voice(patcher, seed)], covered)
         out = made._answer(q, k, v, site, extra, lambda q, k, v: made._attention(q, k, v, site, {}))
-        return out + made._added[site.block, site.depth], made.grids.inside(SIZE)[0]
+        return out + made._added[site.block, site.depth], made.masks.inside(SIZE)[0]
 
     (first, inside), (second, _), (third, _) = answer(5, k), answer(6, k), answer(5, k.flip(-1))
     assert torch.equal(first[:, ~inside], second[:, ~inside])
@@ -245,7 +245,7 @@ def test_keys_and_values_kept_for_a_run_are_those_of_every_step(patcher, token_l
     for seed, sigma in enumerate((9.0, 2.0, 0.5)):
         asked = {"x": randn(1, 4, *SIZE, seed=seed), "sigma": sigma}
         anew = injection(patcher, voices, halves(), **told)
-        forgetful = Forgetful(kept.model, voices, kept.grids, kept.sides, **told)
+        forgetful = Forgetful(kept.model, voices, kept.masks, kept.sides, **told)
         answers.append(call(patcher, kept.options({}), **asked))
         for other in (anew, forgetful):
             assert same(call(patcher, other.options({}), **asked), answers[-1], 0)
@@ -431,7 +431,7 @@ def _running(model):
         c = concept(seed, 1.0, model)
         factors = prepared(lora(model, seed), torch.device("cpu"), torch.float32)
         voices.append(Voice(words_of(c, torch.device("cpu"), torch.float32), factors))
-    made = Injection(model.model, voices, Grids(halves()), {"p": 0})
+    made = Injection(model.model, voices, MaskPyramid(halves(), overlapping=True), {"p": 0})
     made.fill()
     entry = {"model_conds": {"c_crossattn": comfy.conds.CONDCrossAttn(randn(1, 7, 24, seed=1).float())}, "uuid": "p"}
     return made, [entry]

@@ -20,11 +20,12 @@ from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.methods.compose.settings import Compose
-from comfyui_concepts.methods.compose.similarity import Words
-from comfyui_concepts.methods.regions import Box, Pyramid, Region
+from comfyui_concepts.methods.compose.similarity import ObjectPositions
+from comfyui_concepts.methods.masks import MaskPyramid
+from comfyui_concepts.methods.regions import Box, Region
 from torch.nn.functional import conv2d, pad
 
-WORDS = Words(((1,), (3, 4)), ((1, 6),))
+WORDS = ObjectPositions(((1,), (3, 4)), ((1, 6),))
 
 
 def _sample(model, positive, *, steps=2, sampler="euler", batch=1, cfg=3.0, width=24):
@@ -55,7 +56,7 @@ def model(new_model):
 def test_a_prompt_knows_its_objects_and_its_words(demo_model):
     _, clip, _ = demo_model
     (entry,) = encode_with_objects(clip, "a red cat and a dog", ["red cat", "dog"])
-    assert entry[1][keys.OBJECT_POSITIONS] == Words(((2, 3), (6,)), ((1, 7),))
+    assert entry[1][keys.OBJECT_POSITIONS] == ObjectPositions(((2, 3), (6,)), ((1, 7),))
     long = " ".join(["many"] * 80) + " a cat and a dog"
     (entry,) = encode_with_objects(clip, long, ["cat", "dog"])
     assert entry[1][keys.OBJECT_POSITIONS].sections[0] == (1, 76)
@@ -226,7 +227,7 @@ def _lora():
 def _of_paths(model, positive, negative):
     concepts = [Concept(f"c{n}", "", _lora(), 1.0, _prompt(n, marked=positive), _prompt(9, marked=negative)) for n in (1, 2)]  # fmt: skip
     base = _prompt(3, marked=positive), _prompt(9, marked=negative)
-    return PathGuider(model, *base, 3.0, concepts, lambda h, w: Pyramid.of(HALVES, h, w))
+    return PathGuider(model, *base, 3.0, concepts, lambda h, w: MaskPyramid.of(HALVES, h, w))
 
 
 def _of_two_positives(model, positive, negative):

@@ -15,7 +15,8 @@ from comfyui_concepts.host.conduct.paths import Path, Paths
 from comfyui_concepts.host.engine.attention import after_attention, after_transformers, sites_of
 from comfyui_concepts.host.lora.branches import prepared
 from comfyui_concepts.host.lora.files import LoraFile, unet_factors, unet_names
-from comfyui_concepts.methods.regions import Box, Pyramid, Region
+from comfyui_concepts.methods.masks import MaskPyramid
+from comfyui_concepts.methods.regions import Box, Region
 
 HALVES = [Region("left", (Box(0, 0, 0.5, 1),)), Region("right", (Box(0.5, 0, 0.5, 1),))]
 
@@ -161,13 +162,15 @@ def single(new_model):
 
 
 def halves(soft=False):
-    return Pyramid.of(HALVES, 16, 24, soft)
+    return MaskPyramid.of(HALVES, 16, 24, soft)
 
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_one_call_is_what_separately_patched_models_compute(precise, soft):
     """Spec A8.2 and A8.3, in float64, positive and negative, two pictures; the concepts' rows too."""
-    masks = Pyramid.of([Region("left", (Box(0, 0, 0.4, 1),)), Region("right", (Box(0.3, 0, 0.7, 0.8),))], 16, 24, soft)
+    masks = MaskPyramid.of(
+        [Region("left", (Box(0, 0, 0.4, 1),)), Region("right", (Box(0.3, 0, 0.7, 0.8),))], 16, 24, soft
+    )
     setting = Setting(precise, masks)
     expected = setting.one_by_one()
     assert float((expected[0, 0] - setting.alone(setting.prompts[0][0])).abs().max()) > 1e-2
@@ -231,7 +234,7 @@ def test_weights_of_half_precision_cast_at_use_give_the_same(new_model):
 
 def test_without_a_mask_anywhere_the_base_is_plain(precise):
     """Spec A8.4."""
-    setting = Setting(precise, Pyramid(torch.zeros(2, 16, 24)))
+    setting = Setting(precise, MaskPyramid(torch.zeros(2, 16, 24)))
     batched = setting.batched()
     for side in (0, 1):
         assert float((batched[0, side] - setting.alone(setting.prompts[0][side])).abs().max()) < 1e-12
@@ -246,7 +249,7 @@ def test_a_full_mask_is_the_plain_lora_only_if_prompts_agree_and_only_decoder_at
     def only(path):
         return not decoder_only or (path.startswith("output_blocks") and ".attn" in path)
 
-    setting = Setting(precise, Pyramid(torch.ones(1, 16, 24)), only, strengths=(1.0,))
+    setting = Setting(precise, MaskPyramid(torch.ones(1, 16, 24)), only, strengths=(1.0,))
     if same_prompt:
         setting.prompts[1] = tuple([dict(e, uuid=uuid.uuid4()) for e in side] for side in setting.prompts[0])
     batched = setting.batched()
@@ -290,9 +293,9 @@ def test_at_a_site_tokens_outside_are_the_bases_and_tokens_inside_the_concepts_b
 
 def test_every_picture_of_a_batch_has_its_own_masks(precise):
     left, right = (r.raster(16, 24) for r in HALVES)
-    own = Pyramid(torch.stack([torch.stack([left, right]), torch.stack([right, left])]))
+    own = MaskPyramid(torch.stack([torch.stack([left, right]), torch.stack([right, left])]))
     both = Setting(precise, own).batched()
-    swapped = Setting(precise, Pyramid(torch.stack([right, left]))).batched()
+    swapped = Setting(precise, MaskPyramid(torch.stack([right, left]))).batched()
     same = Setting(precise, halves()).batched()
     for side in (0, 1):
         assert float((both[0, side][0] - same[0, side][0]).abs().max()) < 1e-12

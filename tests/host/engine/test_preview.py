@@ -180,7 +180,7 @@ def test_attention_that_somebody_looks_at_is_shown_below_the_regions(demo_model,
     seen.clear()
     watched_by = run(lambda *_: looks.append(guider.attention()))
     assert [message[2][1].size[1] for message in seen] == [_sheet(count)[1] for count in rows]
-    assert [look and look.progress for look in looks] == pytest.approx(percents, abs=0.03)
+    assert [look and look.percent for look in looks] == pytest.approx(percents, abs=0.03)
     assert all(look.maps.shape[0] == 2 and look.maps.isfinite().all() for look in looks if look)
     calls.append(0)
     assert torch.equal(watched_by, run())
@@ -208,5 +208,5 @@ def test_regions_that_are_looked_for_are_seen_coming(demo_model, seen):
     looks = []
     run(lambda *_: looks.append((guider.attention(), guider.regions)))
     assert [regions is None for _, regions in looks] == [True, True, False, False]
-    assert [attention.progress for attention, _ in looks] == pytest.approx([0, 0.33, 0.33, 0.33], abs=0.03)
+    assert [attention.percent for attention, _ in looks] == pytest.approx([0, 0.33, 0.33, 0.33], abs=0.03)
     assert [message[2][1].size for message in seen] == [_sheet(2)] * 4

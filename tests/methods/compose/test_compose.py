@@ -15,10 +15,10 @@ from comfyui_concepts.methods.compose.losses import (
     region_loss,
     smoothed,
 )
-from comfyui_concepts.methods.compose.masks import Grids
 from comfyui_concepts.methods.compose.reinit import Window, around, copied, restored, scaled, sources, swapped
-from comfyui_concepts.methods.compose.settings import Compose, Weights
-from comfyui_concepts.methods.compose.stop import Stop
+from comfyui_concepts.methods.compose.settings import Compose, LossWeights
+from comfyui_concepts.methods.compose.stop import StopRule
+from comfyui_concepts.methods.masks import MaskPyramid
 
 
 def _boxes(*boxes, size=8):
@@ -29,7 +29,7 @@ def _boxes(*boxes, size=8):
 
 
 def test_shares_add_up_on_every_grid_and_overlaps_are_divided():
-    grids = Grids(_boxes((0, 8, 0, 5), (0, 8, 3, 8)))
+    grids = MaskPyramid(_boxes((0, 8, 0, 5), (0, 8, 3, 8)), overlapping=True)
     for grid in ((8, 8), (4, 4), (3, 5), (1, 1)):
         weights = grids.weights(grid)
         assert torch.allclose(weights.sum(0), torch.ones(grid[0] * grid[1]))
@@ -39,22 +39,24 @@ def test_shares_add_up_on_every_grid_and_overlaps_are_divided():
 
 
 def test_a_tiny_region_keeps_a_token_at_the_coarsest_grid():
-    grids = Grids(_boxes((6, 7, 6, 7)))
+    grids = MaskPyramid(_boxes((6, 7, 6, 7)), overlapping=True)
     assert [len(t) for t in grids.tokens((2, 2))] == [3, 1]
     assert grids.tokens((2, 2))[1].tolist() == [3]
 
 
 def test_a_region_reads_itself_and_the_background_also_where_regions_overlap():
-    keys = Grids(_boxes((0, 8, 0, 5), (0, 8, 3, 8))).keys((8, 8))
+    keys = MaskPyramid(_boxes((0, 8, 0, 5), (0, 8, 3, 8)), overlapping=True).readable((8, 8))
     assert {int(k) % 8 for k in keys[0]} == set(range(5))  # own tokens stay, though another holds them too
     assert all(len(k) for k in keys)
-    assert {int(k) % 8 for k in Grids(_boxes((0, 8, 0, 2), (0, 8, 6, 8))).keys((8, 8))[0]} == set(range(6))
+    assert {
+        int(k) % 8 for k in MaskPyramid(_boxes((0, 8, 0, 2), (0, 8, 6, 8)), overlapping=True).readable((8, 8))[0]
+    } == set(range(6))
 
 
 def test_soft_regions_fade():
     covered = torch.full((1, 4, 4), 0.25)
     covered[0, :, 2:] = 1.0
-    assert Grids(covered, soft=True).weights((4, 4)).view(2, 4, 4)[:, 0].tolist() == [
+    assert MaskPyramid(covered, soft=True, overlapping=True).weights((4, 4)).view(2, 4, 4)[:, 0].tolist() == [
         [0.75, 0.75, 0, 0], [0.25, 0.25, 1, 1],
     ]  # fmt: skip
 
@@ -81,7 +83,7 @@ def test_a_planted_map_gives_what_one_works_out_by_hand():
     attention[0, 0, 4 * 8 + 3] = 0.9  # what the background reads does not count
     attention[0, 4 * 8 + 3, 4 * 8 + 3] = 0.9  # nor what the region reads of itself
     assert float(region_loss(attention, INSIDE)) == pytest.approx(0.5 / 5)
-    weights = Weights(box=3.0, fill=2.0, region=5.0)
+    weights = LossWeights(box=3.0, fill=2.0, region=5.0)
     smooth = smoothed(maps)
     wanted = 3 * box_loss(smooth, INSIDE) + 2 * fill_loss(smooth, INSIDE) + 5 * 0.1
     assert torch.allclose(composer_loss([maps], attention, INSIDE[None], weights), wanted[:, 0])
@@ -100,9 +102,9 @@ def test_a_full_map_costs_nothing_in_its_box_and_regions_may_come_in_any_order()
     generator = torch.Generator().manual_seed(0)
     maps = [torch.rand(2, 3, 8, 8, generator=generator) for _ in range(2)]
     inside = _boxes((0, 4, 0, 4), (2, 8, 4, 8)).bool()
-    there = composer_loss(maps, None, inside, Weights())
+    there = composer_loss(maps, None, inside, LossWeights())
     assert there.shape == (2,)
-    assert torch.allclose(composer_loss(maps[::-1], None, inside.flip(0), Weights()), there)
+    assert torch.allclose(composer_loss(maps[::-1], None, inside.flip(0), LossWeights()), there)
 
 
 def test_the_window_where_a_concept_is_hottest_is_the_one_that_moves():
@@ -144,7 +146,7 @@ def test_windows_are_brought_to_the_latent_and_cut_at_its_edge():
 
 
 def _steps(rule, losses):
-    stop, count = Stop(rule), 0
+    stop, count = StopRule(rule), 0
     for loss in losses:
         count += 1
         if not stop.goes_on(torch.tensor([loss]))[0]:
@@ -165,7 +167,7 @@ def test_patience_outlives_one_rise_and_ends_on_a_plateau():
 
 
 def test_each_picture_of_a_batch_ends_for_itself():
-    stop = Stop("rise")
+    stop = StopRule("rise")
     for n in range(5):
         stop.goes_on(torch.tensor([5.0 - n, 5.0 - n]))
     assert stop.goes_on(torch.tensor([9.0, 0.5])).tolist() == [False, True]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_concepts.methods.compose import suppression as suppression_module
-from comfyui_concepts.methods.compose.similarity import Words, correct
+from comfyui_concepts.methods.compose.similarity import ObjectPositions, correct
 from comfyui_concepts.methods.compose.suppression import suppression, winners
 
-WORDS = Words(((2,), (5, 6), (80,)), ((1, 9), (78, 82)))  # two sections of 77
+WORDS = ObjectPositions(((2,), (5, 6), (80,)), ((1, 9), (78, 82)))  # two sections of 77
 
 
 def _context(channels=12, dtype=torch.float64):

@@ -1,0 +1,104 @@
+"""Masks of several regions at every grid of tokens a model works on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from .regions import Region, coverage, partition, resample, shares
+
+Grid = tuple[int, int]
+"""Height and width in tokens."""
+
+
+class TokenSets(NamedTuple):
+    """The tokens of all regions at one grid; the fields are as the methods of ``MaskPyramid``."""
+
+    inside: torch.Tensor
+    tokens: list[torch.Tensor]
+    readable: list[torch.Tensor]
+
+
+class MaskPyramid:
+    """The masks of several regions, each grid computed once.
+
+    Args:
+        covered: (regions, h, w), or (batch, regions, h, w) for masks that differ per picture, in 0..1; regions may overlap.
+        soft: weights fade as the regions do. Otherwise edges are sharp.
+        overlapping: how sharp masks treat a token that several regions own. False gives it to one of them (``partition``),
+            True divides it equally (``divided``).
+    """
+
+    def __init__(self, covered: torch.Tensor, soft: bool = False, overlapping: bool = False) -> None:
+        self.covered, self.soft, self.overlapping = covered, soft, overlapping
+        self._weights: dict[Grid, torch.Tensor] = {}
+        self._sets: dict[Grid, TokenSets] = {}
+
+    @classmethod
+    def of(cls, regions: Sequence[Region], height: int, width: int, soft: bool = False) -> MaskPyramid:
+        """The pyramid over regions rasterised at the finest grid a model has."""
+        return cls(coverage(regions, height, width), soft)
+
+    def at(self, height: int, width: int) -> torch.Tensor:
+        """Weights of background and regions, (…, 1 + regions, height, width); they add up to one in every token."""
+        grid = (height, width)
+        if grid not in self._weights:
+            # ordinary tensors, whatever mode the caller runs in: gradients pass what they weigh
+            with torch.inference_mode(False), torch.no_grad():
+                self._weights[grid] = self._weights_of(resample(self.covered, height, width))
+        return self._weights[grid]
+
+    def _weights_of(self, covered: torch.Tensor) -> torch.Tensor:
+        if self.soft:
+            return shares(covered)
+        return divided(covered) if self.overlapping else partition(covered)
+
+    def weights(self, grid: Grid) -> torch.Tensor:
+        """As ``at``, tokens in one row: (…, 1 + regions, tokens)."""
+        return self.at(*grid).flatten(-2)
+
+    def inside(self, grid: Grid) -> torch.Tensor:
+        """Which tokens each region owns, (regions, tokens) of bool."""
+        return self._sets_at(grid).inside
+
+    def tokens(self, grid: Grid) -> list[torch.Tensor]:
+        """For background and each region, the positions of the tokens in which its weight is above zero."""
+        return self._sets_at(grid).tokens
+
+    def readable(self, grid: Grid) -> list[torch.Tensor]:
+        """For each region, the tokens it may read: its own, and those that no other region owns (2403.11627, sec. 4.2)."""
+        return self._sets_at(grid).readable
+
+    def _sets_at(self, grid: Grid) -> TokenSets:
+        if grid not in self._sets:
+            with torch.inference_mode(False), torch.no_grad():
+                inside = owned(resample(self.covered, *grid)).flatten(1)
+                tokens = [(row > 0).nonzero().flatten() for row in self.weights(grid)]
+                self._sets[grid] = TokenSets(inside, tokens, _readable(inside))
+        return self._sets[grid]
+
+
+def owned(covered: torch.Tensor) -> torch.Tensor:
+    """Which tokens each region owns, (regions, h, w) of bool: those it covers by half; at least the one it covers most."""
+    inside = covered >= 0.5
+    for region, amounts in zip(inside, covered, strict=True):
+        if not region.any():
+            region.view(-1)[amounts.argmax()] = True
+    return inside
+
+
+def divided(covered: torch.Tensor) -> torch.Tensor:
+    """Weights of background and regions, (1 + regions, h, w): a token belongs to its owners in equal parts."""
+    parts = owned(covered).float()
+    count = parts.sum(0, keepdim=True)
+    return torch.cat([(count == 0).float(), parts / count.clamp(min=1)])
+
+
+def _readable(inside: torch.Tensor) -> list[torch.Tensor]:
+    found = []
+    for number, own in enumerate(inside):
+        others = torch.cat([inside[:number], inside[number + 1 :]]).any(0)
+        found.append((own | ~others).nonzero().flatten())
+    return found
