@@ -126,7 +126,9 @@ class ConceptsComposerOptions(io.ComfyNode):
     @classmethod
     def execute(cls, isolation, first_noise, enhancement, end_percent, stop, token_lora) -> io.NodeOutput:
         return io.NodeOutput(
-            Compose(isolation, first_noise, enhancement, enhancement < 1, 0.0, end_percent, stop, LossWeights(), token_lora)
+            Compose(
+                isolation, first_noise, enhancement, enhancement < 1, 0.0, end_percent, stop, LossWeights(), token_lora
+            )
         )
 
 
