@@ -12,6 +12,8 @@ COMPOSER = "concepts.composer"
 SUPPRESSION = "concepts.suppression"
 PIXEL_SYNC = "concepts.pixel_sync"
 ERASE = "concepts.erase"
+ATTENTION = "concepts.attention"
+ANTI_SEGREGATION = "concepts.anti_segregation"
 AUXILIARY_MODELS = "concepts.auxiliary_models"
 
 # the model options of one sampling (model patch of anagrams)
