@@ -18,11 +18,11 @@ import comfy.model_patcher
 import torch
 
 from ..host.erase.apply import WEIGHTS, apply_edit
-from ..host.erase.solve import Request, solve_erasure
+from ..host.erase.solve import SolveRequest, solve_erasure
 from ..host.erase.weights import text_keys
-from ..methods.erase.rows import Prompt
+from ..methods.erase.rows import PromptTokens
 from ..methods.erase.solvers import SOLVERS
-from ..methods.erase.spec import SPAN_TO_END, TEMPLATES, Erased, Preserved, filled
+from ..methods.erase.spec import SPAN_TO_END, TEMPLATES, Erased, Preserved, filled_template
 
 PRESERVES = 200
 
@@ -72,13 +72,13 @@ class RandomEncoder:
         self.known: dict[str, torch.Tensor] = {}
         self.shared = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
 
-    def __call__(self, text: str, subject: str = "") -> Prompt:
+    def __call__(self, text: str, subject: str = "") -> PromptTokens:
         if text not in self.known:
             self.known[text] = self._rows(text)
         end = 1 + len(text.split())
-        return Prompt(self.known[text], end - len(subject.split()), end, end)
+        return PromptTokens(self.known[text], end - len(subject.split()), end, end)
 
-    def parts(self, text: str) -> list[Prompt]:
+    def parts(self, text: str) -> list[PromptTokens]:
         return [self(text)]
 
     def _rows(self, text: str) -> torch.Tensor:
@@ -130,11 +130,11 @@ def main(arguments: list[str]) -> int:
 @torch.inference_mode()
 def _line(model: Any, encode: Any, solver: str, kept: Preserved) -> None:
     erased = Erased("concept", "anchor", TEMPLATES["object"], SPAN_TO_END, 1.0)
-    for text in ("", *kept.prompts, *(filled(t, w) for t in erased.templates for w in ("concept", "anchor"))):
+    for text in ("", *kept.prompts, *(filled_template(t, w) for t in erased.templates for w in ("concept", "anchor"))):
         encode(text)  # making up rows is no part of what is measured
     _forget_peak()
     before, started, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
-    edit = solve_erasure(model, SimpleNamespace(layer_idx=None), erased, kept, Request(solver), encode)
+    edit = solve_erasure(model, SimpleNamespace(layer_idx=None), erased, kept, SolveRequest(solver), encode)
     solved, cpu = time.perf_counter(), time.process_time() - cpu
     apply_edit(model, edit, 1.0, WEIGHTS)
     applied = time.perf_counter()

@@ -14,8 +14,7 @@ import comfy.patcher_extension
 import torch
 
 from ..host.erase.apply import TEXT, apply_edit, apply_to_clip
-from ..host.erase.solve import Request as Solving
-from ..host.erase.solve import solve_erasure
+from ..host.erase.solve import SolveRequest, solve_erasure
 from ..host.erase.train import Choices, Request, train_erasure, unlearn_in_text
 from ..host.lora.adapters import attached, layers_named
 from ..methods.erase.lowrank import LowRank
@@ -46,7 +45,7 @@ def train_row(name: str, model: Any, clip: Any, concepts: Erased | None, kept: P
         return model, apply_to_clip(clip, edit), (time.monotonic() - started) / 60
     edit, _ = train_erasure(model, clip, concepts, kept, request)
     if name == COMBINED:
-        model = apply_edit(model, solve_erasure(model, clip, concepts, kept, Solving("rece")), 1.0, TEXT)
+        model = apply_edit(model, solve_erasure(model, clip, concepts, kept, SolveRequest("rece")), 1.0, TEXT)
     return with_adapter(model, edit.layers), clip, (time.monotonic() - started) / 60
 
 

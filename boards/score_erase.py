@@ -23,8 +23,8 @@ from ..demo import vocabulary
 from ..demo.judge import Judge, background_of
 from ..demo.sampling import Painter, noise_for
 from ..host.erase.apply import TEXT, apply_edit
-from ..host.erase.solve import Encoder, Request, solve_erasure
-from ..methods.erase.problem import Settings
+from ..host.erase.solve import PromptEncoder, SolveRequest, solve_erasure
+from ..methods.erase.problem import SolverSettings
 from ..methods.erase.spec import LAST, Erased, Preserved
 from . import erase_attacks, erase_trained
 from .board import Board
@@ -53,7 +53,7 @@ class Ground:
     def __init__(self) -> None:
         self.painter, self.judge = Painter(), Judge.load()
         self.model, self.clip = self.painter.model, self.painter.clip
-        self.encode = Encoder(self.clip)
+        self.encode = PromptEncoder(self.clip)
         self.plainly = cache(self._plainly)
 
     def draw(
@@ -93,12 +93,12 @@ def erase_list(pairs: Pairs) -> Erased | None:
     return listed
 
 
-def closed_form(solver: str, settings: Settings | None = None) -> Callable[[Ground, Pairs], Edited]:
+def closed_form(solver: str, settings: SolverSettings | None = None) -> Callable[[Ground, Pairs], Edited]:
     """A method of the board that solves in closed form. The edit is delivered in the text, which is equal and cheaper here."""
 
     def method(ground: Ground, pairs: Pairs) -> Edited:
         kept = Preserved(kept_prompts(pairs), 1.0, True)
-        request = Request(solver, settings or Settings())
+        request = SolveRequest(solver, settings or SolverSettings())
         edit = solve_erasure(ground.model, ground.clip, erase_list(pairs), kept, request, ground.encode)
         return Edited(apply_edit(ground.model, edit, 1.0, TEXT), ground.clip)
 

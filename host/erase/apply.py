@@ -17,8 +17,16 @@ from ...methods.erase.lowrank import LowRank
 from ...methods.erase.targets import reaches
 from .. import keys
 from ..engine.gradients import normal
-from .solve import Encoder, check_same_clip, clip_fingerprint
-from .weights import POOLED_KEY, base_fingerprint, check_width, differs, factors, low_precision, text_keys
+from .solve import PromptEncoder, check_same_clip, clip_fingerprint
+from .weights import (
+    POOLED_KEY,
+    base_fingerprint,
+    check_width,
+    fingerprints_differ,
+    low_precision,
+    text_keys,
+    weight_deltas,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +56,7 @@ def apply_edit(model: Any, edit: Edit, strength: float = 1.0, delivery: str = AU
     _warn_about(model, edit, by_text)
     if by_text:
         _change_text(edited, edit, strength)
-    patches = {} if by_text else {k: _patch(m, delivery == FULL) for k, m in factors(model, edit).items()}
+    patches = {} if by_text else {k: _patch(m, delivery == FULL) for k, m in weight_deltas(model, edit).items()}
     _add(edited, patches, strength)
     _add(edited, {k: _patch(m, delivery == FULL) for k, m in edit.on_model().items()}, strength)
     _add(edited, {k: ("diff", (d,)) for k, d in edit.diffs.items() if k.startswith("diffusion_model.")}, strength)
@@ -57,10 +65,10 @@ def apply_edit(model: Any, edit: Edit, strength: float = 1.0, delivery: str = AU
 
 def _check_skip(edit: Edit, clip: Any) -> None:
     """Refuses another CLIP skip. Another LoRA or edit in the same text encoder is only told: the edit still reaches most of it."""
-    made, encode = edit.specs()[0], Encoder(clip)
+    made, encode = edit.specs()[0], PromptEncoder(clip)
     if "clip_skip" not in made or made["clip_skip"] != clip.layer_idx:
         check_same_clip(edit, encode)
-    elif edit.clip and differs(edit.clip, clip_fingerprint(encode)):
+    elif edit.clip and fingerprints_differ(edit.clip, clip_fingerprint(encode)):
         log.warning(
             "The text encoder is not quite the one the edit was made with (a LoRA, or another edit); it erases less."
         )
@@ -120,7 +128,7 @@ def _warn_about(model: Any, edit: Edit, by_text: bool) -> None:
             "The weights are stored in fp8 or quantised, and rounding them anew blurs the edit and everything else a little; "
             "delivery 'text' avoids it, where no trained layer reads the text."
         )
-    if edit.base and (solved or trained) and differs(edit.base, base_fingerprint(model)):
+    if edit.base and (solved or trained) and fingerprints_differ(edit.base, base_fingerprint(model)):
         log.warning(
             "The edit was made on another checkpoint than this one; fine-tunes of one family share their text space, so that "
             "it mostly holds. Make it anew if the concept comes through."

@@ -12,13 +12,13 @@ import torch
 from ...methods.erase.edit import Edit
 from ...methods.erase.lowrank import LowRank, total
 from ..lora.export import KOHYA, lora_tensors, names_of, write_lora
-from .weights import factors
+from .weights import weight_deltas
 
 
 def layers_of(model: Any, edit: Edit) -> dict[str, LowRank]:
     """ΔW of every weight the edit changes, by the host's key, of whole weights (a part is filled up with zero columns)."""
     layers: dict[str, LowRank] = dict(edit.layers)
-    for key, matrix in factors(model, edit).items():
+    for key, matrix in weight_deltas(model, edit).items():
         name, whole = (key, matrix) if isinstance(key, str) else (key[0], _widened(model, key[0], matrix))
         layers[name] = total(layers[name], whole) if name in layers else whole
     return layers

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ...methods.erase.edit import Edit
-from ...methods.erase.probe import Finding, attack
+from ...methods.erase.probe import ProbeFinding, attack
 from ...methods.erase.regenerate import map_of
-from ...methods.erase.spec import Erased, check, sentences
-from .solve import Encoder, check_same_clip
-from .weights import check_width, energy, sampled, text_keys
+from ...methods.erase.spec import Erased, check_erased, sentences
+from .solve import PromptEncoder, check_same_clip
+from .weights import check_width, energy, sampled_keys, text_keys
 
 OTHER_SENTENCES = (
     "a drawing of a {}", "{} in the rain", "two people looking at a {}", "a very beautiful {}, highly detailed", "the {}",
@@ -21,7 +21,7 @@ OTHER_SENTENCES = (
 """Sentences that no template set holds."""
 
 
-def probe(model: Any, clip: Any, edit: Edit, others: Sequence[str] = OTHER_SENTENCES) -> list[Finding]:
+def probe(model: Any, clip: Any, edit: Edit, others: Sequence[str] = OTHER_SENTENCES) -> list[ProbeFinding]:
     """Attacks every concept that the edit names.
 
     Args:
@@ -36,20 +36,20 @@ def probe(model: Any, clip: Any, edit: Edit, others: Sequence[str] = OTHER_SENTE
             "Only edits solved in closed form can be probed without pictures; this one was trained or is empty."
         )
     check_width(model, edit)
-    encode = Encoder(clip)
+    encode = PromptEncoder(clip)
     check_same_clip(edit, encode)
-    Q = energy(model, sampled(text_keys(model, edit.targets, edit.blocks)))
+    Q = energy(model, sampled_keys(text_keys(model, edit.targets, edit.blocks)))
     T = map_of(edit.text, len(Q))
     findings = []
     for entry in entries:
         erased = Erased(**entry | {"templates": tuple(entry["templates"]), "names": tuple(entry["names"])})
         asked = erased._replace(templates=tuple(others))
-        check(asked)
+        check_erased(asked)
         findings.append(attack(erased.concept, T, Q, _subjects(encode, erased), _subjects(encode, asked)))
     return findings
 
 
-def _subjects(encode: Encoder, erased: Erased) -> tuple[torch.Tensor, torch.Tensor]:
+def _subjects(encode: PromptEncoder, erased: Erased) -> tuple[torch.Tensor, torch.Tensor]:
     """The subject's last token in every sentence, and its anchor's, (n, d) each; an anchor that is empty has its end token."""
     pairs = []
     for sentence, other, name in sentences(erased):

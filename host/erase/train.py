@@ -12,13 +12,13 @@ import torch
 
 from ...methods.choices import check_choice
 from ...methods.erase.edit import Edit
-from ...methods.erase.spec import Erased, Preserved, check, check_kept, sentences
+from ...methods.erase.spec import Erased, Preserved, check_erased, check_preserved, sentences
 from ...methods.erase.train import Factors, Schedule
 from ...methods.erase.trained import FEW_SHOT, METHODS, Recipe, scheduled
 from ..lora.adapters import PLACES
 from .predictions import prompts_of
 from .session import Pictures, Plan, Trained, check_trainable, train_text_encoder, train_unet
-from .solve import Encoder, clip_fingerprint
+from .solve import PromptEncoder, clip_fingerprint
 from .trajectories import noise_for, paint
 from .weights import base_fingerprint
 
@@ -135,8 +135,8 @@ def plan_of(recipe: Recipe, concepts: Erased, kept: Preserved | None, request: R
         ValueError: a concept, a choice of layers or a budget that cannot be used.
     """
     for concept in concepts.in_order():
-        check(concept)
-    check_kept(concepts.in_order(), kept.in_order() if kept else [])
+        check_erased(concept)
+    check_preserved(concepts.in_order(), kept.in_order() if kept else [])
     choices = request.choices
     check_choice(PLACES, choices.layers, "choice of layers")
     schedule = _schedule(scheduled(recipe, request.budget), choices)
@@ -228,7 +228,7 @@ def _edit(
         "reason": outcome.reason, "rank": plan.rank, "erase": _ends(outcome.erase), "preserve": _ends(outcome.preserve),
     }  # fmt: skip
     report = {"training": training | ({"note": note} if note else {})}
-    prints = clip_fingerprint(Encoder(clip)), base_fingerprint(model)
+    prints = clip_fingerprint(PromptEncoder(clip)), base_fingerprint(model)
     layers = {**start.layers, **outcome.factors}
     return Edit(layers=layers, diffs=start.diffs, spec=spec, clip=prints[0], base=prints[1], report=report)
 

@@ -13,7 +13,7 @@ import torch
 
 from ...methods.erase.edit import Edit
 from ...methods.erase.lowrank import LowRank
-from ...methods.erase.targets import targeted
+from ...methods.erase.targets import targeted_keys
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def text_keys(model: Any, targets: Sequence[str], blocks: str = "") -> list[str]
     Raises:
         ValueError: the model has none, or none in those blocks.
     """
-    found = targeted(model.model_state_dict(), targets, blocks)
+    found = targeted_keys(model.model_state_dict(), targets, blocks)
     width = text_width(model)
     keys = [key for key in found if width is None or _linear(model, key).in_features == width]
     if not keys:
@@ -42,7 +42,7 @@ def text_keys(model: Any, targets: Sequence[str], blocks: str = "") -> list[str]
     return keys
 
 
-def sampled(keys: Sequence[str]) -> list[str]:
+def sampled_keys(keys: Sequence[str]) -> list[str]:
     """About ``SAMPLE`` of these keys, spread over the model. Keys and values alternate in a model's list, so that every
     second, fourth … would be keys alone; an odd step takes both."""
     return list(keys[:: max(1, len(keys) // SAMPLE) | 1])
@@ -82,13 +82,13 @@ def effective_weights(model: Any, keys: Sequence[str]) -> Iterator[tuple[str, to
         comfy.model_management.throw_exception_if_processing_interrupted()
         (weight, convert), *patches = entries[key]
         if not _plain(weight, _linear(model, key)):
-            yield key, probed(model, key)
+            yield key, probed_weight(model, key)
             continue
         converted = convert(weight.to(torch.float32, copy=True), inplace=True)
         yield key, comfy.lora.calculate_weight(patches, converted, key)
 
 
-def probed(model: Any, key: str) -> torch.Tensor:
+def probed_weight(model: Any, key: str) -> torch.Tensor:
     """The weight of a layer in a form only it can read (GGUF, other quantisations): its answers to the unit vectors."""
     comfy.model_management.load_models_gpu([model])
     module = _linear(model, key)
@@ -110,7 +110,7 @@ def energy(model: Any, keys: Sequence[str], progress: Any = None) -> torch.Tenso
     return total
 
 
-def factors(model: Any, edit: Edit) -> dict[Any, LowRank]:
+def weight_deltas(model: Any, edit: Edit) -> dict[Any, LowRank]:
     """ΔW of every weight the edit goes to, by the key the host's patches take; a column range where it is only a part.
 
     Raises:
@@ -161,7 +161,7 @@ def base_fingerprint(model: Any) -> tuple[float, ...]:
     return tuple(round(float(norm), 5) for norm in (directions @ weight.T).norm(dim=1))
 
 
-def differs(first: Sequence[float], second: Sequence[float], tolerance: float = 0.02) -> bool:
+def fingerprints_differ(first: Sequence[float], second: Sequence[float], tolerance: float = 0.02) -> bool:
     """Whether two fingerprints are of different things; an unknown one differs from none."""
     if not first or not second:
         return False

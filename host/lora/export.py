@@ -14,7 +14,7 @@ import torch
 
 from ...methods.choices import check_choice
 from ...methods.erase.edit_file import write_tensors
-from ...methods.erase.lowrank import LowRank, balanced
+from ...methods.erase.lowrank import LowRank, balanced_factors
 
 KOHYA, DIFFUSERS = "kohya", "diffusers"
 STYLES = (KOHYA, DIFFUSERS)
@@ -87,7 +87,7 @@ def lora_tensors(
     """
     tensors: dict[str, torch.Tensor] = {}
     for key, matrix in layers.items():
-        up, down = balanced(matrix)
+        up, down = balanced_factors(matrix)
         name = _name(names, key)
         ends = _TO_OUT if style == DIFFUSERS and name.endswith(".to_out") else _ENDINGS[style]
         tensors[name + ends[0]] = up.to(dtype).contiguous()

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from ...methods.erase.rows import Prompt
+from ...methods.erase.rows import PromptTokens
 
 SECTION = 77  # token rows of one CLIP call
 
 
-def encode_prompt(clip: Any, text: str, subject: str = "") -> Prompt:
+def encode_prompt(clip: Any, text: str, subject: str = "") -> PromptTokens:
     """One sentence as token rows, with the place of its subject (the last occurrence) and of its first end token.
 
     Weights in brackets are not read: brackets are part of the words here. Without a subject, ``start`` and ``end`` are the
@@ -31,8 +31,8 @@ def encode_prompt(clip: Any, text: str, subject: str = "") -> Prompt:
     return part._replace(start=start, end=end)
 
 
-def encode_parts(clip: Any, text: str) -> list[Prompt]:
-    """A prompt of any length as the text encoder sees it: one Prompt a call, each with its own start and end token.
+def encode_parts(clip: Any, text: str) -> list[PromptTokens]:
+    """A prompt of any length as the text encoder sees it: one PromptTokens a call, each with its own start and end token.
 
     ``start`` and ``end`` are the place of the end token, and ``pooled`` is of the first part, as the host hands it on.
 
@@ -46,7 +46,7 @@ def encode_parts(clip: Any, text: str) -> list[Prompt]:
     parts, first = [], 0
     for section in sections:
         stop, tokens = _stop(clip, section), rows[0, first : first + len(section)]
-        parts.append(Prompt(tokens.float().cpu(), stop, stop, stop, pooled))
+        parts.append(PromptTokens(tokens.float().cpu(), stop, stop, stop, pooled))
         first += len(section)
     return parts
 

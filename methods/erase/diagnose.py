@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from .problem import Problem, Solution
-from .regenerate import energy, map_of, margin
-from .rows import Rows
+from .regenerate import map_of, margin, row_energy
+from .rows import RowPairs
 from .truncate import Truncated
 
 
@@ -32,20 +32,20 @@ def measure(
     return {
         "concepts": concepts, "kept": _drifts(problem, T, Q), "rank": short.M.rank, "rows": sum(map(len, problem.erased)),
         "lost": round(short.lost, 5), "regeneration": [round(r, 4) for r in solution.regeneration],
-        "change": _number((energy_of(T - one, Q) / energy_of(one, Q)) ** 0.5), "notes": list(solution.notes),
+        "change": _number((map_energy(T - one, Q) / map_energy(one, Q)) ** 0.5), "notes": list(solution.notes),
     }  # fmt: skip
 
 
-def left_of(rows: Rows, T: torch.Tensor, Q: torch.Tensor) -> dict[str, float]:
+def left_of(rows: RowPairs, T: torch.Tensor, Q: torch.Tensor) -> dict[str, float]:
     """The residual of a concept's rows, mean by weight and largest: 0 is the anchor, 1 is as if nothing had been done."""
-    before = energy(rows.C - rows.G, Q).sqrt().clamp_min(1e-30)
-    left = energy(rows.C @ T.T - rows.G, Q).sqrt() / before
+    before = row_energy(rows.C - rows.G, Q).sqrt().clamp_min(1e-30)
+    left = row_energy(rows.C @ T.T - rows.G, Q).sqrt() / before
     return {"left": _number((left * rows.weights).sum() / rows.weights.sum()), "most": _number(left.max())}
 
 
 def drift(rows: torch.Tensor, T: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
     """How far the keys and values of each row move, relative to their size, (n,)."""
-    return energy(rows @ T.T - rows, Q).sqrt() / energy(rows, Q).sqrt().clamp_min(1e-30)
+    return row_energy(rows @ T.T - rows, Q).sqrt() / row_energy(rows, Q).sqrt().clamp_min(1e-30)
 
 
 def relative_margin(T: torch.Tensor, one: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor) -> float | None:
@@ -54,18 +54,18 @@ def relative_margin(T: torch.Tensor, one: torch.Tensor, Q: torch.Tensor, rows: t
     return None if ratio == float("inf") else round(ratio, 3)
 
 
-def energy_of(T: torch.Tensor, Q: torch.Tensor) -> float:
+def map_energy(T: torch.Tensor, Q: torch.Tensor) -> float:
     """Σ‖W T‖² over all layers."""
     return float(((Q @ T) * T).sum())
 
 
-def _heaviest(rows: Rows, most: int = 4) -> torch.Tensor:
+def _heaviest(rows: RowPairs, most: int = 4) -> torch.Tensor:
     return rows.weights.argsort(descending=True, stable=True)[:most]
 
 
 def _drifts(problem: Problem, T: torch.Tensor, Q: torch.Tensor) -> list[dict[str, Any]]:
     """For each kept prompt the largest drift of its rows, in the order given."""
-    moved = drift(problem.kept.double(), T, Q)
+    moved = drift(problem.preserved.double(), T, Q)
     worst: dict[str, float] = {}
     for label, value in zip(problem.labels, moved.tolist(), strict=True):
         worst[label] = max(worst.get(label, 0.0), value)

@@ -52,7 +52,7 @@ def followed_by(first: LowRank, second: LowRank) -> LowRank:
     return total(first, LowRank(second.up + first.up @ (first.down @ second.up), second.down))
 
 
-def balanced(matrix: LowRank) -> LowRank:
+def balanced_factors(matrix: LowRank) -> LowRank:
     """The same matrix with orthogonal factors of equal size: half precision keeps these best, since nothing cancels."""
     left, left_rest = torch.linalg.qr(matrix.up.double())
     right, right_rest = torch.linalg.qr(matrix.down.double().T)

@@ -5,26 +5,26 @@ from __future__ import annotations
 import torch
 
 from .lowrank import LowRank
-from .problem import Problem, Settings, Solution
-from .rows import joined
+from .problem import Problem, Solution, SolverSettings
+from .rows import joined_rows
 from .solve import gram, system
 
 _FEW = 0.05  # of the width: less null space than this erases little
 _CENTRES, _ROUNDS = 3, 20
 
 
-def null_space(problem: Problem, settings: Settings) -> Solution:
+def null_space(problem: Problem, settings: SolverSettings) -> Solution:
     """M = Σ s(g − c)cᵀ · P (I − NK(KᵀPNK)⁻¹KᵀP) N with N = (Σ s·ccᵀ P + ρI)⁻¹.
 
     P projects on the directions that the kept rows do not use; K holds the empty prompt exactly (its first row and the
     centres of the others), since every picture with guidance is drawn against it. The same for every layer: the original
-    also sorts the kept rows anew for each layer. ``settings.keep`` counts for nothing here: a row is held or it is not, and
+    also sorts the kept rows anew for each layer. ``settings.preserve_weight`` counts for nothing here: a row is held or it is not, and
     ``threshold`` says which.
     """
-    rows = joined(problem.erased)
+    rows = joined_rows(problem.erased)
     C, G, s = (t.double() for t in rows)
     s = s / s.sum()
-    kept, weights = problem.kept.double(), problem.kept_weights.double()
+    kept, weights = problem.preserved.double(), problem.preserved_weights.double()
     P, dimensions = projector(gram(kept, weights / weights.sum()), _level(problem.empty, settings.threshold))
     K = anchors(problem.empty.double())
     rho = (settings.ridge or 0) * float(C.square().sum(1).mean()) / problem.width

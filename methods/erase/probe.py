@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 
 from .diagnose import relative_margin
-from .regenerate import energy, map_of
+from .regenerate import map_of, row_energy
 
 PUSHES = (0.5, 1.0, 3.0)
 """η of Ring-A-Bell (2310.10012): how hard a harmless prompt is pushed towards the concept."""
 
 
-class Finding(NamedTuple):
+class ProbeFinding(NamedTuple):
     """One concept under attack. ``direct`` and ``elsewhere``: the share of the concept (against its anchor) that gets through
     in the sentences it was solved with and in others; ``pushed``: the same for harmless prompts pushed along the concept's
     direction; ``margin``: how much longer an embedding must be to bring it back, over the plain model's (None: beyond)."""
@@ -25,42 +25,44 @@ class Finding(NamedTuple):
     margin: float | None
 
 
-def through(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+def share_through(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
     """How much of the way from the anchor to the concept is left after the edit, (n,): 1 is all of it, 0 none.
 
     The part along the unedited difference of the edited keys and values, so that what merely moved elsewhere does not
     count as the concept.
     """
     before, after = rows - anchors, rows @ T.T - anchors
-    along = ((after @ Q) * before).sum(1) / energy(before, Q).clamp_min(1e-30)
+    along = ((after @ Q) * before).sum(1) / row_energy(before, Q).clamp_min(1e-30)
     return along.clamp(0, 2)
 
 
-def pushed(T: torch.Tensor, Q: torch.Tensor, neutral: torch.Tensor, direction: torch.Tensor) -> float:
+def share_pushed(T: torch.Tensor, Q: torch.Tensor, neutral: torch.Tensor, direction: torch.Tensor) -> float:
     """The largest share of a push along the concept's direction that is still there after the edit, over neutral rows (n, d).
 
     c̃ = n + η·Δ with Δ the mean difference between the concept and its anchor (Ring-A-Bell, eq. 3, in the space of embeddings).
     """
     worst = 0.0
     for eta in PUSHES:
-        worst = max(worst, float(through(T, Q, neutral + eta * direction, neutral).max()))
+        worst = max(worst, float(share_through(T, Q, neutral + eta * direction, neutral).max()))
     return worst
 
 
 def attack(
     name: str, T: torch.Tensor, Q: torch.Tensor, solved: tuple[torch.Tensor, torch.Tensor],
     others: tuple[torch.Tensor, torch.Tensor],
-) -> Finding:  # fmt: skip
+) -> ProbeFinding:  # fmt: skip
     """Every attack on one concept: ``solved`` and ``others`` are its rows and their anchors, (n, d) each."""
     C, G = solved
-    direct = float(through(T, Q, C, G).max())
-    elsewhere = float(through(T, Q, *others).max()) if len(others[0]) else direct
+    direct = float(share_through(T, Q, C, G).max())
+    elsewhere = float(share_through(T, Q, *others).max()) if len(others[0]) else direct
     neutral = others[1] if len(others[1]) else G
     one = map_of(None, len(Q))
-    return Finding(name, direct, elsewhere, pushed(T, Q, neutral, (C - G).mean(0)), relative_margin(T, one, Q, C[:4]))
+    return ProbeFinding(
+        name, direct, elsewhere, share_pushed(T, Q, neutral, (C - G).mean(0)), relative_margin(T, one, Q, C[:4])
+    )
 
 
-def text_of(findings: list[Finding]) -> str:
+def findings_text(findings: list[ProbeFinding]) -> str:
     """The findings for people, the weakest first."""
     lines = ["what gets through (0 % is nothing, 100 % is the unedited model):"]
     for f in sorted(findings, key=lambda f: -max(f.elsewhere, f.pushed)):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from .problem import Problem, Settings, Solution
-from .rows import Rows, joined
+from .problem import Problem, Solution, SolverSettings
+from .rows import RowPairs, joined_rows
 from .solve import scaled_ridge, system, uce
 
 _BEYOND = 2  # directions that are held for every neighbour that is erased, as many as the paper's figure shows
@@ -21,11 +21,11 @@ _TRIES = 64
 _NAMED = 8  # kept prompts that a note names
 
 
-def realera(problem: Problem, settings: Settings) -> Solution:
+def realera(problem: Problem, settings: SolverSettings) -> Solution:
     """UCE on the concepts, on neighbours sampled round each of their rows, and with rows beyond these held."""
     generator = torch.Generator().manual_seed(settings.seed)
     near, beyond, notes, shells = [], [], [], []
-    for rows, (alike, stands_for) in zip(problem.erased, problem.alike, strict=True):
+    for rows, (alike, stands_for) in zip(problem.erased, problem.variants, strict=True):
         if not len(alike):
             notes.append("a concept has one sentence and no other names, so that it has no neighbours")
             continue
@@ -34,12 +34,14 @@ def realera(problem: Problem, settings: Settings) -> Solution:
         near.append(inside)
         beyond.append(outside)
     notes += _kept_within(problem, shells)
-    erased = joined([*problem.erased, *near])
-    held = torch.cat([problem.kept.double(), *beyond])
+    erased = joined_rows([*problem.erased, *near])
+    held = torch.cat([problem.preserved.double(), *beyond])
     each = float(torch.cat([r.weights for r in problem.erased]).mean()) / max(_BEYOND * settings.neighbours, 1)
-    weights = torch.cat([problem.kept_weights.double(), torch.full((len(held) - len(problem.kept),), each).double()])
-    ridge = scaled_ridge(settings.ridge or 0, joined(problem.erased).C)
-    given = (erased, held, weights * (settings.keep or 0), ridge, problem.statistics)
+    weights = torch.cat(
+        [problem.preserved_weights.double(), torch.full((len(held) - len(problem.preserved),), each).double()]
+    )
+    ridge = scaled_ridge(settings.ridge or 0, joined_rows(problem.erased).C)
+    given = (erased, held, weights * (settings.preserve_weight or 0), ridge, problem.statistics)
     return Solution(uce(*given), system(*given), notes=tuple(notes))
 
 
@@ -59,7 +61,7 @@ class _Shell(NamedTuple):
         return close & (torch.cosine_similarity(near, c[None], dim=1) >= self.smallest)
 
 
-def _shell(rows: Rows, alike: torch.Tensor, stands_for: torch.Tensor, reach: float) -> _Shell:
+def _shell(rows: RowPairs, alike: torch.Tensor, stands_for: torch.Tensor, reach: float) -> _Shell:
     """As wide as to the farthest thing that is to go, times the reach."""
     centres = rows.C[stands_for].double()
     eta, closeness = alike - centres, torch.cosine_similarity(alike, centres, dim=1)
@@ -70,23 +72,25 @@ def _shell(rows: Rows, alike: torch.Tensor, stands_for: torch.Tensor, reach: flo
     )
 
 
-def _around(rows: Rows, shell: _Shell, settings: Settings, generator: torch.Generator) -> tuple[Rows, torch.Tensor]:
+def _around(
+    rows: RowPairs, shell: _Shell, settings: SolverSettings, generator: torch.Generator
+) -> tuple[RowPairs, torch.Tensor]:
     """Neighbours within the shell of every row that something else stands for, and rows (m, d) outside it."""
     C, G, weights, beyond = [], [], [], []
     for row, c in zip(shell.rows, shell.centres, strict=True):
-        samples = structured(shell.factor, _TRIES * settings.neighbours // 16, generator)
+        samples = structured_offsets(shell.factor, _TRIES * settings.neighbours // 16, generator)
         chosen = (c + samples)[shell.holds(c, c + samples)][: settings.neighbours]
         C.append(chosen)
         G.append(rows.G[row].expand(len(chosen), -1))
         weights.append((rows.weights[row] / max(len(chosen), 1)).expand(len(chosen)))
         away = samples * (2 * shell.farthest / samples.norm(dim=1, keepdim=True).clamp_min(1e-12))
         beyond.append((c + away)[:_BEYOND])
-    return Rows(torch.cat(C), torch.cat(G), torch.cat(weights)), torch.cat(beyond)
+    return RowPairs(torch.cat(C), torch.cat(G), torch.cat(weights)), torch.cat(beyond)
 
 
 def _kept_within(problem: Problem, shells: Sequence[_Shell]) -> list[str]:
     """A note that names the kept prompts with a row inside a shell: they are pulled both ways."""
-    kept = problem.kept.double()
+    kept = problem.preserved.double()
     inside = torch.zeros(len(kept), dtype=torch.bool)
     for shell in shells:
         for c in shell.centres:
@@ -98,18 +102,18 @@ def _kept_within(problem: Problem, shells: Sequence[_Shell]) -> list[str]:
     return [f"kept, and within the neighbourhood that is erased: {some}; lower the reach, or see whether they move"]
 
 
-def structured(factor: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+def structured_offsets(factor: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """η = Lz, (count, d), for L (d, k)."""
     z = torch.randn(count, factor.shape[1], generator=generator, dtype=factor.dtype)
     return z @ factor.T
 
 
-def expectation(rows: Rows, factor: torch.Tensor, count: float) -> Rows:
+def expectation(rows: RowPairs, factor: torch.Tensor, count: float) -> RowPairs:
     """What ``count`` samples e + Lz of every row come to on average, as rows: the row itself and, since
     E[(e+η)(e+η)ᵀ] = eeᵀ + LLᵀ and E[a(e+η)ᵀ] = aeᵀ, the columns of L as directions that become nothing."""
     total = count * float(rows.weights.sum())
     directions = factor.T
-    return joined([
-        Rows(rows.C, rows.G, rows.weights * count),
-        Rows(directions, torch.zeros_like(directions), torch.full((len(directions),), total, dtype=factor.dtype)),
+    return joined_rows([
+        RowPairs(rows.C, rows.G, rows.weights * count),
+        RowPairs(directions, torch.zeros_like(directions), torch.full((len(directions),), total, dtype=factor.dtype)),
     ])  # fmt: skip

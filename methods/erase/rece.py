@@ -5,57 +5,59 @@ from __future__ import annotations
 import torch
 
 from .lowrank import LowRank, followed_by
-from .problem import Problem, Settings, Solution
-from .regenerate import map_of, regenerated, shortfall
-from .rows import Rows, joined
+from .problem import Problem, Solution, SolverSettings
+from .regenerate import map_of, regenerated_rows, shortfall
+from .rows import RowPairs, joined_rows
 from .solve import scaled_ridge, system, uce
 
 
-def cumulative(problem: Problem, settings: Settings) -> Solution:
+def cumulative(problem: Problem, settings: SolverSettings) -> Solution:
     """All embeddings found so far are erased together with the concept, from the unedited weights each time.
 
     Ours, not the paper's: solved one on top of the other (``sequential``) the later epochs undo the first, because each
     holds what the one before has changed. A found embedding counts min(1, ‖c‖²/‖c'‖²) of its concept's weight: it is long,
     and would else outweigh everything.
     """
-    concept, Q = joined(problem.erased), problem.Q()
+    concept, Q = joined_rows(problem.erased), problem.Q()
     ridge = scaled_ridge(settings.ridge or 0, concept.C)
-    weights = problem.kept_weights * (settings.keep or 0)
+    weights = problem.preserved_weights * (settings.preserve_weight or 0)
     every, residuals = concept, []
-    M = uce(every, problem.kept, weights, ridge, problem.statistics)
+    M = uce(every, problem.preserved, weights, ridge, problem.statistics)
     for _ in range(settings.epochs):
         T = map_of(M, problem.width)
-        found = regenerated(T, Q, concept.C, settings.regeneration)
+        found = regenerated_rows(T, Q, concept.C, settings.regeneration)
         residuals.append(float(shortfall(T, Q, concept.C, found).mean()))
         shorter = (concept.C.square().sum(1) / found.square().sum(1).clamp_min(1e-30)).clamp(max=1)
-        every = joined([every, Rows(found, concept.G, concept.weights * shorter)])
-        M = uce(every, problem.kept, weights, ridge, problem.statistics)
-    A = system(every, problem.kept, weights, ridge, problem.statistics)
+        every = joined_rows([every, RowPairs(found, concept.G, concept.weights * shorter)])
+        M = uce(every, problem.preserved, weights, ridge, problem.statistics)
+    A = system(every, problem.preserved, weights, ridge, problem.statistics)
     return Solution(M, A, (*residuals, _residual(M, Q, concept, settings)))
 
 
-def sequential(problem: Problem, settings: Settings) -> Solution:
+def sequential(problem: Problem, settings: SolverSettings) -> Solution:
     """The paper's own order: each epoch edits the weights of the one before, with these as its reference."""
-    concept, Q = joined(problem.erased), problem.Q()
+    concept, Q = joined_rows(problem.erased), problem.Q()
     ridge = scaled_ridge(settings.ridge or 0, concept.C)
-    weights = problem.kept_weights * (settings.keep or 0)
-    M = uce(concept, problem.kept, problem.kept_weights, scaled_ridge(_UCE_RIDGE, concept.C), problem.statistics)
+    weights = problem.preserved_weights * (settings.preserve_weight or 0)
+    M = uce(
+        concept, problem.preserved, problem.preserved_weights, scaled_ridge(_UCE_RIDGE, concept.C), problem.statistics
+    )
     every, residuals = concept, []
     for _ in range(settings.epochs):
         T = map_of(M, problem.width)
-        found = regenerated(T, Q, concept.C, settings.regeneration)
+        found = regenerated_rows(T, Q, concept.C, settings.regeneration)
         residuals.append(float(shortfall(T, Q, concept.C, found).mean()))
-        every = joined([every, Rows(found, concept.G, concept.weights)])
-        step = uce(Rows(found, concept.G, concept.weights), problem.kept, weights, ridge, problem.statistics)
+        every = joined_rows([every, RowPairs(found, concept.G, concept.weights)])
+        step = uce(RowPairs(found, concept.G, concept.weights), problem.preserved, weights, ridge, problem.statistics)
         M = followed_by(M, step)
-    A = system(every, problem.kept, weights, ridge, problem.statistics)
+    A = system(every, problem.preserved, weights, ridge, problem.statistics)
     return Solution(M, A, (*residuals, _residual(M, Q, concept, settings)))
 
 
 _UCE_RIDGE = 0.5  # the paper starts from a UCE edit with that method's own values
 
 
-def _residual(M: LowRank, Q: torch.Tensor, concept: Rows, settings: Settings) -> float:
+def _residual(M: LowRank, Q: torch.Tensor, concept: RowPairs, settings: SolverSettings) -> float:
     T = map_of(M, len(Q))
-    found = regenerated(T, Q, concept.C, settings.regeneration)
+    found = regenerated_rows(T, Q, concept.C, settings.regeneration)
     return float(shortfall(T, Q, concept.C, found).mean())

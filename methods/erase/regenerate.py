@@ -17,7 +17,7 @@ def map_of(M: LowRank | None, width: int) -> torch.Tensor:
     return one if M is None else one + M.matrix().double()
 
 
-def regenerated(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, ridge: float) -> torch.Tensor:
+def regenerated_rows(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, ridge: float) -> torch.Tensor:
     """For every concept row c (n, d) the c' whose edited keys and values come closest to the unedited ones of c.
 
     c' = argmin Σ‖W T c' − W c‖² + λ‖c'‖² = (TᵀQT + λI)⁻¹TᵀQ c (RECE, eq. 7, with ΣWᵀW written as Q), for all layers at
@@ -30,10 +30,10 @@ def regenerated(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, ridge: flo
 
 def shortfall(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     """How far the edited keys and values of ``found`` are from the unedited ones of ``rows``, relative to these, (n,)."""
-    return energy(found @ T.T - rows, Q).sqrt() / energy(rows, Q).clamp_min(1e-30).sqrt()
+    return row_energy(found @ T.T - rows, Q).sqrt() / row_energy(rows, Q).clamp_min(1e-30).sqrt()
 
 
-def energy(rows: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
+def row_energy(rows: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
     """Σ‖W r‖² over all layers for rows (n, d), (n,)."""
     return ((rows @ Q) * rows).sum(1).clamp_min(0)
 
@@ -47,7 +47,7 @@ def margin(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
     values, vectors = torch.linalg.eigh(T.T @ Q @ T)
     values = values.clamp_min(0)
     target = (rows.double() @ Q @ T) @ vectors  # TᵀQc in the basis of TᵀQT, (n, d)
-    whole = energy(rows.double(), Q)
+    whole = row_energy(rows.double(), Q)
     return torch.stack([
         _margin(values, b, float(e), float(r.norm())) for b, e, r in zip(target, whole, rows.double(), strict=True)
     ])  # fmt: skip

@@ -23,7 +23,7 @@ _LINE, _BAR, _LABEL, _MARGIN = 22, 330, 230, 12  # px
 _GONE, _MOVED, _INK, _PAPER = (214, 84, 74), (70, 130, 200), (40, 40, 40), (250, 250, 248)
 
 
-def text_of(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+def report_text(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     """The report as a table; of a chain one table an edit, and what holds of all of them once."""
     if not report:
         return "Nothing is erased: the list is empty, and the model stays as it is."
@@ -59,7 +59,7 @@ def _margin(concept: Mapping[str, Any]) -> str:
     return ", margin " + ("beyond measure" if concept["margin"] is None else f"{concept['margin']:.1f} ×")
 
 
-def picture_of(report: Mapping[str, Any]) -> torch.Tensor:
+def report_picture(report: Mapping[str, Any]) -> torch.Tensor:
     """Bars of what is left of each concept (red) and of how far each kept prompt moved (blue), (1, h, w, 3) in 0..1.
 
     Both scales go from 0 to 100 %; a short bar is a good one.

@@ -15,7 +15,7 @@ from .spec import ALL, ENDS, FIRST_END, LAST, SPAN, SPAN_TO_END
 _SAME = 1e-4  # of the norm: closer pairs would only add rank
 
 
-class Prompt(NamedTuple):
+class PromptTokens(NamedTuple):
     """An encoded prompt: ``tokens`` (positions, d) with the first token at 0; ``start`` to ``end`` is where the subject
     stands (end exclusive), ``stop`` the position of the first end token. ``pooled`` is (p,), where the model has one."""
 
@@ -26,7 +26,7 @@ class Prompt(NamedTuple):
     pooled: torch.Tensor | None = None
 
 
-class Rows(NamedTuple):
+class RowPairs(NamedTuple):
     """Rows C (n, d) that shall become G (n, d), with weights (n,)."""
 
     C: torch.Tensor
@@ -37,12 +37,12 @@ class Rows(NamedTuple):
         return len(self.C)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def joined_rows(parts: Sequence[RowPairs]) -> RowPairs:
     """All rows of several sets."""
-    return Rows(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    return RowPairs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def positions(prompt: Prompt, scope: str) -> list[int]:
+def scope_positions(prompt: PromptTokens, scope: str) -> list[int]:
     """The token positions of a scope. Position 0, the start token of every prompt, is in none of them."""
     last = prompt.end - 1
     count = len(prompt.tokens)
@@ -56,7 +56,7 @@ def positions(prompt: Prompt, scope: str) -> list[int]:
     }[scope]
 
 
-def counterpart(position: int, concept: Prompt, anchor: Prompt) -> int:
+def counterpart_position(position: int, concept: PromptTokens, anchor: PromptTokens) -> int:
     """Where in the anchor's sentence the token of the same role stands, never at 0.
 
     Subject tokens pair by relative position and clamp at the anchor's last one; what follows keeps its distance from the
@@ -74,20 +74,20 @@ def counterpart(position: int, concept: Prompt, anchor: Prompt) -> int:
     return min(anchor.stop + position - concept.stop, len(anchor.tokens) - 1)
 
 
-def paired(concept: Prompt, anchor: Prompt, scope: str, weight: float) -> Rows:
+def paired_rows(concept: PromptTokens, anchor: PromptTokens, scope: str, weight: float) -> RowPairs:
     """The rows of one sentence and what they become. ``weight`` is shared by the roles that are there (subject, what follows,
     end and padding) and in each by its rows, so that a long tail of padding does not count for more than the subject.
     Pairs that are equal anyway are left out."""
-    here = [p for p in positions(concept, scope) if p > 0]
-    there = [counterpart(p, concept, anchor) for p in here]
+    here = [p for p in scope_positions(concept, scope) if p > 0]
+    there = [counterpart_position(p, concept, anchor) for p in here]
     C, G = concept.tokens[here].double(), anchor.tokens[there].double()
     differ = (C - G).norm(dim=1) > _SAME * C.norm(dim=1)
     roles = [0 if p < concept.end else 1 if p < concept.stop else 2 for p in here]
     shares = [weight / len(set(roles)) / roles.count(role) for role in roles]
-    return Rows(C[differ], G[differ], torch.tensor(shares, dtype=torch.float64)[differ])
+    return RowPairs(C[differ], G[differ], torch.tensor(shares, dtype=torch.float64)[differ])
 
 
-def held(prompt: Prompt, weight: float, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def preserved_rows(prompt: PromptTokens, weight: float, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (n, d) of a prompt that must not move, and their weights (n,): the last word and the end token, or all but the
     start token, where words and padding share the weight evenly."""
     words = list(range(1, prompt.stop)) if whole else [max(prompt.end - 1, 1)] * (prompt.stop > 1)

@@ -7,7 +7,7 @@ import logging
 import torch
 
 from .lowrank import LowRank
-from .rows import Rows
+from .rows import RowPairs
 
 log = logging.getLogger(__name__)
 
@@ -27,33 +27,41 @@ def scaled_ridge(ridge: float, rows: torch.Tensor) -> float:
 
 
 def uce(
-    erased: Rows, kept: torch.Tensor, kept_weights: torch.Tensor, ridge: float, statistics: torch.Tensor | None = None
+    erased: RowPairs,
+    preserved: torch.Tensor,
+    preserved_weights: torch.Tensor,
+    ridge: float,
+    statistics: torch.Tensor | None = None,
 ) -> LowRank:
-    """M of T = I + M that takes each erased row to its anchor and holds the kept ones (UCE, 2308.14761, eq. 7).
+    """M of T = I + M that takes each erased row to its anchor and preserves the others (UCE, 2308.14761, eq. 7).
 
     Minimises Σ s‖W(Tc − g)‖² + Σ w‖W(T − I)p‖² + λ‖W(T − I)‖² for every W at once; in delta form
     M = Σ s(g − c)cᵀ · A⁻¹ with A = λI + Σ s·ccᵀ + Σ w·ppᵀ, so that equal rows and an empty list change exactly nothing.
 
     Args:
         erased: rows (n, d) and their anchors.
-        kept: rows that must not move, (m, d), with weights (m,).
+        preserved: rows that must not move, (m, d), with weights (m,).
         ridge: λ > 0.
-        statistics: a further Σ w·ppᵀ (d, d) of kept rows, such as one of a large corpus.
+        statistics: a further Σ w·ppᵀ (d, d) of preserved rows, such as one of a large corpus.
 
     Returns:
         M of rank n in float64.
     """
     C, G, s = (t.double() for t in erased)
     root = s.sqrt()[:, None]
-    solved = _solve(C * root, kept.double() * kept_weights.double().sqrt()[:, None], float(ridge), statistics)
+    solved = _solve(C * root, preserved.double() * preserved_weights.double().sqrt()[:, None], float(ridge), statistics)
     return LowRank(((G - C) * root).T.contiguous(), solved.T.contiguous())
 
 
 def system(
-    erased: Rows, kept: torch.Tensor, kept_weights: torch.Tensor, ridge: float, statistics: torch.Tensor | None = None
+    erased: RowPairs,
+    preserved: torch.Tensor,
+    preserved_weights: torch.Tensor,
+    ridge: float,
+    statistics: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A = λI + Σ s·ccᵀ + Σ w·ppᵀ, (d, d): how much every direction of the embedding is used."""
-    A = gram(erased.C.double(), erased.weights.double()) + gram(kept.double(), kept_weights.double())
+    A = gram(erased.C.double(), erased.weights.double()) + gram(preserved.double(), preserved_weights.double())
     A = A if statistics is None else A + statistics.double()
     return A + ridge * torch.eye(len(A), dtype=A.dtype)
 

@@ -10,22 +10,25 @@ from ..choices import chosen
 from . import rece
 from .lowrank import LowRank
 from .null_space import null_space
-from .problem import Problem, Settings, Solution, Solver
+from .problem import Problem, Solution, Solver, SolverSettings
 from .realera import realera
-from .rows import joined
+from .rows import joined_rows
 from .solve import scaled_ridge, system, uce
 
 
-def _uce(problem: Problem, settings: Settings) -> Solution:
-    rows = joined(problem.erased)
-    weights, ridge = problem.kept_weights * (settings.keep or 0), scaled_ridge(settings.ridge or 0, rows.C)
-    given = (rows, problem.kept, weights, ridge, problem.statistics)
+def _uce(problem: Problem, settings: SolverSettings) -> Solution:
+    rows = joined_rows(problem.erased)
+    weights, ridge = (
+        problem.preserved_weights * (settings.preserve_weight or 0),
+        scaled_ridge(settings.ridge or 0, rows.C),
+    )
+    given = (rows, problem.preserved, weights, ridge, problem.statistics)
     return Solution(uce(*given), system(*given))
 
 
 SOLVERS: dict[str, Solver] = {
     "uce": Solver(_uce, 0.5, 1.0, "one solve (UCE)"),
-    # rece's weight of what is kept: at 10 learned words bring the concept back far oftener, below 6 kept concepts suffer
+    # rece's weight of what is preserved: at 10 learned words bring the concept back far oftener, below 6 kept concepts suffer
     "rece": Solver(
         rece.cumulative, 0.1, 6.0, "also erases what would bring the concept back (RECE, all epochs together)"
     ),
@@ -33,7 +36,7 @@ SOLVERS: dict[str, Solver] = {
     "realera": Solver(realera, 0.5, 1.0, "also erases the concept's neighbourhood (RealEra-style)"),
     "null-space": Solver(null_space, 0.05, 1.0, "changes only what the kept prompts do not use, for many concepts"),
 }
-"""Adding a solver: a function (Problem, Settings) -> Solution and a line here; the tests run over the registry."""
+"""Adding a solver: a function (Problem, SolverSettings) -> Solution and a line here; the tests run over the registry."""
 
 
 def _nothing(d: int) -> Solution:
@@ -43,7 +46,7 @@ def _nothing(d: int) -> Solution:
     return Solution(LowRank(none, none.T), torch.eye(d, dtype=torch.float64))
 
 
-def solve(name: str, problem: Problem, settings: Settings = Settings()) -> Solution:  # noqa: B008  frozen
+def solve(name: str, problem: Problem, settings: SolverSettings = SolverSettings()) -> Solution:  # noqa: B008  frozen
     """Solves with the named solver; values the settings leave open are the solver's own.
 
     Raises:
@@ -53,5 +56,5 @@ def solve(name: str, problem: Problem, settings: Settings = Settings()) -> Solut
     if problem.erased and not any((r.C != r.G).any() for r in problem.erased):
         return _nothing(problem.width)
     ridge = solver.ridge if settings.ridge is None else settings.ridge
-    keep = solver.keep if settings.keep is None else settings.keep
-    return solver.solve(problem, replace(settings, ridge=ridge, keep=keep))
+    preserve_weight = solver.preserve_weight if settings.preserve_weight is None else settings.preserve_weight
+    return solver.solve(problem, replace(settings, ridge=ridge, preserve_weight=preserve_weight))

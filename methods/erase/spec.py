@@ -83,19 +83,19 @@ class Sentence(NamedTuple):
 def sentences(erased: Erased) -> list[Sentence]:
     """Every name of a concept in every template; an empty anchor leaves the concept out."""
     names = (erased.concept, *erased.names)
-    return [Sentence(filled(t, n), _without(t, erased.anchor), n) for n in names for t in erased.templates]
+    return [Sentence(filled_template(t, n), _without(t, erased.anchor), n) for n in names for t in erased.templates]
 
 
-def filled(template: str, name: str) -> str:
+def filled_template(template: str, name: str) -> str:
     """The sentence with the name in its place; other brackets are words like any others."""
     return template.replace("{}", name)
 
 
 def _without(template: str, anchor: str) -> str:
-    return " ".join(filled(template, anchor).split()).strip(" ,")
+    return " ".join(filled_template(template, anchor).split()).strip(" ,")
 
 
-def check(erased: Erased) -> None:
+def check_erased(erased: Erased) -> None:
     """Refuses what cannot be erased.
 
     Raises:
@@ -117,7 +117,7 @@ def check(erased: Erased) -> None:
             raise ValueError(f"The template '{template}' needs one {{}} where the concept goes.")
 
 
-def check_kept(concepts: Sequence[Erased], kept: Sequence[Preserved]) -> None:
+def check_preserved(concepts: Sequence[Erased], kept: Sequence[Preserved]) -> None:
     """Refuses lists that ask for both.
 
     Raises:

@@ -18,7 +18,7 @@ def reaches(key: str, targets: Iterable[str], blocks: str = "") -> bool:
     return bool(found and found[1] in targets and re.search(blocks, key))
 
 
-def targeted(keys: Iterable[str], targets: Iterable[str], blocks: str = "") -> list[str]:
+def targeted_keys(keys: Iterable[str], targets: Iterable[str], blocks: str = "") -> list[str]:
     """The keys of all such weights, in their order."""
     targets = tuple(targets)
     return [key for key in keys if reaches(key, targets, blocks)]

@@ -56,7 +56,7 @@ def _root(matrix: torch.Tensor) -> torch.Tensor:
     return torch.linalg.cholesky(matrix + little)
 
 
-def shortened(solution: Solution, Q: torch.Tensor, rank: int) -> Truncated:
+def shortened_solution(solution: Solution, Q: torch.Tensor, rank: int) -> Truncated:
     """A solution's M with at most ``rank`` ranks, or as few as hardly matter (``AUTOMATIC``), or as it is (``WHOLE``)."""
     if rank == WHOLE or solution.M.rank == 0:
         return Truncated(solution.M, 0.0)

@@ -12,9 +12,8 @@ from ...host.schema import schema
 from ...methods.choices import chosen
 from ...methods.erase.edit import Edit, chain
 from ...methods.erase.edit_file import load_edit, save_edit
-from ...methods.erase.probe import text_of
-from ...methods.erase.report import LATER, PROMISE
-from ...methods.erase.report import text_of as report_of
+from ...methods.erase.probe import findings_text
+from ...methods.erase.report import LATER, PROMISE, report_text
 from ..wires import Edits
 from .solve import CATEGORY, _lines
 
@@ -81,7 +80,7 @@ class ConceptsLoadEdit(io.ComfyNode):
     @classmethod
     def execute(cls, file, edit=None) -> io.NodeOutput:
         loaded = Edit() if file == _NONE else load_edit(edit_file(file))
-        report = report_of(loaded.report, loaded.spec) if loaded.report else "no report in this file"
+        report = report_text(loaded.report, loaded.spec) if loaded.report else "no report in this file"
         return io.NodeOutput(loaded if edit is None else chain(edit, loaded), report)
 
 
@@ -154,7 +153,7 @@ class ConceptsProbeErasure(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, edit, sentences) -> io.NodeOutput:
-        report = f"{text_of(probe(model, clip, edit, _lines(sentences) or OTHER_SENTENCES))}\n{LATER} {PROMISE}"
+        report = f"{findings_text(probe(model, clip, edit, _lines(sentences) or OTHER_SENTENCES))}\n{LATER} {PROMISE}"
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
 

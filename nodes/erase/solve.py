@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ...host.erase.solve import Request, solve_erasure
+from ...host.erase.solve import SolveRequest, solve_erasure
 from ...host.schema import schema
 from ...methods.choices import chosen
-from ...methods.erase.problem import Settings
-from ...methods.erase.report import PROMISE, picture_of, text_of
+from ...methods.erase.problem import SolverSettings
+from ...methods.erase.report import PROMISE, report_picture, report_text
 from ...methods.erase.solvers import SOLVERS
-from ...methods.erase.spec import SCOPES, TEMPLATES, UNSAFE_WORDS, Erased, Preserved, check
+from ...methods.erase.spec import SCOPES, TEMPLATES, UNSAFE_WORDS, Erased, Preserved, check_erased
 from ..wires import Edits, EraseList, EraseOptions, PreserveList
 
 CATEGORY = "concepts/erase"
@@ -84,7 +84,7 @@ class ConceptsEraseConcept(io.ComfyNode):
         for word in words:
             names = _lines(other_names) if len(words) == 1 else ()
             erase_list = Erased(word, anchor.strip(), sentences, scope, weight, names, erase_list)
-            check(erase_list)
+            check_erased(erase_list)
         return io.NodeOutput(erase_list)
 
 
@@ -173,7 +173,7 @@ class ConceptsEraseOptions(io.ComfyNode):
     @classmethod
     def execute(cls, ridge, keep, epochs, regeneration, reach, threshold) -> io.NodeOutput:
         return io.NodeOutput(
-            Settings(
+            SolverSettings(
                 ridge or None, keep or None, epochs, regeneration, reach=reach, threshold=threshold,
             )
         )  # fmt: skip
@@ -233,9 +233,9 @@ class ConceptsSolveErasure(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen(SOLVERS, solver, "solver")
         targets = chosen(TARGETS, projections, "choice of projections")
-        request = Request(solver, options or Settings(), targets, pooled=pooled, rank=rank)
+        request = SolveRequest(solver, options or SolverSettings(), targets, pooled=pooled, rank=rank)
         edit = solve_erasure(model, clip, concepts, kept, request)
-        report, picture = text_of(edit.report, edit.spec), picture_of(edit.report)
+        report, picture = report_text(edit.report, edit.spec), report_picture(edit.report)
         return io.NodeOutput(edit, report, picture, ui=shown(report, picture, cls))
 
 

@@ -12,7 +12,7 @@ from ...host.schema import schema
 from ...methods.choices import chosen
 from ...methods.erase.curve import curve_of
 from ...methods.erase.edit import Edit
-from ...methods.erase.report import text_of
+from ...methods.erase.report import report_text
 from ...methods.erase.trained import BUDGETS, METHODS
 from ..wires import Edits, EraseList, PreserveList, TrainingOptions
 from .solve import CATEGORY, shown
@@ -137,7 +137,7 @@ class ConceptsTrainErasure(io.ComfyNode):
         request = Request(method, budget, seed, _cells(vae, height, width), options or Choices(), start or Edit())
         latents = _latents(vae, images, height, width)
         edit, trained = train_erasure(model, clip, concepts, kept, request, latents)
-        report = text_of(edit.report, edit.spec)
+        report = report_text(edit.report, edit.spec)
         pictures = _pictures(trained, height, width)
         return io.NodeOutput(edit, report, *pictures, ui=shown(report, pictures[0], cls))
 
@@ -187,7 +187,7 @@ class ConceptsUnlearnInTextEncoder(io.ComfyNode):
         request = Request("few-shot", budget, seed, _cells(vae, height, width), options or Choices(), start or Edit())
         latents = _latents(vae, images, height, width)
         edit, trained = unlearn_in_text(model, clip, concepts, kept, request, latents)
-        report = text_of(edit.report, edit.spec)
+        report = report_text(edit.report, edit.spec)
         pictures = _pictures(trained, height, width)
         return io.NodeOutput(apply_to_clip(clip, edit), edit, report, *pictures, ui=shown(report, pictures[0], cls))
 

@@ -83,7 +83,7 @@ def test_an_attack_comes_nearer_to_the_concept_and_leaves_the_model_alone(demo_m
     """A few iterations: the edited model's answer comes nearer to the plain one's for the honest prompt."""
     model, clip, _ = demo_model
     ground = score_erase.Ground.__new__(score_erase.Ground)
-    ground.model, ground.clip, ground.encode = model, clip, score_erase.Encoder(clip)
+    ground.model, ground.clip, ground.encode = model, clip, score_erase.PromptEncoder(clip)
     edited = score_erase.METHODS["uce"](ground, erase_prompts.TARGETS[:1])
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
     losses = []

@@ -121,7 +121,7 @@ def test_the_edit_goes_to_the_weights_as_a_lora_leaves_them(new_model):
     loaded = model.model_state_dict()[key].clone()  # as the host itself makes it
     ((_, weight),) = erase_weights.effective_weights(model, [key])
     torch.testing.assert_close(weight, loaded.float(), rtol=1e-6, atol=1e-6)
-    made = erase_weights.factors(model, an_edit())[key]
+    made = erase_weights.weight_deltas(model, an_edit())[key]
     torch.testing.assert_close(made.matrix(), loaded @ an_edit().text.matrix(), rtol=1e-4, atol=1e-5)
     by_weights = predict(apply_edit(model, an_edit(), 1.0, WEIGHTS), a_context())
     by_text = predict(apply_edit(model, an_edit(), 1.0, TEXT), a_context())
@@ -203,7 +203,7 @@ def test_an_exported_lora_is_the_edit(new_model, tmp_path, naming, half, caplog)
     with caplog.at_level(logging.WARNING):
         loaded, _ = comfy.sd.load_lora_for_models(model, None, load_file(tmp_path / "a.safetensors"), 1.0, 0.0)
     assert not caplog.records
-    wanted = erase_weights.factors(model, edit)
+    wanted = erase_weights.weight_deltas(model, edit)
     assert set(loaded.patches) == set(wanted)
     for key, matrix in wanted.items():
         (_, adapter, *_), exact = loaded.patches[key][0], matrix.matrix()
@@ -216,7 +216,7 @@ def test_an_exported_lora_is_much_nearer_than_an_extracted_one(new_model, tmp_pa
     from comfy_extras.nodes_lora_extract import extract_lora
 
     model, edit = new_model(), an_edit(rank=1)
-    key, matrix = next(iter(erase_weights.factors(model, edit).items()))
+    key, matrix = next(iter(erase_weights.weight_deltas(model, edit).items()))
     exact = matrix.matrix()
     up, down = extract_lora(exact.clone(), 1)
     erase_export.export_lora(model, None, edit, tmp_path / "a.safetensors", half=True)
@@ -233,7 +233,7 @@ def test_the_pooled_embedding_is_edited_in_its_columns_alone(new_model):
     edit = an_edit(pooled=LowRank(torch.randn(6, 1, generator=g), torch.randn(1, 6, generator=g)))
     y = torch.randn(2, 10, generator=g)
     by_weights = predict(apply_edit(model, edit, 1.0, WEIGHTS), a_context(), y)
-    assert (erase_weights.POOLED_KEY, (1, 0, 6)) in erase_weights.factors(model, edit)
+    assert (erase_weights.POOLED_KEY, (1, 0, 6)) in erase_weights.weight_deltas(model, edit)
     by_text = predict(apply_edit(model, edit, 1.0, TEXT), a_context(), y)
     torch.testing.assert_close(by_text, by_weights, rtol=1e-5, atol=1e-5)
     ((context, about),) = change_conditioning([[a_context(), {"pooled_output": y[:, :6]}]], edit)
@@ -344,7 +344,9 @@ def test_another_checkpoint_and_another_clip_skip_are_noticed(new_model, demo_mo
     assert not caplog.records
     skipped = clip.clone()
     skipped.clip_layer(-2)
-    assert erase_weights.differs(cat_edit.clip, erase_solve.clip_fingerprint(erase_solve.Encoder(skipped)))
+    assert erase_weights.fingerprints_differ(
+        cat_edit.clip, erase_solve.clip_fingerprint(erase_solve.PromptEncoder(skipped))
+    )
     with pytest.raises(ValueError, match=r"another text encoder or another CLIP skip"):
         probe(model, skipped, cat_edit)
 

@@ -13,9 +13,9 @@ from comfyui_concepts.host.erase import apply as erase_apply
 from comfyui_concepts.host.erase import probe as erase_probe
 from comfyui_concepts.host.erase import solve as erase_solve
 from comfyui_concepts.host.erase import weights as erase_weights
-from comfyui_concepts.host.erase.solve import Request, solve_erasure
-from comfyui_concepts.methods.erase.problem import Settings
-from comfyui_concepts.methods.erase.report import text_of
+from comfyui_concepts.host.erase.solve import SolveRequest, solve_erasure
+from comfyui_concepts.methods.erase.problem import SolverSettings
+from comfyui_concepts.methods.erase.report import report_text
 from comfyui_concepts.methods.erase.spec import LAST, Erased, Preserved
 from comfyui_concepts.nodes.erase.apply import ConceptsApplyErasure
 
@@ -29,7 +29,7 @@ def erase(concept, anchor="", previous=None, **more):
 @pytest.mark.parametrize("count", [14, 24, 32, 140])
 def test_the_weights_a_report_is_made_of_are_keys_and_values_alike(count):
     keys = [f"{n}.attn2.to_{to}.weight" for n in range(count // 2) for to in "kv"]
-    taken = erase_weights.sampled(keys)
+    taken = erase_weights.sampled_keys(keys)
     of_keys = sum("to_k" in key for key in taken)
     assert 8 <= len(taken) <= 14
     assert abs(2 * of_keys - len(taken)) <= 1
@@ -45,8 +45,8 @@ def test_solving_and_probing_read_keys_and_values_of_a_model_with_32(new_model, 
     assert len(erase_weights.text_keys(model, ("k", "v"))) == 32
     monkeypatch.setattr(erase_solve, "energy", energy)
     monkeypatch.setattr(erase_probe, "energy", energy)
-    monkeypatch.setattr(erase_probe, "Encoder", lambda clip: encode)
-    edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), Preserved(("a fox",), 1.0), Request(), encode)
+    monkeypatch.setattr(erase_probe, "PromptEncoder", lambda clip: encode)
+    edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), Preserved(("a fox",), 1.0), SolveRequest(), encode)
     erase_probe.probe(model, NO_CLIP, edit)
     assert len(read) == 2
     assert all(set(kinds) == {"k", "v"} for kinds in read)
@@ -76,9 +76,9 @@ def test_an_edit_for_another_clip_skip_is_refused_where_it_is_applied_and_where_
 @pytest.mark.parametrize("solver", ["uce", "null-space"])
 def test_the_pooled_embedding_goes_to_its_anchor_too_and_the_report_says_so(demo_model, solver):
     model, clip, _ = demo_model
-    encode = erase_solve.Encoder(clip)
+    encode = erase_solve.PromptEncoder(clip)
     listed, kept = erase("cat", "dog", templates=("a {}",)), Preserved(("a fox", "a house"), 1.0)
-    edit = solve_erasure(model, clip, listed, kept, Request(solver, pooled=True), encode)
+    edit = solve_erasure(model, clip, listed, kept, SolveRequest(solver, pooled=True), encode)
     assert edit.pooled.width == encode("").pooled.shape[-1]
 
     def left(edit):
@@ -87,19 +87,19 @@ def test_the_pooled_embedding_goes_to_its_anchor_too_and_the_report_says_so(demo
 
     assert left(edit) < 0.05
     assert (edit.pooled(encode("").pooled)).norm() < 0.05 * encode("").pooled.norm()
-    assert "pooled embedding" in text_of(edit.report, edit.spec)
-    plain = solve_erasure(model, clip, listed, kept, Request(solver), encode)
+    assert "pooled embedding" in report_text(edit.report, edit.spec)
+    plain = solve_erasure(model, clip, listed, kept, SolveRequest(solver), encode)
     assert plain.pooled is None
-    assert "pooled embedding" not in text_of(plain.report, plain.spec)
+    assert "pooled embedding" not in report_text(plain.report, plain.spec)
 
 
 def test_the_threshold_of_the_null_space_holds_for_the_pooled_embedding(demo_model):
     """Almost nothing counts as unused with the smallest one, so that all that is kept stays exactly; a large one lets it move."""
     model, clip, _ = demo_model
-    encode, moved = erase_solve.Encoder(clip), []
+    encode, moved = erase_solve.PromptEncoder(clip), []
     kept = Preserved(("a fox", "a house", "a tree", "a car", "a bus", "the moon"), 1.0)
     for threshold in (1e-6, 10.0):
-        request = Request("null-space", Settings(threshold=threshold), pooled=True)
+        request = SolveRequest("null-space", SolverSettings(threshold=threshold), pooled=True)
         made = solve_erasure(model, clip, erase("cat", "dog"), kept, request, encode).pooled
         moved.append(float(made(encode("a fox").pooled).norm() / encode("a fox").pooled.norm()))
     assert moved[0] < 1e-6
@@ -163,7 +163,7 @@ def test_an_edit_is_solved_for_the_clip_skip_that_is_set(demo_model):
     edit = solve_erasure(model, skipped, erase("cat", "dog"), Preserved(("a fox",), 1.0))
     assert edit.spec["clip_skip"] == -2
     assert edit.report["concepts"][0]["left"] < 0.05
-    assert "CLIP skip: -2" in text_of(edit.report, edit.spec)
+    assert "CLIP skip: -2" in report_text(edit.report, edit.spec)
     with pytest.raises(ValueError, match=r"set the same CLIP skip \(-2\)"):
         erase_apply.apply_to_clip(clip, edit)
     assert erase_apply.apply_to_clip(skipped, edit) is skipped
@@ -173,7 +173,7 @@ def test_an_edit_is_solved_on_weights_in_fp8(new_model):
     """They are read in float32, so that only their own rounding is in the edit."""
     model, encode = new_model("EPS", torch.float8_e4m3fn), RandomEncoder(32)
     before = {key: value.clone() for key, value in model.model_state_dict().items()}
-    edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), Preserved(("a fox",), 1.0), Request(), encode)
+    edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), Preserved(("a fox",), 1.0), SolveRequest(), encode)
     assert edit.report["concepts"][0]["left"] < 0.05
     assert edit.text.up.dtype == torch.float32
     assert edit.text.matrix().isfinite().all()
@@ -195,8 +195,8 @@ def test_a_cancel_while_solving_ends_it_and_the_next_solve_works(new_model, monk
     as_ever = erase_weights.effective_weights
     monkeypatch.setattr(erase_weights, "effective_weights", cancelled_after_three)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        solve_erasure(model, NO_CLIP, erase("cat", "dog"), None, Request(), encode)
+        solve_erasure(model, NO_CLIP, erase("cat", "dog"), None, SolveRequest(), encode)
     assert len(read) == 3
-    edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), None, Request(), encode)
+    edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), None, SolveRequest(), encode)
     assert edit.report["concepts"][0]["left"] < 0.05
     assert not model.patches

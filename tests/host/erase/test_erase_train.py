@@ -34,7 +34,7 @@ from comfyui_concepts.host.lora.export import lora_tensors, names_of
 from comfyui_concepts.methods.erase.edit import Edit, chain
 from comfyui_concepts.methods.erase.edit_file import load_edit, save_edit
 from comfyui_concepts.methods.erase.lowrank import LowRank
-from comfyui_concepts.methods.erase.report import text_of
+from comfyui_concepts.methods.erase.report import report_text
 from comfyui_concepts.methods.erase.spec import SPAN_TO_END, TEMPLATES, Erased, Preserved
 from comfyui_concepts.methods.erase.train import new_factors
 from comfyui_concepts.methods.erase.trained import METHODS
@@ -82,7 +82,7 @@ def test_a_method_makes_an_edit_of_the_model_and_leaves_it_alone(demo_model, met
     save_edit(edit, tmp_path / "edit.safetensors")
     again = load_edit(tmp_path / "edit.safetensors")
     assert again.spec["solver"] == method
-    assert "iterations done" in text_of(again.report, again.spec)
+    assert "iterations done" in report_text(again.report, again.spec)
     assert all(torch.equal(again.layers[k].up, m.up) for k, m in edit.layers.items())
 
 
@@ -258,7 +258,7 @@ def test_a_trained_edit_on_another_checkpoint_or_on_fp8_is_told(demo_model, stro
 def test_pictures_a_method_does_not_use_are_told(demo_model):
     model, clip, _ = demo_model
     edit, _ = train_erasure(model, clip, CAT, KEPT, _request(), torch.zeros(1, 4, 16, 16))
-    assert "learns from words alone; the pictures were not used" in text_of(edit.report, edit.spec)
+    assert "learns from words alone; the pictures were not used" in report_text(edit.report, edit.spec)
 
 
 def test_pictures_are_read_or_refused(demo_model):

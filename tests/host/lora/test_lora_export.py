@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfyui_concepts.host.lora.export import DIFFUSERS, KOHYA, lora_tensors, names_of, write_lora
 from comfyui_concepts.methods.erase.lowrank import LowRank
-from comfyui_concepts.methods.erase.targets import targeted
+from comfyui_concepts.methods.erase.targets import targeted_keys
 
 
 def _layers(model, rank=2):
@@ -16,7 +16,7 @@ def _layers(model, rank=2):
     g = torch.Generator().manual_seed(1)
     return {
         key: LowRank(torch.randn(len(state[key]), rank, generator=g), torch.randn(rank, state[key].shape[1], generator=g))
-        for key in targeted(state, ("k", "v"))
+        for key in targeted_keys(state, ("k", "v"))
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import comfy.text_encoders.sd2_clip
 import comfy.text_encoders.sd3_clip
 import pytest
 import torch
-from comfyui_concepts.host.erase.solve import Encoder, Request, _problem, solve_erasure
+from comfyui_concepts.host.erase.solve import PromptEncoder, SolveRequest, _problem, solve_erasure
 from comfyui_concepts.host.text.erase_prompts import SECTION, encode_parts, encode_prompt
 from comfyui_concepts.methods.erase.spec import LAST, Erased, Preserved
 from safetensors.torch import save_file
@@ -79,7 +79,7 @@ def test_a_row_of_sdxl_is_both_encoders_at_the_same_place(sdxl_clip):
 
 def test_an_erasure_is_solved_with_both_encoders_of_sdxl(new_model, sdxl_clip):
     kept = Preserved(("a fox", LONG.replace("cat", "tree")), 1.0)
-    edit = solve_erasure(new_model(), sdxl_clip, erase("cat", "dog"), kept, Request(pooled=True))
+    edit = solve_erasure(new_model(), sdxl_clip, erase("cat", "dog"), kept, SolveRequest(pooled=True))
     assert edit.width == 32
     assert edit.pooled.width == 16
     assert edit.report["concepts"][0]["left"] < 0.05
@@ -119,12 +119,12 @@ def test_a_long_prompt_is_a_part_a_call_each_with_its_own_start_and_end(demo_mod
 def test_a_long_prompt_is_preserved_and_weighs_as_much_as_a_short_one(demo_model, whole):
     model, clip, _ = demo_model
     long = LONG.replace("cat", "tree")
-    problem = _problem(Encoder(clip), [erase("cat", "dog")], [Preserved(("a fox", long), 2.0, whole)])
+    problem = _problem(PromptEncoder(clip), [erase("cat", "dog")], [Preserved(("a fox", long), 2.0, whole)])
     of = {name: torch.tensor([label == name for label in problem.labels]) for name in ("a fox", long)}
-    assert [float(problem.kept_weights[rows].sum()) for rows in of.values()] == pytest.approx([2.0, 2.0])
+    assert [float(problem.preserved_weights[rows].sum()) for rows in of.values()] == pytest.approx([2.0, 2.0])
     starts = torch.stack([part.tokens[0] for part in encode_parts(clip, long)]).double()
     assert not any(
-        bool((problem.kept[of[long]] == row).all(1).any()) for row in starts
+        bool((problem.preserved[of[long]] == row).all(1).any()) for row in starts
     )  # a start token is in neither part
     assert int(of[long].sum()) == (152 if whole else 4)
     edit = solve_erasure(model, clip, erase("cat", "dog"), Preserved((long,), 1.0, whole))

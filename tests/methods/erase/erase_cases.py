@@ -2,7 +2,7 @@
 
 import torch
 from comfyui_concepts.methods.erase.problem import Problem
-from comfyui_concepts.methods.erase.rows import Rows
+from comfyui_concepts.methods.erase.rows import RowPairs
 
 NORM = 27.0
 
@@ -16,7 +16,7 @@ def problem(seed: int, d: int = 64, erased: int = 3, kept: int = 20, layers: int
     g = torch.Generator().manual_seed(seed)
     shared = torch.randn(1, d, generator=g, dtype=torch.float64)
     C, G, P, empty = (rows(n, d, g, shared) for n in (erased, erased, kept, 8))
-    concepts = tuple(Rows(C[i : i + 1], G[i : i + 1], torch.ones(1, dtype=torch.float64)) for i in range(erased))
+    concepts = tuple(RowPairs(C[i : i + 1], G[i : i + 1], torch.ones(1, dtype=torch.float64)) for i in range(erased))
     weights = [0.15 * torch.randn(96, d, generator=g, dtype=torch.float64) for _ in range(layers)]
     Q = sum(W.T @ W for W in weights)
     alike = tuple(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from comfyui_concepts.methods.erase import edit_file
 from comfyui_concepts.methods.erase.edit import Edit, chain
-from comfyui_concepts.methods.erase.lowrank import LowRank, balanced, followed_by
-from comfyui_concepts.methods.erase.targets import targeted
+from comfyui_concepts.methods.erase.lowrank import LowRank, balanced_factors, followed_by
+from comfyui_concepts.methods.erase.targets import targeted_keys
 
 KEY = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 OTHER = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_k.weight"
@@ -98,17 +98,17 @@ def test_the_product_of_two_maps_keeps_the_ranks():
 
 def test_balancing_changes_the_factors_and_not_the_matrix():
     lopsided = LowRank(low(1).up * 1e-4, low(1).down * 1e4)
-    even = balanced(lopsided)
+    even = balanced_factors(lopsided)
     torch.testing.assert_close(even.matrix(), lopsided.matrix(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(even.up.norm(dim=0), even.down.norm(dim=1))
-    assert not balanced(LowRank(torch.zeros(3, 1), torch.ones(1, 3))).matrix().any()
+    assert not balanced_factors(LowRank(torch.zeros(3, 1), torch.ones(1, 3))).matrix().any()
 
 
 def test_only_cross_attention_keys_and_values_are_reached():
     keys = [KEY, KEY.replace("to_k", "to_v"), KEY.replace("to_k", "to_q"), OTHER, CLIP, KEY.replace("input", "output")]
-    assert targeted(keys, ("k", "v")) == [keys[0], keys[1], keys[5]]
-    assert targeted(keys, ("v",)) == [keys[1]]
-    assert targeted(keys, ("k", "v"), "input_blocks") == keys[:2]
+    assert targeted_keys(keys, ("k", "v")) == [keys[0], keys[1], keys[5]]
+    assert targeted_keys(keys, ("v",)) == [keys[1]]
+    assert targeted_keys(keys, ("k", "v"), "input_blocks") == keys[:2]
 
 
 def test_an_edit_knows_what_is_in_it():

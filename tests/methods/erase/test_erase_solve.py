@@ -3,7 +3,7 @@
 import pytest
 import torch
 from comfyui_concepts.methods.erase import solve
-from comfyui_concepts.methods.erase.rows import Rows
+from comfyui_concepts.methods.erase.rows import RowPairs
 from comfyui_concepts.methods.erase.solve import uce
 
 D = 48
@@ -28,7 +28,7 @@ def make_case(seed: int = 0, erased: int = 5, kept: int = 60, d: int = D):
     C, G, P = everything.split([erased, erased, kept])
     weights = torch.rand(erased, generator=g, dtype=torch.float64) + 0.5
     layers = [torch.randn(o, d, generator=g, dtype=torch.float64) for o in (16, 24, 16)]
-    return Rows(C, G, weights), P, torch.full((kept,), 0.7, dtype=torch.float64), layers
+    return RowPairs(C, G, weights), P, torch.full((kept,), 0.7, dtype=torch.float64), layers
 
 
 def by_hand(W, erased, P, w, ridge):
@@ -63,7 +63,7 @@ def test_the_shared_map_is_the_solution_of_every_layer(case):
         assert (edited(W0, M) - expected).norm() <= 1e-10 * expected.norm()
         with torch.inference_mode(False), torch.enable_grad():
             W = edited(W0, M).clone().requires_grad_(True)
-            plain = Rows(*(t.clone() for t in erased))
+            plain = RowPairs(*(t.clone() for t in erased))
             (gradient,) = torch.autograd.grad(loss(W, W0.clone(), plain, P.clone(), w.clone(), RIDGE), W)
         assert gradient.norm() <= 1e-9 * W.norm()
 
@@ -84,7 +84,7 @@ def test_the_map_has_no_more_rank_than_rows(case):
 
 def test_one_pair_moves_as_far_as_the_ridge_lets_it(case):
     erased, P, w, layers = case
-    one = Rows(erased.C[:1], erased.G[:1], erased.weights[:1])
+    one = RowPairs(erased.C[:1], erased.G[:1], erased.weights[:1])
     c, g, s = one.C[0], one.G[0], float(one.weights)
     for ridge in (0.5, 20.0):
         M = uce(one, P[:0], w[:0], ridge)
@@ -121,8 +121,8 @@ def test_the_concept_is_at_its_anchor_beside_what_is_kept(case):
 
 def test_equal_pairs_and_empty_lists_change_exactly_nothing(case):
     erased, P, w, _ = case
-    assert not uce(Rows(erased.C, erased.C, erased.weights), P, w, RIDGE).matrix().any()
-    nothing = uce(Rows(erased.C[:0], erased.G[:0], erased.weights[:0]), P, w, RIDGE)
+    assert not uce(RowPairs(erased.C, erased.C, erased.weights), P, w, RIDGE).matrix().any()
+    nothing = uce(RowPairs(erased.C[:0], erased.G[:0], erased.weights[:0]), P, w, RIDGE)
     assert nothing.rank == 0
     assert not nothing.matrix().any()
 
@@ -131,9 +131,9 @@ def test_order_does_not_matter_and_a_row_twice_is_a_row_of_twice_the_weight(case
     erased, P, w, _ = case
     M = uce(erased, P, w, RIDGE).matrix()
     order = torch.tensor([3, 0, 4, 1, 2])
-    assert (uce(Rows(*(t[order] for t in erased)), P, w, RIDGE).matrix() - M).norm() <= 1e-9 * M.norm()
-    twice = Rows(*(torch.cat([t, t[:1]]) for t in erased))
-    heavier = Rows(erased.C, erased.G, erased.weights * torch.tensor([2.0, 1, 1, 1, 1], dtype=torch.float64))
+    assert (uce(RowPairs(*(t[order] for t in erased)), P, w, RIDGE).matrix() - M).norm() <= 1e-9 * M.norm()
+    twice = RowPairs(*(torch.cat([t, t[:1]]) for t in erased))
+    heavier = RowPairs(erased.C, erased.G, erased.weights * torch.tensor([2.0, 1, 1, 1, 1], dtype=torch.float64))
     expected = uce(heavier, P, w, RIDGE).matrix()
     assert (uce(twice, P, w, RIDGE).matrix() - expected).norm() <= 1e-9 * expected.norm()
 

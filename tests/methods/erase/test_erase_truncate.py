@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from comfyui_concepts.methods.erase.lowrank import LowRank
-from comfyui_concepts.methods.erase.regenerate import energy, map_of
-from comfyui_concepts.methods.erase.rows import Rows
+from comfyui_concepts.methods.erase.regenerate import map_of, row_energy
+from comfyui_concepts.methods.erase.rows import RowPairs
 from comfyui_concepts.methods.erase.solve import system, uce
 from comfyui_concepts.methods.erase.truncate import CAP, LOSS, truncate
 
@@ -25,7 +25,7 @@ RIDGE = 0.5
 class Span(NamedTuple):
     """An edit of a whole span, what it was solved with, and 200 directions that no prompt uses, (200, 768)."""
 
-    pairs: Rows
+    pairs: RowPairs
     M: LowRank
     A: torch.Tensor
     Q: torch.Tensor
@@ -49,7 +49,7 @@ def _span(seed: int) -> Span:
     """71 tokens that become 71 others, each with weight 1, with 100 kept rows: the whole edit misses by 1.1 %."""
     g = torch.Generator().manual_seed(seed)
     shared = torch.randn(1, WIDTH, generator=g, dtype=F64)
-    pairs = Rows(_tail(g, shared), _tail(g, shared), torch.ones(TOKENS, dtype=F64))
+    pairs = RowPairs(_tail(g, shared), _tail(g, shared), torch.ones(TOKENS, dtype=F64))
     kept, weights = cases.rows(KEPT, WIDTH, g, shared), torch.ones(KEPT, dtype=F64)
     Q = sum(W.T @ W for W in (torch.randn(320, WIDTH, generator=g, dtype=F64) for _ in range(2)))
     M, A = uce(pairs, kept, weights, RIDGE), system(pairs, kept, weights, RIDGE)
@@ -59,12 +59,12 @@ def _span(seed: int) -> Span:
 def _error(span: Span, M: LowRank) -> float:
     """‖W(Tc − g)‖ over all rows and layers, relative to ‖W(c − g)‖."""
     missed = span.pairs.C @ map_of(M, WIDTH).T - span.pairs.G
-    return float((energy(missed, span.Q).sum() / energy(span.pairs.C - span.pairs.G, span.Q).sum()).sqrt())
+    return float((row_energy(missed, span.Q).sum() / row_energy(span.pairs.C - span.pairs.G, span.Q).sum()).sqrt())
 
 
 def _drift(span: Span, M: LowRank) -> float:
     """How far the edit moves directions that no prompt uses, relative to their size."""
-    return float((energy(M(span.anywhere), span.Q).sum() / energy(span.anywhere, span.Q).sum()).sqrt())
+    return float((row_energy(M(span.anywhere), span.Q).sum() / row_energy(span.anywhere, span.Q).sum()).sqrt())
 
 
 def _size(M: torch.Tensor, span: Span) -> float:

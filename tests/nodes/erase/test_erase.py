@@ -8,7 +8,7 @@ from comfyui_concepts.host import folders
 from comfyui_concepts.methods.erase.edit import Edit, chain
 from comfyui_concepts.methods.erase.edit_file import save_edit
 from comfyui_concepts.methods.erase.lowrank import LowRank
-from comfyui_concepts.methods.erase.report import PROMISE, picture_of, text_of
+from comfyui_concepts.methods.erase.report import PROMISE, report_picture, report_text
 from comfyui_concepts.methods.erase.solvers import SOLVERS
 from comfyui_concepts.methods.erase.spec import LAST, TEMPLATES, UNSAFE_WORDS
 from comfyui_concepts.nodes.erase import apply as erase_apply
@@ -73,10 +73,10 @@ def test_the_numbers_reach_the_solver(demo_model):
 
 
 def test_what_a_report_does_not_hold_back():
-    assert "Nothing is erased" in text_of({}, {})
-    assert "A later LoRA can bring a concept back. This reduces" in text_of(TRAINED, TRAINED_SPEC)
+    assert "Nothing is erased" in report_text({}, {})
+    assert "A later LoRA can bring a concept back. This reduces" in report_text(TRAINED, TRAINED_SPEC)
     assert "image prompts" in PROMISE
-    assert picture_of({}).shape[-1] == 3
+    assert report_picture({}).shape[-1] == 3
 
 
 def test_choices_that_no_host_checks_are_refused(demo_model):
@@ -161,7 +161,7 @@ def test_a_trained_and_a_chained_edit_show_their_reports_when_they_are_loaded(de
     assert "ESD, draft: the budget is used up" in both
     assert both.count(PROMISE) == 1
     nested = {"chain": [{"chain": [solved.report, TRAINED]}, {}]}  # as files of an earlier version have it
-    assert text_of(nested, {"chain": [solved.spec, TRAINED_SPEC, {}]}) == both
+    assert report_text(nested, {"chain": [solved.spec, TRAINED_SPEC, {}]}) == both
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "gone.safetensors"])
