@@ -29,7 +29,8 @@ ARGUMENTS = (
 WHOLE = """const done = arguments[0];
 app.canvas.deselectAll();
 const [left, top, right, bottom] = app.graph.nodes.reduce(([l, t, r, b], { pos, size }) =>
-  [Math.min(l, pos[0]), Math.min(t, pos[1] - 30), Math.max(r, pos[0] + size[0]), Math.max(b, pos[1] + size[1])], [1e9, 1e9, -1e9, -1e9]);
+  [Math.min(l, pos[0]), Math.min(t, pos[1] - 30), Math.max(r, pos[0] + size[0]), Math.max(b, pos[1] + size[1])],
+  [1e9, 1e9, -1e9, -1e9]);
 app.canvas.ds.fitToBounds([left, top, right - left, bottom - top], { zoom: 0.95 });
 app.canvas.setDirty(true, true);
 setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 100);"""
@@ -60,10 +61,13 @@ class Page:
 
     def load(self, modern: bool, **more: Any) -> Page:
         """Loads the page anew, with an empty graph."""
+        fixed = {"Comfy__Locale": "en", "Comfy__Minimap__Visible": False, "LiteGraph__Canvas__MinFontSizeForLOD": 0}
         self.settings(
-            Comfy__TutorialCompleted=True, Comfy__VueNodes__Enabled=modern, Comfy__Workflow__Persist=False,
-            **{"Comfy__Locale": "en", "Comfy__Minimap__Visible": False, "LiteGraph__Canvas__MinFontSizeForLOD": 0} | more,
-        )  # fmt: skip
+            Comfy__TutorialCompleted=True,
+            Comfy__VueNodes__Enabled=modern,
+            Comfy__Workflow__Persist=False,
+            **fixed | more,
+        )
         self.driver.get("about:blank")
         self.driver.get(self.url)
         ready = (
@@ -81,13 +85,15 @@ class Page:
         """An empty graph at zoom 1, and no dialog."""
         self.js("app.graph.clear(); app.canvas.ds.reset(); app.canvas.setDirty(true, true)")
         self.js(
-            "document.querySelectorAll('.p-dialog-close-button, .p-dialog button:has(.pi-times)').forEach(b => b.click())"
+            "document.querySelectorAll('.p-dialog-close-button, .p-dialog button:has(.pi-times)')"
+            ".forEach(b => b.click())"
         )
 
     def open(self, workflow: dict) -> None:
         """Loads a workflow as the page does itself."""
         self.driver.execute_async_script(
-            "const done = arguments[1]; app.loadGraphData(arguments[0]).then(() => requestAnimationFrame(() => done()))",
+            "const done = arguments[1]; "
+            "app.loadGraphData(arguments[0]).then(() => requestAnimationFrame(() => done()))",
             workflow,
         )
 

@@ -27,7 +27,10 @@ class Editor:
         self.page, self.until = page, until
         self.node = page.js(ADD) if node is None else node
         self.paper = page.find(".concepts-paper")
-        size = "const {width, height} = arguments[0].getBoundingClientRect(); return [width, height].map(Math.round).join()"
+        size = (
+            "const {width, height} = arguments[0].getBoundingClientRect(); "
+            "return [width, height].map(Math.round).join()"
+        )
         seen = [""]
 
         def at_rest() -> bool:
@@ -207,7 +210,8 @@ def test_the_canvas_follows_width_and_height(editor, page, until):
 @pytest.mark.parametrize("zoom", [0.6, 1.6])
 def test_the_mouse_draws_where_it_is_at_any_zoom(page, until, zoom):
     page.js(
-        "app.canvas.ds.scale = arguments[0]; app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = -60; app.canvas.setDirty(true, true)",
+        "app.canvas.ds.scale = arguments[0]; app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = -60; "
+        "app.canvas.setDirty(true, true)",
         zoom,
     )
     editor = Editor(page, until)

@@ -121,7 +121,7 @@ def test_a_template_opens_as_it_was_made_and_shows_what_it_made(page, until, fin
 
 @pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem not in RUNNABLE], ids=by_name)
 def test_a_template_for_a_checkpoint_opens_as_it_was_made(page, path):
-    """Whether the files it names are there or not: nothing of the graph is lost. In one renderer; the graph is the same."""
+    """Whether the files it names exist or not: nothing of the graph is lost. In one renderer; the graph is the same."""
     if page.renderer == "classic":
         page.open(json.loads(path.read_text()))
         assert _classes(page.api_graph()) == _classes(_api(path.stem))

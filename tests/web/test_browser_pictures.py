@@ -25,11 +25,15 @@ TURNING = {
     "6": {
         "class_type": "ConceptsAnagramAnimate",
         "inputs": {
-            "image": ["5", 0], "views": ["4", 0], "still_frames": 2, "moving_frames": 3, "loop": True, "largest_side": 64,
+            "image": ["5", 0], "views": ["4", 0], "still_frames": 2, "moving_frames": 3, "loop": True,
+            "largest_side": 64,
         },
     },
 }  # fmt: skip
-SHOWN = "return [document.querySelector('.concepts-flip-caption').textContent, document.querySelector('.concepts-flip-picture').src]"
+SHOWN = (
+    "return [document.querySelector('.concepts-flip-caption').textContent, "
+    "document.querySelector('.concepts-flip-picture').src]"
+)
 
 
 def test_the_film_plays_under_the_pointer_and_turns_by_click_and_key(page, until, object_info):
@@ -99,7 +103,8 @@ const make = (lora, phrase, before) => {
   before?.connect(0, node, node.inputs.findIndex(input => input.name === 'concepts'));
   return node;
 };
-const last = make('animals/concepts-demo-tiger.safetensors', '', make('concepts-demo-lion.safetensors', 'a lion', null));
+const lion = make('concepts-demo-lion.safetensors', 'a lion', null);
+const last = make('animals/concepts-demo-tiger.safetensors', '', lion);
 const editor = LiteGraph.createNode('ConceptsRegionEditor');
 editor.pos = [420, 140];
 app.graph.add(editor);
@@ -179,7 +184,7 @@ def _is(colour, wanted):
 
 
 def test_the_editor_shows_the_picture_a_connected_node_shows(page, until, server):
-    """Before any run: Load Image's picture, scaled and cut in the middle to fill the canvas, until it is disconnected."""
+    """Before any run: Load Image's picture, scaled and cropped to fill the canvas, until it is disconnected."""
     picture = Image.new("RGB", (128, 64), "blue")
     picture.paste("red", (0, 0, 64, 64))
     picture.save(server.base / "input" / "behind.png")
@@ -225,6 +230,7 @@ def test_the_editor_shows_the_background_of_the_last_run(page, until, object_inf
     until(lambda: "type=temp" in page.js(ADDRESS), 40, "the run's background")
     until(lambda: _is(_colours(page, (0.1, 0.1))[0], (255, 0, 0)), what="the background")
     page.js(
-        "app.graph.getNodeById(2).disconnectInput(app.graph.getNodeById(2).inputs.findIndex(i => i.name === 'background'))"
+        "const node = app.graph.getNodeById(2); "
+        "node.disconnectInput(node.inputs.findIndex(i => i.name === 'background'))"
     )
     assert page.js(ADDRESS) == ""
