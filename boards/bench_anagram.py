@@ -17,7 +17,7 @@ from ..demo.sampling import CFG, STEPS, Painter, encode, noise_for
 from ..host.anagram.anti_segregation import Puller
 from ..host.anagram.guider import ViewPrompt, ViewsGuider
 from ..host.anagram.views import ViewConds
-from ..host.engine.latent_edits import Once
+from ..host.engine.latent_edits import EditSchedule
 from ..host.text.phrases import encode_with_phrase
 from ..methods.anagram.combine import MULTI_TASK_FAST, MULTI_TASK_FULL, combiner
 from ..methods.anagram.prediction import Predictions
@@ -89,7 +89,7 @@ class Bench:
         level = torch.full((1,), SIGMA)
         forward = lambda: comfy.samplers.calc_cond_batch(model, conds, noise, level, {})  # noqa: E731
         try:
-            return ratios(forward, lambda: Puller(model, listed, pull, Once())(noise, level, {}), self.runs * 4)
+            return ratios(forward, lambda: Puller(model, listed, pull, EditSchedule())(noise, level, {}), self.runs * 4)
         finally:
             self.painter.model.cleanup()
 

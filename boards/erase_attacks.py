@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..demo import vocabulary
-from ..host.engine.gradients import differentiable, differentiable_options, normal
+from ..host.engine.gradients import differentiable, differentiable_options, without_inference_tensors
 
 ITERATIONS, RATE = 24, 0.05
 PREFIX = 5  # tokens, as in UnlearnDiffAtk
@@ -85,8 +85,12 @@ def _descend(
 ) -> torch.Tensor:
     """Adam on the learned tokens; the best of all iterations."""
     with differentiable(patcher.model, clip.cond_stage_model):
-        x, sigma, wanted = normal(x), normal(sigma), normal(wanted)
-        learned = normal(start).clone().requires_grad_(True)
+        x, sigma, wanted = (
+            without_inference_tensors(x),
+            without_inference_tensors(sigma),
+            without_inference_tensors(wanted),
+        )
+        learned = without_inference_tensors(start).clone().requires_grad_(True)
         optimiser = torch.optim.Adam([learned], lr=RATE)
         options = differentiable_options(patcher.model_options)
         weight = (1 / sigma.square())[:, None, None, None]  # the error of the noise, not of the picture

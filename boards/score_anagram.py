@@ -21,7 +21,7 @@ from ..demo.judge import CLASSES, READER, Judge
 from ..demo.sampling import Painter, encode, noise_for
 from ..host.anagram.contrast import contrasted
 from ..host.anagram.guider import ViewPrompt, ViewsGuider
-from ..host.engine.time_travel import travelling
+from ..host.engine.time_travel import travelling_sampler
 from ..host.engine.vae import cell_side
 from ..host.text.phrases import encode_with_phrase
 from ..methods.anagram.balance import Reader
@@ -226,7 +226,7 @@ class Maker:
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "score", count)
         noise = noise_for([seed + 100 * more for seed in self.seeds for more in range(method.of)])
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-        sampler = travelling(comfy.samplers.sampler_object("euler"), *TRAVEL, method.repeats)
+        sampler = travelling_sampler(comfy.samplers.sampler_object("euler"), *TRAVEL, method.repeats)
         latents = self.guider(task, method, model).sample(
             noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1
         )

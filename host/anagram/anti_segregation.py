@@ -17,9 +17,16 @@ import torch.nn.functional as F
 
 from .. import keys
 from ..engine.attention import CROSS, Captured, Site, capture, find_sites, unet_of
-from ..engine.gradients import check_differentiable, differentiable_options, gradient_of, normal, plain_patcher, prompts
-from ..engine.latent_edits import Once, once_for
-from ..engine.sampling import progress_of
+from ..engine.gradients import (
+    check_differentiable,
+    differentiable_conds,
+    differentiable_options,
+    gradient_of,
+    plain_patcher,
+    without_inference_tensors,
+)
+from ..engine.latent_edits import EditSchedule, edit_schedule_for
+from ..engine.sampling import percent_of
 from .views import ViewConds, frames_of, in_frames, needs_own_frame
 
 WHO = "Anti-segregation"
@@ -59,7 +66,7 @@ def pulled_model(model: Any, views: Sequence[Any]) -> Any:
 class Puller:
     """Pulls at the latent during one sampling; made anew for each."""
 
-    def __init__(self, model: Any, views: Sequence[ViewConds], pull: Pull, once: Once) -> None:
+    def __init__(self, model: Any, views: Sequence[ViewConds], pull: Pull, once: EditSchedule) -> None:
         check_differentiable(model)
         self.model, self.views, self.pull, self.once = model, views, pull, once
         self.unet = unet_of(model)
@@ -67,15 +74,15 @@ class Puller:
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]) -> torch.Tensor:
         """The latent to predict at."""
-        due = self.once.due(sigma)
-        progress = progress_of(self.model.model_sampling, float(sigma.max()))
+        due = self.once.is_due(sigma)
+        progress = percent_of(self.model.model_sampling, float(sigma.max()))
         looks = _looks_at(self.views, sigma)
         if not due or not looks or not self.pull.start <= progress <= self.pull.end:
             return x
         moved = x
         for _ in range(self.pull.iterations):
             moved = self._pulled(looks, moved, sigma, model_options)
-        return self.once.kept(x, moved)
+        return self.once.apply(x, moved)
 
     def _pulled(
         self, looks: Sequence[ViewConds], x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
@@ -83,7 +90,7 @@ class Puller:
         losses: list[torch.Tensor] = []
 
         def loss_of(z: torch.Tensor) -> torch.Tensor:
-            each = self.pull.loss(self._maps(looks, z, normal(sigma), model_options))
+            each = self.pull.loss(self._maps(looks, z, without_inference_tensors(sigma), model_options))
             losses.append(each.detach())
             return each.sum()  # pictures of a batch do not meet, so each gets its own gradient
 
@@ -117,7 +124,9 @@ class Puller:
         framed, calls = _watched(differentiable_options(in_frames(options, frames_of(looks), latent_is_turned=turned)))
         shown = looks[0].view.forward(z).contiguous() if turned else z
         with capture(self.unet, self.sites, stop=True) as seen:
-            comfy.samplers.calc_cond_batch(self.model, prompts([look.positive for look in looks]), shown, sigma, framed)
+            comfy.samplers.calc_cond_batch(
+                self.model, differentiable_conds([look.positive for look in looks]), shown, sigma, framed
+            )
         rows = calls[0]
         if len(rows) < len(looks):
             return []
@@ -144,7 +153,7 @@ def puller_for(
     if len(counted) < 2:
         return None
     return Puller(
-        model, counted, pull, once_for(sampler, sigmas, denoise_mask, model.model_sampling, WHO, pull.lasting)
+        model, counted, pull, edit_schedule_for(sampler, sigmas, denoise_mask, model.model_sampling, WHO, pull.lasting)
     )
 
 

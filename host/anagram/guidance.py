@@ -14,7 +14,7 @@ import torch
 
 from ...methods.anagram.prediction import Memory
 from .. import keys
-from ..engine.sampling import levels, progress_of, step_of
+from ..engine.sampling import percent_of, signal_and_noise, step_of
 from ..engine.vae import PIXEL_CHANNELS
 from .views import Conds, ViewConds, answers_of, frames_of, in_frames, needs_own_frame, predict_views
 
@@ -166,9 +166,9 @@ def _combined(
 ) -> list[torch.Tensor]:
     """One positive and one negative prediction; without a negative the host expects zeros."""
     level = float(sigma.max())
-    signal, noise = levels(model.model_sampling, level)
+    signal, noise = signal_and_noise(model.model_sampling, level)
     cond, uncond = combine(
-        x=x, signal=signal, noise=noise, progress=progress_of(model.model_sampling, level),
+        x=x, signal=signal, noise=noise, progress=percent_of(model.model_sampling, level),
         step=step_of(options.get("transformer_options", {}), level), positive=tuple(positive),
         negative=None if negative is None else tuple(negative), cfg=cfg, memory=memory,
     )  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from ...methods.anagram.prediction import Memory
 from ...methods.panels import Panel
 from .. import keys
-from ..engine.preview import Painter, watched
+from ..engine.preview import Painter, with_previews
 from ..engine.sampling import asking_for_room
 from .anti_segregation import Pull, Puller, pulled_model, puller_for
 from .guidance import Combine, check_own_cfg, check_view, guide_views, known_latent, times_the_rows
@@ -148,7 +148,7 @@ class ViewsGuider(comfy.samplers.CFGGuider):
             self.view_conds.append(ViewConds(prompt.view, pair["positive"], pair["negative"], known))
         self.memory = Memory()
         if self.shows_views:
-            callback = watched(callback, self.model_patcher, self.panels)
+            callback = with_previews(callback, self.model_patcher, self.panels)
         try:
             if self.pull is not None:
                 counted = [v for v, prompt in zip(self.view_conds, self.prompts, strict=True) if prompt.counted]

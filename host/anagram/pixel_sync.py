@@ -17,11 +17,11 @@ import torch
 
 from ...methods.panels import Panel
 from .. import keys
-from ..engine.auxiliary_models import sampled_stays_loaded, with_helpers
+from ..engine.auxiliary_models import keep_model_loaded, with_additional_models
 from ..engine.preview import Painter
 from ..engine.sampling import step_of
-from ..engine.time_travel import name_of
-from ..engine.vae import cell_side, decoded, encoded
+from ..engine.time_travel import sampler_name
+from ..engine.vae import cell_side, decoded_pictures, encoded_latents
 from .guidance import check_latent
 from .guider import ViewPrompt, ViewsGuider
 from .views import ViewConds, needs_own_frame
@@ -54,7 +54,7 @@ class PixelSyncGuider(ViewsGuider):
         blend: Callable[[torch.Tensor], torch.Tensor],
         every: int = 1,
     ) -> None:
-        super().__init__(with_helpers(model, [vae]), prompts, combine=_unused, cfg=cfg)
+        super().__init__(with_additional_models(model, [vae]), prompts, combine=_unused, cfg=cfg)
         self.vae, self.blend, self.every = vae, blend, max(1, every)
         if self.prompts[0].view.name != "identity":
             raise ValueError(
@@ -72,7 +72,7 @@ class PixelSyncGuider(ViewsGuider):
         check_latent(latent_image)
         if latent_image.ndim > 4 and latent_image.shape[2] > 1:
             raise ValueError("Pixel sync brings pictures together, not films; set the latent's length to 1.")
-        if "cfg_pp" in name_of(sampler):
+        if "cfg_pp" in sampler_name(sampler):
             raise ValueError(
                 "A cfg++ sampler goes on with the negative prediction of one latent, and here every view has its own; use "
                 "euler or dpmpp_2m, or Anagram Guider."
@@ -115,7 +115,7 @@ class PixelSyncGuider(ViewsGuider):
         ]
         step = step_of(options.get("transformer_options", {}), float(timestep.max()))
         if len(clean) > 1 and step % self.every == 0:
-            with sampled_stays_loaded(self.inner_model, x):
+            with keep_model_loaded(self.inner_model, x):
                 clean = self._brought_together(clean)
         return torch.cat(clean)
 
@@ -150,10 +150,10 @@ class PixelSyncGuider(ViewsGuider):
 
     def _decoded(self, z: torch.Tensor) -> torch.Tensor:
         """A picture symmetric about zero, (batch, 3, height, width) in −1..1."""
-        return decoded(self.vae, self.inner_model.process_latent_out(z)).movedim(-1, 1) * 2 - 1
+        return decoded_pictures(self.vae, self.inner_model.process_latent_out(z)).movedim(-1, 1) * 2 - 1
 
     def _encoded(self, picture: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        return self.inner_model.process_latent_in(encoded(self.vae, (picture.movedim(1, -1) + 1) / 2, like))
+        return self.inner_model.process_latent_in(encoded_latents(self.vae, (picture.movedim(1, -1) + 1) / 2, like))
 
 
 def _unused(**_: Any) -> tuple[torch.Tensor, None]:

@@ -13,9 +13,15 @@ from ...methods.compose.reinit import around, copied, restored, scaled, sources,
 from ...methods.compose.settings import Compose
 from ...methods.compose.stop import StopRule
 from ..engine.attention import CROSS, SELF, Captured, Site, capture, find_sites
-from ..engine.gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
-from ..engine.latent_edits import Once
-from ..engine.sampling import progress_of
+from ..engine.gradients import (
+    check_differentiable,
+    differentiable_conds,
+    differentiable_options,
+    gradient_of,
+    without_inference_tensors,
+)
+from ..engine.latent_edits import EditSchedule
+from ..engine.sampling import percent_of
 from .injection import Injection
 
 _WIDE = 16  # tokens of the shorter side of the maps, as in the paper for SD 1.5
@@ -89,7 +95,7 @@ class Enhancer:
     ``seen`` holds the maps of the last step, for each region (batch, words, h, w), and the percent (0 to 1) they are of.
     """
 
-    def __init__(self, injection: Injection, positive: list, settings: Compose, once: Once) -> None:
+    def __init__(self, injection: Injection, positive: list, settings: Compose, once: EditSchedule) -> None:
         check_differentiable(injection.model)
         self.injection, self.positive, self.settings, self.once = injection, positive, settings, once
         self.stop = StopRule(settings.stop)
@@ -100,21 +106,21 @@ class Enhancer:
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         """The latent to predict at."""
-        due, level = self.once.due(sigma), float(sigma.max())
-        progress = progress_of(self.injection.model.model_sampling, level)
+        due, level = self.once.is_due(sigma), float(sigma.max())
+        progress = percent_of(self.injection.model.model_sampling, level)
         if not due or not self.settings.start <= progress <= self.settings.end:
             return x
         if self.going is not None and not self.going.any():
             return x
-        return self.once.kept(x, self._moved(x, sigma, level, progress, options))
+        return self.once.apply(x, self._moved(x, sigma, level, progress, options))
 
     def _moved(self, x, sigma, level: float, progress: float, options: dict[str, Any]) -> torch.Tensor:
         seen: list[torch.Tensor] = []
 
         def loss_of(z: torch.Tensor) -> torch.Tensor:
-            (positive,) = prompts([self.positive])
+            (positive,) = differentiable_conds([self.positive])
             maps = Maps(self.injection, positive, *x.shape[-2:], regions=self.settings.weights.region > 0)
-            found = maps.of(z, normal(sigma), differentiable_options(options))
+            found = maps.of(z, without_inference_tensors(sigma), differentiable_options(options))
             if found is None:
                 return (0 * z).sum()  # nobody has looked yet, so nothing pulls
             cross, attention = found

@@ -16,11 +16,11 @@ from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
 from ..engine.attention import unet_of
-from ..engine.base_prompts import check_base
+from ..engine.base_prompts import check_base_prompts
 from ..engine.gradients import plain_patcher
-from ..engine.latent_edits import Once, once_for
-from ..engine.preview import Painter, watched
-from ..engine.sampling import progress_of
+from ..engine.latent_edits import EditSchedule, edit_schedule_for
+from ..engine.preview import Painter, with_previews
+from ..engine.sampling import percent_of
 from ..lora.branches import prepared
 from ..lora.concept import Concept, check_layers
 from ..lora.files import unet_factors
@@ -69,7 +69,7 @@ class ComposeGuider(comfy.samplers.CFGGuider):
     ) -> None:
         active = [n for n, concept in enumerate(concepts) if concept.strength != 0]
         super().__init__(plain_patcher(model) if active and settings.enhancement > 0 else model)
-        check_base(positive, negative)
+        check_base_prompts(positive, negative)
         self.inner_set_conds({"positive": positive, "negative": negative})
         self.set_cfg(cfg)
         self.concepts = [concepts[n] for n in active]
@@ -113,16 +113,16 @@ class ComposeGuider(comfy.samplers.CFGGuider):
                 extra_args["model_options"],
                 self.settings.reinit,
             )
-        callback = watched(callback, self.model_patcher, self.panels)
+        callback = with_previews(callback, self.model_patcher, self.panels)
         out = executor(guider, sigmas, extra_args, callback, noise, latent, mask, *args, **kwargs)
         if self.watcher is not None:
             log.warning(_NEVER_FOUND, 100 * self.settings.automatic)
         return out
 
-    def _once(self, sampler: Any, sigmas: torch.Tensor, mask: torch.Tensor | None) -> Once | None:
+    def _once(self, sampler: Any, sigmas: torch.Tensor, mask: torch.Tensor | None) -> EditSchedule | None:
         if self.settings.enhancement <= 0:
             return None
-        return once_for(sampler, sigmas, mask, self.inner_model.model_sampling, _WHO)
+        return edit_schedule_for(sampler, sigmas, mask, self.inner_model.model_sampling, _WHO)
 
     def panels(self, x0: torch.Tensor, paint: Painter) -> list[Panel]:
         """What a person sees of a step: the picture under the regions of its concepts, once they are known, and below where
@@ -141,7 +141,7 @@ class ComposeGuider(comfy.samplers.CFGGuider):
             return AttentionSnapshot(self.watcher.maps(), self.watcher.progress)
         return self.found
 
-    def _start(self, covered: torch.Tensor, like: torch.Tensor, once: Once | None) -> None:
+    def _start(self, covered: torch.Tensor, like: torch.Tensor, once: EditSchedule | None) -> None:
         model = self.inner_model
         dtype = model.manual_cast_dtype or model.get_dtype()
         device = model.current_patcher.load_device
@@ -178,7 +178,7 @@ class ComposeGuider(comfy.samplers.CFGGuider):
         if running is None:
             return super().predict_noise(x, timestep, options, seed)
         if self.watcher is not None:
-            progress = progress_of(self.inner_model.model_sampling, float(timestep.max()))
+            progress = percent_of(self.inner_model.model_sampling, float(timestep.max()))
             if progress < self.settings.automatic or not self.watcher.sums:
                 return super().predict_noise(x, timestep, self.watcher.options(options, progress), seed)
             self.found = self.attention()

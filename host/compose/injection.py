@@ -19,7 +19,17 @@ from comfy.ldm.modules.attention import optimized_attention
 
 from ...methods.masks import MaskPyramid
 from .. import keys
-from ..engine.attention import CROSS, SELF, Attend, Place, Site, after_attention, around_attention, sites_of, unet_of
+from ..engine.attention import (
+    CROSS,
+    SELF,
+    Attend,
+    OutputSite,
+    Site,
+    after_attention,
+    override_attention,
+    sites_of,
+    unet_of,
+)
 from ..lora.branches import Branch, low_rank, other_tokens
 from ..lora.files import Factors
 
@@ -78,7 +88,7 @@ class Injection:
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the options under which the concepts stand in their regions."""
         sites = [s for s in self.sites if s.kind == CROSS or (self.isolation and len(self.voices) > 1)]
-        options = around_attention(model_options, self.unet, sites, self._answer)
+        options = override_attention(model_options, self.unet, sites, self._answer)
         options = after_attention(options, self._after)
         kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
         comfy.patcher_extension.add_wrapper_with_key(kind, keys.COMPOSER, self._call, options, is_model_options=True)
@@ -181,7 +191,7 @@ class Injection:
         part = _branch(h, factors, voice.strength)
         return part.new_zeros(part.shape[0], count, part.shape[-1]).index_add(1, own, part)
 
-    def _after(self, output: torch.Tensor, place: Place, extra: dict[str, Any]) -> torch.Tensor:
+    def _after(self, output: torch.Tensor, place: OutputSite, extra: dict[str, Any]) -> torch.Tensor:
         added = self._added.pop((place.block, place.depth), None) if place.kind == CROSS else None
         return output if added is None else output + added.to(output)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..engine.attention import CROSS, Attend, Site, around_attention, find_sites
+from ..engine.attention import CROSS, Attend, Site, find_sites, override_attention
 from .enhancement import loss_sites
 from .injection import Injection, grid_of
 
@@ -24,7 +24,7 @@ class Watcher:
     def options(self, options: dict[str, Any], progress: float) -> dict[str, Any]:
         """A copy of the options under which the maps are summed at this percent (0 to 1); the answers stay as they are."""
         self.progress = progress
-        return around_attention(options, self.injection.unet, self.sites, self._answer)
+        return override_attention(options, self.injection.unet, self.sites, self._answer)
 
     def _answer(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, extra: dict[str, Any], attend: Attend

@@ -11,8 +11,8 @@ import torch
 from ...methods.compose.similarity import ObjectPositions
 from ...methods.compose.suppression import suppression
 from .. import keys
-from ..engine.attention import CROSS, Attend, Site, around_attention, find_sites, unet_of
-from ..engine.sampling import progress_of
+from ..engine.attention import CROSS, Attend, Site, find_sites, override_attention, unet_of
+from ..engine.sampling import percent_of
 
 
 def with_suppression(model: Any, strength: float, start: float, end: float, *, renormalise: bool = False) -> Any:
@@ -31,10 +31,10 @@ def with_suppression(model: Any, strength: float, start: float, end: float, *, r
 
     def wrapper(executor, model, conds, x, timestep, model_options, *args, **kwargs):
         known = words_of(conds)
-        progress = progress_of(model.model_sampling, float(timestep.max())) if known else 0.0
+        progress = percent_of(model.model_sampling, float(timestep.max())) if known else 0.0
         if known and start <= progress <= end:
             suppressor = Suppressor(known, strength, renormalise)
-            model_options = around_attention(model_options, unet_of(model), sites, suppressor)
+            model_options = override_attention(model_options, unet_of(model), sites, suppressor)
         return executor(model, conds, x, timestep, model_options, *args, **kwargs)
 
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, keys.SUPPRESSION, _named)

@@ -14,8 +14,8 @@ from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot
 from ..engine.attention import capture
 from ..engine.gradients import plain_patcher
-from ..engine.latent_edits import once_for
-from ..engine.sampling import progress_of
+from ..engine.latent_edits import edit_schedule_for
+from ..engine.sampling import percent_of
 from ..lora.concept import Concept
 from .layout import Aligner, LayoutReference, mask_site, trajectory
 from .path_guider import PathGuider, first_masks
@@ -82,14 +82,14 @@ class ConductGuider(PathGuider):
             if self.points:
                 paths.masks = MaskPyramid(self._masks_at_points(paths, layout, levels))
             if self.settings.guidance_weight > 0:
-                once = once_for(sampler, sigmas, denoise_mask, self.inner_model.model_sampling, _WHO)
+                once = edit_schedule_for(sampler, sigmas, denoise_mask, self.inner_model.model_sampling, _WHO)
                 self.aligner = Aligner(paths, layout, levels, sigmas, self.settings, once)
         self.masks = None
         self._followed: tuple[torch.Tensor, torch.Tensor] | None = None  # each path's own masks and the base's
         return paths
 
     def before(self, paths: Paths, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        progress = progress_of(paths.model.model_sampling, float(sigma.max()))
+        progress = percent_of(paths.model.model_sampling, float(sigma.max()))
         if self.aligner is not None:
             x = self.aligner(x, sigma, options)
         paths.merging = self.settings.injects_at(progress)
@@ -98,7 +98,7 @@ class ConductGuider(PathGuider):
 
     def after(self, paths: Paths, x: torch.Tensor, sigma: torch.Tensor) -> None:
         if paths.look_at is not None and paths.maps:
-            self.refined_at = progress_of(paths.model.model_sampling, float(sigma.max()))
+            self.refined_at = percent_of(paths.model.model_sampling, float(sigma.max()))
             grid = _grid(paths.maps[0].shape[-1], *x.shape[-2:])
             paths.masks = MaskPyramid(self._refined(paths, grid, len(x)))
             own = torch.stack([paths.maps[number][0] for number in range(1, len(paths.paths))])
@@ -150,7 +150,7 @@ class ConductGuider(PathGuider):
     def _masks_at_points(self, paths: Paths, layout: Path, levels: dict[float, torch.Tensor]) -> torch.Tensor:
         """First masks from the clicks, of the reference at the noise level where refinement ends."""
         model = paths.model
-        level = min(levels, key=lambda s: abs(progress_of(model.model_sampling, s) - self.settings.refine_end))
+        level = min(levels, key=lambda s: abs(percent_of(model.model_sampling, s) - self.settings.refine_end))
         x = levels[level]
         with capture(paths.unet, [self.site]) as seen:
             comfy.samplers.calc_cond_batch(model, [layout.positive], x, x.new_full((1,), level), self.model_options)

@@ -13,9 +13,15 @@ import torch
 from ...methods.conduct.alignment import alignment_loss, inverted_step, moved
 from ...methods.conduct.settings import Conduct
 from ..engine.attention import SELF, Captured, Site, capture, find_sites
-from ..engine.gradients import check_differentiable, differentiable_options, gradient_of, normal, prompts
-from ..engine.latent_edits import Once
-from ..engine.sampling import progress_of
+from ..engine.gradients import (
+    check_differentiable,
+    differentiable_conds,
+    differentiable_options,
+    gradient_of,
+    without_inference_tensors,
+)
+from ..engine.latent_edits import EditSchedule
+from ..engine.sampling import percent_of
 from .paths import Conds, Path, Paths
 
 _WIDE = 32  # tokens of a side of the maps that masks are refined on, in the paper for every model
@@ -128,13 +134,13 @@ class Aligner:
         levels: dict[float, torch.Tensor],
         sigmas: torch.Tensor,
         settings: Conduct,
-        once: Once,
+        once: EditSchedule,
     ) -> None:
         check_differentiable(paths.model)
         self.paths, self.layout, self.levels, self.settings, self.once = paths, layout, levels, settings, once
         self.site = guidance_site(paths.unet)
         sampling = paths.model.model_sampling
-        guided = sum(settings.guides_at(progress_of(sampling, float(s))) for s in sigmas[:-1])
+        guided = sum(settings.guides_at(percent_of(sampling, float(s))) for s in sigmas[:-1])
         self.steps = settings.steps_each(guided)
         self.losses: list[float] = []
         self.seen: dict[Path, Captured] = {}
@@ -142,8 +148,8 @@ class Aligner:
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         """The latent to predict at."""
-        due, level = self.once.due(sigma), float(sigma.max())
-        progress = progress_of(self.paths.model.model_sampling, level)
+        due, level = self.once.is_due(sigma), float(sigma.max())
+        progress = percent_of(self.paths.model.model_sampling, level)
         if not due or not self.settings.guides_at(progress):
             return x
         self.progress = progress
@@ -154,7 +160,7 @@ class Aligner:
         edited = x
         for _ in range(self.steps):
             edited = self._moved(edited, sigma, wanted, options)
-        return self.once.kept(x, edited)
+        return self.once.apply(x, edited)
 
     def _reference_at(self, level: float) -> torch.Tensor:
         return self.levels[min(self.levels, key=lambda known: abs(known - level))]
@@ -168,8 +174,10 @@ class Aligner:
             share = 1.0 if number == 0 else self.settings.concept_share / (len(self.paths.paths) - 1)
 
             def loss_of(z: torch.Tensor, path: Path = path, share: float = share) -> torch.Tensor:
-                keys = self._keys(path, z, normal(sigma), differentiable_options(options))
-                return share * alignment_loss(keys, normal(wanted)).sum()  # pictures of a batch do not meet
+                keys = self._keys(path, z, without_inference_tensors(sigma), differentiable_options(options))
+                return (
+                    share * alignment_loss(keys, without_inference_tensors(wanted)).sum()
+                )  # pictures of a batch do not meet
 
             gradient = gradient_of(self.paths.model, x, loss_of)
             if gradient.value is None:
@@ -182,7 +190,11 @@ class Aligner:
         """The keys of the guidance site on one path, (batch, tokens, channels); the forward pass ends there."""
         with self.paths.alone(path), capture(self.paths.unet, [self.site], stop=True) as seen:
             comfy.samplers.calc_cond_batch(
-                self.paths.model, prompts([path.positive[:1]]), z, sigma.expand(len(z)), self.paths.routed(options)
+                self.paths.model,
+                differentiable_conds([path.positive[:1]]),
+                z,
+                sigma.expand(len(z)),
+                self.paths.routed(options),
             )
         self.seen[path] = seen.first()
         return seen.key(self.site)

@@ -16,8 +16,8 @@ import torch
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
 from ..engine.attention import unet_of
-from ..engine.base_prompts import check_base
-from ..engine.preview import Painter, watched
+from ..engine.base_prompts import check_base_prompts
+from ..engine.preview import Painter, with_previews
 from ..engine.sampling import asking_for_room
 from ..lora.branches import prepared
 from ..lora.concept import Concept, check_layers
@@ -47,7 +47,7 @@ class PathGuider(comfy.samplers.CFGGuider):
         masks_for: Callable[[int, int], Masks],
     ) -> None:
         super().__init__(model)
-        check_base(positive, negative)
+        check_base_prompts(positive, negative)
         if concepts:
             check_layers(concepts, unet_of(model.model))
         self.concepts, self.masks_for = tuple(concepts), masks_for
@@ -78,7 +78,7 @@ class PathGuider(comfy.samplers.CFGGuider):
         if not self.concepts:
             return super().inner_sample(*about, callback, *args, **kwargs)
         self.about = (noise, sampler, sigmas, denoise_mask)
-        callback = watched(callback, self.model_patcher, self.panels)
+        callback = with_previews(callback, self.model_patcher, self.panels)
         try:
             return super().inner_sample(*about, callback, *args, **kwargs)
         finally:

@@ -24,7 +24,7 @@ from .. import keys
 from ..engine.attention import (
     CROSS,
     Captured,
-    Place,
+    OutputSite,
     Site,
     after_attention,
     after_transformers,
@@ -90,7 +90,7 @@ class Paths:
     def __post_init__(self) -> None:
         self.unet = unet_of(self.model)
         self.layers = {(s.block, s.depth): s.layer for s in find_sites(self.unet, CROSS)}
-        self._store: dict[tuple[int, int, Place], tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._store: dict[tuple[int, int, OutputSite], tuple[torch.Tensor, torch.Tensor]] | None = None
         self._asking = self._told = self._whole = False
         self._owner: dict[Any, tuple[int, int]] = {}
         for number, path in enumerate(self.paths):
@@ -238,7 +238,7 @@ class Paths:
             value = context
         return n, context, value
 
-    def _merge(self, output: torch.Tensor, place: Place, extra_options: dict[str, Any]) -> torch.Tensor:
+    def _merge(self, output: torch.Tensor, place: OutputSite, extra_options: dict[str, Any]) -> torch.Tensor:
         """After an attention of the decoder: h ← Σ M_i h_i in the rows of the base (2408.03632)."""
         table = extra_options.get(keys.PATH_ROWS)
         if not table or not self.merging or place.block[0] != "output" or len(self.paths) < 2:
@@ -271,7 +271,7 @@ class Paths:
             mask = masks[..., path, :, None]
             base.copy_(torch.addcmul(base, mask.to(base.dtype), h) if soft else torch.where(mask > 0, h, base))
 
-    def _stored(self, base: torch.Tensor, key: tuple[int, int, Place]) -> torch.Tensor | None:
+    def _stored(self, base: torch.Tensor, key: tuple[int, int, OutputSite]) -> torch.Tensor | None:
         if self._store is not None and key in self._store:
             kept, h = self._store[key]
             return base.index_copy(1, kept, h)

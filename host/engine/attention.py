@@ -169,7 +169,7 @@ def _grid_hook(seen: Captured, site: Site) -> Callable[..., None]:
     return hook
 
 
-class Place(NamedTuple):
+class OutputSite(NamedTuple):
     """Where an attention has just answered: its block and depth as in ``Site``, its kind, and the grid of its tokens."""
 
     block: tuple[str, int]
@@ -179,7 +179,7 @@ class Place(NamedTuple):
 
 
 def after_attention(
-    model_options: dict[str, Any], change: Callable[[torch.Tensor, Place, dict[str, Any]], torch.Tensor]
+    model_options: dict[str, Any], change: Callable[[torch.Tensor, OutputSite, dict[str, Any]], torch.Tensor]
 ) -> dict[str, Any]:
     """A copy of the options under which ``change`` sees the output of every attention, after ``to_out``, before the residual.
 
@@ -193,7 +193,7 @@ def after_attention(
     def patch_of(kind: str) -> Callable[[torch.Tensor, dict[str, Any]], torch.Tensor]:
         def patch(output: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
             height, width = extra_options["activations_shape"][-2:]
-            where = Place(tuple(extra_options["block"]), extra_options["block_index"], kind, (height, width))
+            where = OutputSite(tuple(extra_options["block"]), extra_options["block_index"], kind, (height, width))
             return change(output, where, extra_options)
 
         return patch
@@ -211,7 +211,7 @@ Around = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Site, dict[str, Any
 """Called as ``around(q, k, v, site, extra_options, attend)``."""
 
 
-def around_attention(
+def override_attention(
     model_options: dict[str, Any], unet: UNetModel, sites: Collection[Site], around: Around
 ) -> dict[str, Any]:
     """A copy of the options under which ``around`` answers at these sites, in the place of the attention.
@@ -270,7 +270,7 @@ def _around(unet: UNetModel, site: Site, before: Any, later: bool, around: Aroun
 
 
 @contextlib.contextmanager
-def after_transformers(unet: UNetModel, change: Callable[[torch.Tensor, Place], torch.Tensor]) -> Iterator[None]:
+def after_transformers(unet: UNetModel, change: Callable[[torch.Tensor, OutputSite], torch.Tensor]) -> Iterator[None]:
     """Inside it, ``change`` sees the output of every transformer of the decoder, after its residual, in place.
 
     Args:
@@ -280,7 +280,7 @@ def after_transformers(unet: UNetModel, change: Callable[[torch.Tensor, Place], 
     def hook_of(block: tuple[str, int]) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: torch.Tensor) -> None:
             grid = (int(output.shape[-2]), int(output.shape[-1]))
-            change(output.flatten(2).transpose(1, 2), Place(block, 0, "transformer", grid))
+            change(output.flatten(2).transpose(1, 2), OutputSite(block, 0, "transformer", grid))
 
         return hook
 

@@ -16,7 +16,7 @@ import torch
 from .. import keys
 
 
-def with_helpers(model: Any, helpers: Sequence[Any]) -> Any:
+def with_additional_models(model: Any, helpers: Sequence[Any]) -> Any:
     """A clone of the model whose samplings load these first, so that there is memory for all of them from the start.
 
     Args:
@@ -30,7 +30,7 @@ def with_helpers(model: Any, helpers: Sequence[Any]) -> Any:
 
 
 @contextmanager
-def sampled_stays_loaded(model: Any, latents: torch.Tensor) -> Iterator[None]:
+def keep_model_loaded(model: Any, latents: torch.Tensor) -> Iterator[None]:
     """Whatever is loaded inside, the model is back afterwards with its patches, if it is being sampled.
 
     Args:

@@ -8,7 +8,7 @@ _NOT_IN_ONE_CALL = {
 }  # fmt: skip
 
 
-def check_base(positive: list, negative: list) -> None:
+def check_base_prompts(positive: list, negative: list) -> None:
     """Refuses base prompts that need model calls of their own.
 
     Raises:

@@ -5,8 +5,8 @@ The host runs everything under inference mode, and what it loads there cannot be
 switches of the host that stand in the way are set; at the end all of it is put back, whatever happened.
 
     with differentiable(model):
-        z = normal(x).requires_grad_(True)
-        out = comfy.samplers.calc_cond_batch(model, prompts(conds), z, normal(sigma), differentiable_options(options))
+        z = without_inference_tensors(x).requires_grad_(True)
+        out = comfy.samplers.calc_cond_batch(model, differentiable_conds(conds), z, without_inference_tensors(sigma), differentiable_options(options))
         (gradient,) = torch.autograd.grad(loss(out), z)
 """
 
@@ -51,8 +51,8 @@ def differentiable(*models: torch.nn.Module, in_place: bool = True) -> Iterator[
             stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
         for model in models:
             stack.enter_context(_aliased(model))
-        stack.enter_context(switched(comfy.model_management, "in_training", True))
-        stack.enter_context(switched(comfy.model_management, "NUM_STREAMS", 0))
+        stack.enter_context(temporarily_set(comfy.model_management, "in_training", True))
+        stack.enter_context(temporarily_set(comfy.model_management, "NUM_STREAMS", 0))
         yield
 
 
@@ -107,21 +107,21 @@ def plain_patcher(patcher: Any) -> Any:
         ) from error
 
 
-def normal(value: Any) -> Any:
+def without_inference_tensors(value: Any) -> Any:
     """The value with every inference tensor in it cloned into an ordinary one, through dicts, lists, tuples and the host's
     conditioning objects. To be called inside the region, for everything that goes into the model call."""
     if isinstance(value, torch.Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, dict):
-        return {key: normal(item) for key, item in value.items()}
+        return {key: without_inference_tensors(item) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(normal(item) for item in value)
+        return type(value)(without_inference_tensors(item) for item in value)
     if hasattr(value, "_copy_with"):  # a CONDRegular and its like
-        return value._copy_with(normal(value.cond))
+        return value._copy_with(without_inference_tensors(value.cond))
     return value
 
 
-class _Held:
+class _FrozenControl:
     """A ControlNet whose answer is taken as given: asked without a graph, at the latent as it stands.
 
     Its weights are as unfit for a backward pass as the model's were, and how it follows the latent is nothing a gradient of
@@ -133,23 +133,23 @@ class _Held:
 
     def get_control(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
-            return normal(self._control.get_control(x.detach(), *args, **kwargs))
+            return without_inference_tensors(self._control.get_control(x.detach(), *args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._control, name)
 
 
-def prompts(conds: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+def differentiable_conds(conds: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
     """Processed conditionings as a call with a gradient takes them: ordinary tensors, and ControlNets that are held.
 
     One ControlNet stays one object in all of them, or the host would tear the call apart.
     """
-    held: dict[int, _Held] = {}
+    held: dict[int, _FrozenControl] = {}
 
     def of(entry: dict[str, Any]) -> dict[str, Any]:
         control = entry.get("control")
-        own = normal(entry)
-        return own if control is None else own | {"control": held.setdefault(id(control), _Held(control))}
+        own = without_inference_tensors(entry)
+        return own if control is None else own | {"control": held.setdefault(id(control), _FrozenControl(control))}
 
     return [[of(entry) for entry in cond] for cond in conds]
 
@@ -169,7 +169,7 @@ def differentiable_options(model_options: dict[str, Any]) -> dict[str, Any]:
         return chained(attention_pytorch, *args, **kwargs) if chained else attention_pytorch(*args, **kwargs)
 
     override.differentiable = True  # type: ignore[attr-defined]
-    options["transformer_options"] = normal(transformer_options) | {_OVERRIDE: override}
+    options["transformer_options"] = without_inference_tensors(transformer_options) | {_OVERRIDE: override}
     return options
 
 
@@ -211,7 +211,7 @@ def loss_scale(model: Any) -> float:
 
 
 @contextlib.contextmanager
-def switched(owner: Any, name: str, value: Any) -> Iterator[None]:
+def temporarily_set(owner: Any, name: str, value: Any) -> Iterator[None]:
     """A global of the host at another value for a while; hosts that do not have it are left alone."""
     if not hasattr(owner, name):
         yield

@@ -32,7 +32,7 @@ import torch
 
 from ...methods.panels import Panel
 from ..types import BaseModel, Conds, Executor, ModelOptions, ModelPatcher, Options, Sampler, StepCallback
-from .preview import Painter, watched
+from .preview import Painter, with_previews
 from .sampling import asking_for_room
 
 Run = TypeVar("Run")
@@ -183,7 +183,7 @@ class RunGuider(comfy.samplers.CFGGuider, Generic[Run]):
         self.run = run = self.begin(sampling)
         noise = self.first_noise(run, sampling)
         if self.shows_panels:
-            callback = watched(callback, self.model_patcher, partial(self.panels, run))
+            callback = with_previews(callback, self.model_patcher, partial(self.panels, run))
         out = executor(guider, sigmas, extra_args, callback, noise, latent, denoise_mask, *args, **kwargs)
         self.finish(run)
         return out

@@ -1,7 +1,8 @@
-"""When an edit of a sampler's latent is due: once at each noise level, on the latent that the sampler goes on with.
+"""Edits of a sampler's latent before a prediction: gradient steps, and when they are due.
 
-A sampler of second order also asks at latents that it throws away: between the levels of its schedule (dpm_2, dpmpp_sde), or at
-the next level before it gets there (heun). An edit of those is work for nothing, and the latent that counts would go without.
+An edit is due once per noise level, at the latent that the sampler goes on with. A second-order sampler also evaluates latents
+that it throws away: between the levels of its schedule (dpm_2, dpmpp_sde), or at the next level before it gets there (heun).
+Editing those latents has no effect, and the one that is kept would be missed.
 """
 
 from __future__ import annotations
@@ -11,102 +12,137 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import comfy.model_sampling
 import torch
 
-from .time_travel import Travel, name_of
+from ..types import BaseModel, ModelOptions, ModelSampling, Sampler
+from .sampler_facts import SamplerFacts, facts_of
+from .sampling import percent_of
+from .time_travel import Travel, sampler_name
 
 log = logging.getLogger(__name__)
 
-_ADAPTIVE = "dpm_adaptive"
-_FORGETFUL = ("unipc", "uni_pc", "lcm", "dpm_fast", "sa_solver")  # they go on with a latent of their own
-_CORRECTED = "sa_solver_pece"  # asks again at the corrected latent, and goes on with that
-_OWN_LEVELS = "dpm_fast"
-_SAME = 1e-3  # relative; for flow models some samplers lower the first level by less
+_SAME_SIGMA = 1e-3  # relative; for flow models some samplers lower the first level by less
 
 
 @dataclass(eq=False)
-class Once:
-    """Tells, at each question of one sampling, whether an edit is due; made anew for each.
+class EditSchedule:
+    """Says at each evaluation of one sampling whether an edit is due. Each sampling needs a new one.
 
     Args:
-        levels: the schedule's noise levels. Without any, each level below all before is one.
-        trials: how many questions at each of them come before the one at the latent that lasts.
-        lasting: whether an edit of the sampler's own latent stays; otherwise only the prediction sees it.
+        sigmas: the schedule's noise levels. Without any, each level below all earlier ones counts as one.
+        lookahead_calls: per level, the evaluations before the one at the latent that the sampler keeps.
+        in_place: whether an edit is written into the sampler's own latent. Otherwise only the prediction sees it.
     """
 
-    levels: Sequence[float] = ()
-    trials: Sequence[int] = ()
-    lasting: bool = False
-    _asked: Counter[int] = field(default_factory=Counter)
+    sigmas: Sequence[float] = ()
+    lookahead_calls: Sequence[int] = ()
+    in_place: bool = False
+    _calls: Counter[int] = field(default_factory=Counter)
     _lowest: float = float("inf")
 
-    def due(self, sigma: torch.Tensor) -> bool:
-        """To be asked at every question of the sampler, for it counts them."""
-        level = float(sigma.max())
-        if not self.levels:
-            below, self._lowest = level < self._lowest, min(level, self._lowest)
+    def is_due(self, sigma: torch.Tensor) -> bool:
+        """Whether to edit now. Call it at every evaluation, because it counts them."""
+        now = float(sigma.max())
+        if not self.sigmas:
+            below, self._lowest = now < self._lowest, min(now, self._lowest)
             return below
-        at = min(range(len(self.levels)), key=lambda n: abs(self.levels[n] - level))
-        if abs(self.levels[at] - level) > _SAME * self.levels[at]:
+        at = min(range(len(self.sigmas)), key=lambda n: abs(self.sigmas[n] - now))
+        if abs(self.sigmas[at] - now) > _SAME_SIGMA * self.sigmas[at]:
             return False
-        self._asked[at] += 1
-        return self._asked[at] == self.trials[at] + 1
+        self._calls[at] += 1
+        return self._calls[at] == self.lookahead_calls[at] + 1
 
-    def kept(self, x: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
-        """The latent to predict at; where edits last, it is the sampler's own."""
-        return x.copy_(edited) if self.lasting and edited is not x else edited
+    def apply(self, x: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
+        """The latent to predict at: the sampler's own, changed in place, or the edited one."""
+        return x.copy_(edited) if self.in_place and edited is not x else edited
 
 
-def once_for(
-    sampler: Any, sigmas: torch.Tensor, denoise_mask: torch.Tensor | None, model_sampling: Any, who: str,
-    wanted: bool | None = None,
-) -> Once:  # fmt: skip
-    """When edits are due with this sampler; says so in the log where they do not last.
+class LatentEdit:
+    """Gradient steps on the latent of one sampling, inside a window of it. Each sampling needs a new object.
+
+    A verb implements ``step``, and ``prepare`` if all steps before one prediction share something.
 
     Args:
-        wanted: whether edits shall be written into the sampler's own latent; None is where it keeps them.
+        model: the host's model, loaded.
+        window: first and last sampling percent (0 to 1); both belong to it.
+        iterations: steps before one prediction.
+
+    Attributes:
+        percent: the sampling percent of the last edit.
+    """
+
+    percent = 0.0
+
+    def __init__(
+        self, model: BaseModel, schedule: EditSchedule, window: tuple[float, float], iterations: int = 1
+    ) -> None:
+        self.model, self.schedule, self.window, self.iterations = model, schedule, window, iterations
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> torch.Tensor:
+        """The latent to predict at, shaped like ``x``. Call it at every evaluation of the sampler."""
+        is_due = self.schedule.is_due(sigma)
+        percent = percent_of(self.model.model_sampling, float(sigma.max()))
+        if not is_due or not self.window[0] <= percent <= self.window[1] or not self.prepare(sigma, options):
+            return x
+        self.percent, edited = percent, x
+        for _ in range(self.iterations):
+            edited = self.step(edited, sigma, options)
+        return self.schedule.apply(x, edited)
+
+    def prepare(self, sigma: torch.Tensor, options: ModelOptions) -> bool:
+        """Runs before the steps of one prediction. False leaves the latent as it is."""
+        return True
+
+    def step(self, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> torch.Tensor:
+        """The latent after one gradient step; ``x`` itself stays as it is."""
+        raise NotImplementedError
+
+
+def edit_schedule_for(
+    sampler: Sampler,
+    sigmas: torch.Tensor,
+    denoise_mask: torch.Tensor | None,
+    model_sampling: ModelSampling,
+    who: str,
+    in_place: bool | None = None,
+) -> EditSchedule:
+    """When edits are due with this sampler. Logs it if the sampler does not keep them.
+
+    Args:
+        who: the subject of that message, and of the refusal.
+        in_place: whether edits go into the sampler's own latent; None writes them where it keeps them.
 
     Raises:
-        ValueError: a sampler that measures its own error, which an edit would look like.
+        ValueError: a sampler that measures its own error: it would take an edit for one.
     """
-    function = getattr(sampler, "sampler_function", None)
-    travel = function if isinstance(function, Travel) else None
-    name = name_of(sampler)
-    if _ADAPTIVE in name:
+    facts = facts_of(sampler_name(sampler))
+    if facts.measures_error:
         raise ValueError(f"{who} cannot work with dpm_adaptive, which would take it for an error; use euler.")
-    forgets = _CORRECTED not in name and any(word in name for word in _FORGETFUL)
-    kept = denoise_mask is None and not forgets
-    lasting = kept if wanted is None else wanted
-    if not kept and wanted is not False:
+    keeps_edits = facts.keeps_latent and denoise_mask is None
+    if not keeps_edits and in_place is not False:
         log.info("%s acts on the predictions alone: with this sampler or an inpaint mask the latent is not kept.", who)
+    in_place = keeps_edits if in_place is None else in_place
     options = getattr(sampler, "extra_options", None) or {}
-    if options.get("s_churn", 0.0) > 0 or _OWN_LEVELS in name:  # churn asks above each level
-        return Once(lasting=lasting)
-    most = _trials(name, options.get("eta", 1.0), isinstance(model_sampling, comfy.model_sampling.CONST))
+    if facts.own_levels or options.get("s_churn", 0.0) > 0:  # churn evaluates above each level
+        return EditSchedule(in_place=in_place)
+    lookahead = facts.lookahead(options.get("eta", 1.0), isinstance(model_sampling, comfy.model_sampling.CONST))
     levels = [float(s) for s in sigmas if s > 0]
-    if travel:
-        return Once(levels, _travelled(travel.passes(model_sampling, sigmas), most, _CORRECTED in name), lasting)
-    return Once(levels, [min(number, most) for number in range(len(levels))], lasting)
+    function = getattr(sampler, "sampler_function", None)
+    if isinstance(function, Travel):
+        calls = _repeated_calls(function.passes(model_sampling, sigmas), lookahead, facts)
+    else:
+        calls = [min(number, lookahead) for number in range(len(levels))]
+    return EditSchedule(levels, calls, in_place)
 
 
-def _travelled(passes: Sequence[int], most: int, corrected: bool) -> list[int]:
-    """The trials at each level where steps are taken again, ``passes`` of each: every pass of the step above asks at the level
-    too. One that asks again where it corrects itself does so within a run of steps alone, and a step of the window is its own.
+def _repeated_calls(passes: Sequence[int], lookahead: int, facts: SamplerFacts) -> list[int]:
+    """The lookahead calls per level where steps are repeated, ``passes`` times each.
+
+    Every pass of the step above evaluates at the level too. A sampler that corrects itself does so only within a run of steps,
+    and each step of the window is a run by itself.
     """
     within = [above == below == 1 for above, below in pairwise(passes)]
-    return [0, *(most * (inner if corrected else above) for above, inner in zip(passes, (*within, 0), strict=True))]
-
-
-def _trials(name: str, eta: float, flow: bool) -> int:
-    """How often the host's sampler of that name asks at a level before its latent gets there; at the first, it never does.
-
-    The middle of an ancestral step at eta 1 is the next level: σ_down is then σ'² / σ, and √(σ σ_down) is σ'. For flow models
-    the 2S form has its middle elsewhere.
-    """
-    if "heunpp2" in name:
-        return 2
-    middle = "dpm_2_ancestral" in name or ("dpmpp_2s_ancestral" in name and not (flow and not name.endswith("cfg_pp")))
-    return int(name == "sample_heun" or "exp_heun" in name or _CORRECTED in name or (middle and eta == 1))
+    steps = zip(passes, (*within, 0), strict=True)
+    return [0, *(lookahead * (inner if facts.corrects else above) for above, inner in steps)]

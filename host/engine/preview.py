@@ -42,7 +42,7 @@ def painter(model: Any) -> Painter | None:
     return paint
 
 
-def shown(model: Any, latents: torch.Tensor) -> torch.Tensor | None:
+def small_picture(model: Any, latents: torch.Tensor) -> torch.Tensor | None:
     """The first of clean latents as a small picture (h, w, 3) in 0..1, or None where the model's format has no colours.
 
     Args:
@@ -58,12 +58,12 @@ def preview_message(picture: torch.Tensor) -> tuple[str, Image.Image, int]:
     return "JPEG", Image.fromarray(pixels), latent_preview.MAX_PREVIEW_RESOLUTION
 
 
-def show(panels: Sequence[Panel], step: int, steps: int) -> None:
+def show_panels(panels: Sequence[Panel], step: int, steps: int) -> None:
     """Shows pictures side by side on the node that is working, whose bar stands at this step; raises if the run was cancelled."""
     comfy.utils.ProgressBar(steps).update_absolute(step, steps, preview_message(side_by_side(panels)))
 
 
-def watched(callback: Any, model: Any, panels: Panels) -> Any:
+def with_previews(callback: Any, model: Any, panels: Panels) -> Any:
     """A sampler's callback that also shows panels after each step; where latents cannot be painted, the callback as it was.
 
     The host's own callback goes first: ours is the picture that stays. A run without a callback has nobody who watches.
@@ -74,6 +74,6 @@ def watched(callback: Any, model: Any, panels: Panels) -> Any:
 
     def watching(step: int, x0: torch.Tensor, x: torch.Tensor, steps: int) -> None:
         callback(step, x0, x, steps)
-        show(panels(x0, paint), step + 1, steps)
+        show_panels(panels(x0, paint), step + 1, steps)
 
     return watching

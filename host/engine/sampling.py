@@ -9,12 +9,12 @@ import comfy.model_sampling
 import torch
 
 
-def levels(model_sampling: Any, sigma: float) -> tuple[float, float]:
+def signal_and_noise(model_sampling: Any, sigma: float) -> tuple[float, float]:
     """Signal and noise level of ``x = signal · x0 + noise · eps`` at this sigma: flow models fade the signal, others do not."""
     return (1.0 - sigma, sigma) if isinstance(model_sampling, comfy.model_sampling.CONST) else (1.0, sigma)
 
 
-def progress_of(model_sampling: Any, sigma: float) -> float:
+def percent_of(model_sampling: Any, sigma: float) -> float:
     """The sampling percent (0 to 1) at this sigma: the inverse of the host's ``percent_to_sigma``, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(24):

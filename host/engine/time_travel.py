@@ -12,13 +12,13 @@ from typing import Any
 import comfy.samplers
 import torch
 
-from .sampling import levels
+from .sampler_facts import facts_of
+from .sampling import signal_and_noise
 
-_WHOLE_SCHEDULE = ("heunpp2", "unipc", "uni_pc")  # by the step, the first is euler and the others do not move
 _SEEDS_APART = 0x9E3779B97F4A7C15
 
 
-def travelling(sampler: Any, start: float, end: float, repeats: int) -> Any:
+def travelling_sampler(sampler: Any, start: float, end: float, repeats: int) -> Any:
     """A SAMPLER that takes each step between ``start`` and ``end`` (sampling percent, 0 to 1) ``repeats`` times.
 
     With ``repeats`` 1, or an empty window, it is the given sampler. Within the window a sampler that remembers earlier
@@ -34,8 +34,8 @@ def travelling(sampler: Any, start: float, end: float, repeats: int) -> Any:
         raise ValueError(
             f"Time travel cannot take {type(sampler).__name__} apart into steps; use a sampler from KSamplerSelect."
         )
-    name = name_of(sampler)
-    if any(word in name for word in _WHOLE_SCHEDULE):
+    name = sampler_name(sampler)
+    if facts_of(name).whole_schedule:
         raise ValueError(
             f"Time travel takes single steps, and {name.removeprefix('sample_')} plans its steps over the whole schedule; use "
             "heun, dpm_2 or euler."
@@ -45,17 +45,17 @@ def travelling(sampler: Any, start: float, end: float, repeats: int) -> Any:
     )
 
 
-def name_of(sampler: Any) -> str:
+def sampler_name(sampler: Any) -> str:
     """What the host calls the sampler, in small letters; of a travelling one, the one that takes its steps."""
     function = getattr(sampler, "sampler_function", None)
     function = function.function if isinstance(function, Travel) else function
     return getattr(function, "__name__", type(sampler).__name__).lower()
 
 
-def renoised(x: torch.Tensor, noise: torch.Tensor, model_sampling: Any, low: float, high: float) -> torch.Tensor:
+def renoised_latent(x: torch.Tensor, noise: torch.Tensor, model_sampling: Any, low: float, high: float) -> torch.Tensor:
     """``x`` at noise level ``low`` brought back up to ``high`` with fresh unit ``noise``: signal and power are then as they
     were at ``high``. (x · a_high/a_low + √(s_high² − (s_low · a_high/a_low)²) · noise, with x = a · x0 + s · ε.)"""
-    (a_low, s_low), (a_high, s_high) = levels(model_sampling, low), levels(model_sampling, high)
+    (a_low, s_low), (a_high, s_high) = signal_and_noise(model_sampling, low), signal_and_noise(model_sampling, high)
     ratio = a_high / a_low
     return x * ratio + (s_high**2 - (s_low * ratio) ** 2) ** 0.5 * noise
 
@@ -95,7 +95,7 @@ class Travel:
                 x = run(step, step + 1, x)
                 if again < self.repeats - 1:
                     noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
-                    x = renoised(x, noise, model_sampling, float(sigmas[step + 1]), float(sigmas[step]))
+                    x = renoised_latent(x, noise, model_sampling, float(sigmas[step + 1]), float(sigmas[step]))
             step += 1
         return x
 

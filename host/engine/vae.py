@@ -15,13 +15,13 @@ def cell_side(vae: Any) -> int:
     return int(vae.spacial_compression_encode())
 
 
-def decoded(vae: Any, latent: torch.Tensor) -> torch.Tensor:
+def decoded_pictures(vae: Any, latent: torch.Tensor) -> torch.Tensor:
     """Pictures (batch · frames, height, width, 3), as the host's VAE Decode gives them, of a latent with a time axis too."""
     pictures = vae.decode(latent)
     return pictures.flatten(0, -4) if pictures.ndim > 4 else pictures
 
 
-def encoded(vae: Any, pictures: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def encoded_latents(vae: Any, pictures: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The latents of pictures (batch, height, width, 3), with the axes, dtype and device of ``like``. With a time axis each
     goes by itself: a VAE of films takes a batch for the frames of one."""
     latents = torch.cat([vae.encode(one) for one in pictures.split(1)]) if like.ndim > 4 else vae.encode(pictures)

@@ -16,7 +16,7 @@ from ...methods.erase.edit import Edit
 from ...methods.erase.lowrank import LowRank
 from ...methods.erase.targets import reaches
 from .. import keys
-from ..engine.gradients import normal
+from ..engine.gradients import without_inference_tensors
 from .solve import PromptEncoder, check_same_clip, clip_fingerprint
 from .weights import (
     POOLED_KEY,
@@ -185,7 +185,7 @@ def _moved(x: torch.Tensor, matrix: LowRank, strength: float) -> torch.Tensor:
         return x
     wide, factors = x.float(), (matrix.up, matrix.down)
     if not torch.is_inference_mode_enabled():  # inside a gradient region nothing made under inference mode may be saved
-        factors = (normal(matrix.up), normal(matrix.down))
+        factors = (without_inference_tensors(matrix.up), without_inference_tensors(matrix.down))
     return (wide + strength * LowRank(*(f.to(wide) for f in factors))(wide)).to(x.dtype)
 
 

@@ -21,9 +21,9 @@ from ..engine.gradients import (
     differentiable,
     differentiable_options,
     loss_scale,
-    switched,
+    temporarily_set,
 )
-from ..engine.preview import preview_message, shown
+from ..engine.preview import preview_message, small_picture
 from ..lora.adapters import Layers, attached, layers_named, shapes_of, unet_layers
 from . import predictions
 from .text_encoder import encoded, text_layers
@@ -207,7 +207,7 @@ class _Session:
         if getattr(self.base, "model_lowvram", False):  # something else wanted memory in between
             predictions.loaded(*[self.model] if self.clip is None else [self.model, self.clip.patcher])
         models = [self.base] if self.clip is None else [self.base, self.clip.cond_stage_model]
-        patcher = switched(self.base, "current_patcher", self.model)
+        patcher = temporarily_set(self.base, "current_patcher", self.model)
         with patcher, differentiable(*models, in_place=self.clip is not None):
             yield
 
@@ -270,7 +270,7 @@ class _Session:
                 if self.clip is not None:
                     prompt = encoded(self.clip, self.plan.concept[:1])
                 noise = noise_for(self.model, [self.plan.seed], *self.plan.size)
-                return shown(self.model, paint(self.model, prompt, empty, noise, PREVIEW_STEPS, self.plan.cfg))
+                return small_picture(self.model, paint(self.model, prompt, empty, noise, PREVIEW_STEPS, self.plan.cfg))
         except comfy.model_management.OOM_EXCEPTION:
             log.warning("There was no memory for a preview picture; the training goes on without.")
             return None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ...host.engine.vae import cell_side, check_turned_latent, decoded
+from ...host.engine.vae import cell_side, check_turned_latent, decoded_pictures
 from ...host.schema import schema
 from ...methods.anagram.blend import blend
 from ...methods.anagram.film_size import film_size
@@ -113,7 +113,7 @@ class ConceptsAnagramDecode(io.ComfyNode):
             check_turned_latent(link.view, latent)
         pictures = []
         for link in views.in_order():
-            picture = decoded(vae, link.view.forward(latent).contiguous()).movedim(-1, 1)
+            picture = decoded_pictures(vae, link.view.forward(latent).contiguous()).movedim(-1, 1)
             pictures.append(link.at_cells(cell).unshow(picture))
         return io.NodeOutput(blend(torch.stack(pictures)).movedim(1, -1).clamp(0, 1).contiguous())
 

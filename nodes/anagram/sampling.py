@@ -12,7 +12,7 @@ from ...host.anagram.contrast import contrasted
 from ...host.anagram.guider import ViewPrompt, ViewsGuider
 from ...host.anagram.model_patch import with_views
 from ...host.anagram.pixel_sync import PixelSyncGuider
-from ...host.engine.time_travel import travelling
+from ...host.engine.time_travel import travelling_sampler
 from ...host.schema import schema
 from ...methods.anagram.blend import blend
 from ...methods.anagram.combine import AVERAGING, Combination, combiner
@@ -203,7 +203,7 @@ class ConceptsTimeTravelSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, sampler, repeats, start_percent, end_percent) -> io.NodeOutput:
-        return io.NodeOutput(travelling(sampler, start_percent, end_percent, repeats))
+        return io.NodeOutput(travelling_sampler(sampler, start_percent, end_percent, repeats))
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (

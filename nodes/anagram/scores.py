@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io, ui
 
-from ...host.engine.auxiliary_models import sampled_stays_loaded
-from ...host.engine.vae import decoded
+from ...host.engine.auxiliary_models import keep_model_loaded
+from ...host.engine.vae import decoded_pictures
 from ...host.schema import schema
 from ...host.text.clip_score import compared, similarities, text_embeddings
 from ...methods.anagram.balance import Reader
@@ -111,8 +111,8 @@ class ConceptsAnagramClipBalance(io.ComfyNode):
         to_wire = model.get_model_object("latent_format").process_out
 
         def score(latents: torch.Tensor) -> torch.Tensor:
-            with sampled_stays_loaded(model.model, latents):
-                pictures = decoded(vae, to_wire(latents))
+            with keep_model_loaded(model.model, latents):
+                pictures = decoded_pictures(vae, to_wire(latents))
                 shown = upright(pictures, views_on(pictures, views, vae))
                 matches = compared(clip_vision, shown.flatten(0, 1), words).unflatten(0, shown.shape[:2])
             frames = matches.diagonal(dim1=1, dim2=2)  # more than one a latent in films alone

@@ -9,7 +9,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
-from comfyui_concepts.host.engine.sampling import progress_of
+from comfyui_concepts.host.engine.sampling import percent_of
 from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination, combiner
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.schedule import schedule_from
@@ -71,7 +71,7 @@ def test_the_mean_picture_is_the_picture_of_the_mean_of_what_the_network_says(ti
 def test_alternate_is_a_schedule_in_which_one_view_counts_at_a_time(tiny_models, kind, sampler):
     model, names = tiny_models[kind], ("identity", "flip", "rotate_180")
     sampling, sigmas = model.get_model_object("model_sampling"), _sigmas(model)
-    moments = [progress_of(sampling, float(sigma)) for sigma in sigmas[:-1]]
+    moments = [percent_of(sampling, float(sigma)) for sigma in sigmas[:-1]]
     edges = [0.0, *((a + b) / 2 for a, b in pairwise(moments)), 1.0]
     alone = [", ".join(str(int(view == step % 3)) for view in range(3)) for step in range(STEPS)]
     lines = [f"{edge}: {alone[step]}" for step in range(STEPS) for edge in edges[step : step + 2]]

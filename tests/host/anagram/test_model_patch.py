@@ -19,7 +19,7 @@ from comfyui_concepts.host.anagram.contrast import contrasted
 from comfyui_concepts.host.anagram.guidance import check_view
 from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider, own_controls
 from comfyui_concepts.host.anagram.model_patch import with_views
-from comfyui_concepts.host.engine.time_travel import renoised, travelling
+from comfyui_concepts.host.engine.time_travel import renoised_latent, travelling_sampler
 from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, combiner
 from comfyui_concepts.methods.anagram.overlap import segregation, step
 from comfyui_concepts.methods.anagram.prediction import Predictions
@@ -289,14 +289,14 @@ def _plain(model, sampler, **known):
 
 def test_one_repeat_is_the_sampler_itself():
     sampler = comfy.samplers.sampler_object("dpmpp_2m")
-    assert travelling(sampler, 0.2, 0.8, 1) is sampler
-    assert travelling(sampler, 0.8, 0.2, 3) is sampler
+    assert travelling_sampler(sampler, 0.2, 0.8, 1) is sampler
+    assert travelling_sampler(sampler, 0.8, 0.2, 3) is sampler
 
 
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
 def test_time_travel_repeats_the_window_the_same_way_each_time(tiny_models, kind):
     seen: list[int] = []
-    travel = travelling(comfy.samplers.sampler_object("euler"), 0.2, 0.8, 3)
+    travel = travelling_sampler(comfy.samplers.sampler_object("euler"), 0.2, 0.8, 3)
     first = _plain(tiny_models[kind], travel, callback=lambda step, *_: seen.append(step))
     assert set(seen) == set(range(10))
     repeated = [step for step in range(10) if seen.count(step) == 3]
@@ -309,7 +309,7 @@ def test_time_travel_repeats_the_window_the_same_way_each_time(tiny_models, kind
 
 
 def test_a_window_outside_the_schedule_changes_nothing(tiny_models):
-    travel = travelling(comfy.samplers.sampler_object("dpmpp_2m"), 0.9999, 1.0, 4)
+    travel = travelling_sampler(comfy.samplers.sampler_object("dpmpp_2m"), 0.9999, 1.0, 4)
     assert torch.equal(
         _plain(tiny_models["EPS"], travel), _plain(tiny_models["EPS"], comfy.samplers.sampler_object("dpmpp_2m"))
     )
@@ -318,8 +318,8 @@ def test_a_window_outside_the_schedule_changes_nothing(tiny_models):
 @pytest.mark.parametrize("name", ["heunpp2", "uni_pc", "uni_pc_bh2"])
 def test_samplers_that_need_the_whole_schedule_are_refused(name):
     with pytest.raises(ValueError, match=r"plans its steps over the whole schedule; use heun"):
-        travelling(comfy.samplers.sampler_object(name), 0.2, 0.8, 2)
-    assert travelling(comfy.samplers.sampler_object(name), 0.2, 0.8, 1).sampler_function  # the plain one
+        travelling_sampler(comfy.samplers.sampler_object(name), 0.2, 0.8, 2)
+    assert travelling_sampler(comfy.samplers.sampler_object(name), 0.2, 0.8, 1).sampler_function  # the plain one
 
 
 def test_heun_stays_of_second_order_in_the_window(tiny_models):
@@ -331,7 +331,7 @@ def test_heun_stays_of_second_order_in_the_window(tiny_models):
             asked.append(float(timestep.max()))
             return super().predict_noise(x, timestep, *args, **kwargs)
 
-    travel = travelling(comfy.samplers.sampler_object("heun"), 0.2, 0.8, 2)
+    travel = travelling_sampler(comfy.samplers.sampler_object("heun"), 0.2, 0.8, 2)
     guider, noise = Noting(tiny_models["EPS"]), _noise()
     guider.set_conds(_cond(0), _cond(99))
     sigmas = comfy.samplers.calculate_sigmas(tiny_models["EPS"].get_model_object("model_sampling"), "normal", 6)
@@ -344,7 +344,7 @@ def test_heun_stays_of_second_order_in_the_window(tiny_models):
 
 
 def test_an_ancestral_sampler_draws_other_noise_on_each_pass(tiny_models, drawn):
-    travel = travelling(comfy.samplers.sampler_object("euler_ancestral"), 0.2, 0.8, 2)
+    travel = travelling_sampler(comfy.samplers.sampler_object("euler_ancestral"), 0.2, 0.8, 2)
     first = _plain(tiny_models["EPS"], travel)
     assert len(drawn) > 10
     flat = torch.nn.functional.normalize(torch.stack(drawn).flatten(1), dim=1)
@@ -355,7 +355,7 @@ def test_an_ancestral_sampler_draws_other_noise_on_each_pass(tiny_models, drawn)
 def test_churn_is_shared_out_among_the_steps_of_the_whole_schedule(tiny_models):
     """Samplers divide it by the steps they are given, and within the window that is one."""
     hats = []
-    travel = travelling(comfy.samplers.ksampler("euler", {"s_churn": 2.0}), 0.2, 0.8, 2)
+    travel = travelling_sampler(comfy.samplers.ksampler("euler", {"s_churn": 2.0}), 0.2, 0.8, 2)
     watched = travel.sampler_function.function
 
     def watching(model, x, sigmas, callback=None, **known):
@@ -372,7 +372,7 @@ def test_going_back_up_restores_the_level_of_signal_and_noise(tiny_models, kind)
     low, high = (float(sampling.percent_to_sigma(p)) for p in (0.6, 0.4))
     x0, before, fresh = (torch.randn(1, 4, 256, 256, generator=torch.Generator().manual_seed(i)) for i in range(3))
     a, s = (1 - low, low) if kind == "FLOW" else (1.0, low)
-    up = renoised(a * x0 + s * before, fresh, sampling, low, high)
+    up = renoised_latent(a * x0 + s * before, fresh, sampling, low, high)
     a_high = 1 - high if kind == "FLOW" else 1.0
     assert (up * x0).mean() / x0.square().mean() == pytest.approx(a_high, abs=0.02)
     assert (up - a_high * x0).std() == pytest.approx(high, rel=0.02)

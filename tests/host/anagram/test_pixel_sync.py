@@ -9,8 +9,8 @@ import pytest
 import torch
 from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.anagram.pixel_sync import PixelSyncGuider
-from comfyui_concepts.host.engine.time_travel import travelling
-from comfyui_concepts.host.engine.vae import decoded, encoded
+from comfyui_concepts.host.engine.time_travel import travelling_sampler
+from comfyui_concepts.host.engine.vae import decoded_pictures, encoded_latents
 from comfyui_concepts.methods.anagram.blend import blend
 from comfyui_concepts.methods.anagram.views import view_named
 
@@ -163,7 +163,7 @@ def test_no_view_starts_from_the_noise_that_time_travel_adds(tiny_models, monkey
     guider = PixelSyncGuider(tiny_models["EPS"], _prompts("identity", "negate"), 5.0, Lossless(), blend)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", 6)
-    travel = travelling(comfy.samplers.sampler_object("euler"), 0.2, 0.8, 2)
+    travel = travelling_sampler(comfy.samplers.sampler_object("euler"), 0.2, 0.8, 2)
     monkeypatch.setattr(torch, "randn", noting)
     first = guider.sample(noise, torch.zeros_like(noise), travel, sigmas, disable_pbar=True, seed=3)
     assert [len(noise) for noise in drawn[:2]] == [1, 2]  # the second view's, then both views' on the first way back
@@ -262,7 +262,7 @@ def test_what_the_vae_loses_is_given_back(tiny_models, monkeypatch):
 @pytest.mark.parametrize("travels", [1, 2])
 def test_a_sampler_that_goes_on_with_one_negative_is_refused(tiny_models, travels):
     guider = PixelSyncGuider(tiny_models["EPS"], _prompts("identity", "flip"), 5.0, Lossless(), blend)
-    sampler = travelling(comfy.samplers.sampler_object("euler_cfg_pp"), 0.2, 0.8, travels)
+    sampler = travelling_sampler(comfy.samplers.sampler_object("euler_cfg_pp"), 0.2, 0.8, travels)
     noise = torch.randn(1, 4, 8, 8)
     sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", 4)
     with pytest.raises(ValueError, match=r"cfg\+\+ .*every view has its own; use euler"):
@@ -278,12 +278,12 @@ class Film(Lossless):
 
 def test_a_vae_with_a_time_axis_gives_and_takes_pictures():
     latent = torch.rand(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    pictures = decoded(Film(), latent)
+    pictures = decoded_pictures(Film(), latent)
     assert pictures.shape == (3, 8, 8, 4)
-    torch.testing.assert_close(encoded(Film(), pictures, latent), latent)
-    assert decoded(Film(), latent.expand(-1, -1, 5, -1, -1)).shape == (15, 8, 8, 4)
+    torch.testing.assert_close(encoded_latents(Film(), pictures, latent), latent)
+    assert decoded_pictures(Film(), latent.expand(-1, -1, 5, -1, -1)).shape == (15, 8, 8, 4)
     flat = latent[:, :, 0]
-    torch.testing.assert_close(encoded(Lossless(), decoded(Lossless(), flat), flat), flat)
+    torch.testing.assert_close(encoded_latents(Lossless(), decoded_pictures(Lossless(), flat), flat), flat)
 
 
 def test_films_are_refused(tiny_models):

@@ -19,8 +19,8 @@ from comfyui_concepts.host.compose.enhancement import Enhancer, Maps, loss_sites
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.injection import Injection, Voice, Words
 from comfyui_concepts.host.engine.attention import CROSS, SELF, capture, find_sites, unet_of
-from comfyui_concepts.host.engine.gradients import differentiable_options, gradient_of, normal
-from comfyui_concepts.host.engine.latent_edits import Once
+from comfyui_concepts.host.engine.gradients import differentiable_options, gradient_of, without_inference_tensors
+from comfyui_concepts.host.engine.latent_edits import EditSchedule
 from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.methods.compose.settings import Compose
@@ -385,8 +385,8 @@ def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(
     counting = unet_of(model.model).out.register_forward_pre_hook(lambda *_: ends.append(1))
 
     def loss_of(z):
-        maps = Maps(made, normal(positive), 32, 32, regions=True)  # layers before the last
-        cross, attention = maps.of(z, normal(sigma), differentiable_options({}))
+        maps = Maps(made, without_inference_tensors(positive), 32, 32, regions=True)  # layers before the last
+        cross, attention = maps.of(z, without_inference_tensors(sigma), differentiable_options({}))
         return sum(c.square().sum() for c in cross) + attention.square().sum()
 
     for stop in (True, False):
@@ -397,10 +397,10 @@ def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(
     assert torch.equal(found[0].value, found[1].value)
     assert found[0].loss == found[1].loss
     settings = Compose(enhancement=1e-3, stop="never")
-    enhancer = Enhancer(made, positive, settings, Once())
+    enhancer = Enhancer(made, positive, settings, EditSchedule())
     moved = enhancer(x, sigma, {})
     before = enhancer.losses[0]
-    enhancer.once = Once()
+    enhancer.once = EditSchedule()
     enhancer(moved, sigma, {})
     assert not torch.equal(moved, x)
     assert float(enhancer.losses[1]) < float(before)
@@ -409,7 +409,7 @@ def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(
 def test_the_papers_rate_holds_for_a_variance_preserving_latent(model):
     """x' = x − lr (1 + σ²) dL/dx is the update of z = x / √(1 + σ²) by lr dL/dz."""
     made, positive = _running(model)
-    enhancer = Enhancer(made, positive, Compose(enhancement=20.0, relative=False), Once())
+    enhancer = Enhancer(made, positive, Compose(enhancement=20.0, relative=False), EditSchedule())
     gradient, x, sigma = torch.randn(1, 4, *SIZE), torch.randn(1, 4, *SIZE), 3.0
     scale = (1 + sigma**2) ** 0.5
     z = x / scale - 20.0 * gradient * scale

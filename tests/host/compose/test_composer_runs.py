@@ -13,7 +13,7 @@ from comfyui_concepts.host.compose.enhancement import Enhancer, Maps
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.injection import Injection
 from comfyui_concepts.host.compose.region_search import Watcher
-from comfyui_concepts.host.engine.latent_edits import Once
+from comfyui_concepts.host.engine.latent_edits import EditSchedule
 from comfyui_concepts.methods.compose.reinit import Window
 from comfyui_concepts.methods.compose.settings import Compose
 
@@ -175,14 +175,14 @@ def test_without_a_mask_edits_last_where_the_sampler_goes_on_with_its_latent(
     model, two, sampler, lasts, caplog, monkeypatch
 ):
     caplog.set_level("INFO")
-    kept, lasted = Once.kept, []
+    kept, lasted = EditSchedule.apply, []
 
     def watched(self, x, edited):
         out = kept(self, x, edited)
         lasted.append(out is x)
         return out
 
-    monkeypatch.setattr(Once, "kept", watched)
+    monkeypatch.setattr(EditSchedule, "apply", watched)
     sample(model, two, halves(), ONE_PULL, sampler=sampler, steps=2)
     assert lasted == [lasts]
     assert sum("acts on the predictions alone" in r.message for r in caplog.records) == (not lasts)

@@ -12,7 +12,7 @@ from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.suppression import Suppressor, with_suppression, words_of
 from comfyui_concepts.host.conduct.path_guider import PathGuider
-from comfyui_concepts.host.engine.attention import CROSS, around_attention, find_sites, unet_of
+from comfyui_concepts.host.engine.attention import CROSS, find_sites, override_attention, unet_of
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.host.text.phrases import correct_objects, encode_with_objects
@@ -148,7 +148,7 @@ def test_another_packs_patch_in_the_same_slot_goes_on(model, positive):
 
 def test_answering_with_the_attention_itself_is_the_plain_model(model):
     unet = unet_of(model.model)
-    options = around_attention({}, unet, find_sites(unet), lambda q, k, v, site, extra, attend: attend(q, k, v))
+    options = override_attention({}, unet, find_sites(unet), lambda q, k, v, site, extra, attend: attend(q, k, v))
     x = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(2))
     context = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(3))
     call = [model.model.apply_model(x, torch.full((2,), 2.0), c_crossattn=context, transformer_options=o)
@@ -188,7 +188,7 @@ def test_at_every_site_the_hosts_attention_becomes_the_formulas_and_the_uncond_s
         return out
 
     sites = find_sites(unet, CROSS)
-    options = around_attention({}, unet, sites, watch)["transformer_options"]
+    options = override_attention({}, unet, sites, watch)["transformer_options"]
     generator = torch.Generator().manual_seed(2)
     x, context = torch.randn(4, 4, 16, 24, generator=generator), 3 * torch.randn(4, 7, 32, generator=generator)
     model.model.apply_model(x, torch.full((4,), 2.0), c_crossattn=context, transformer_options=options)

@@ -14,8 +14,8 @@ from comfyui_concepts.host.conduct import layout as layout_module
 from comfyui_concepts.host.conduct.guider import ConductGuider
 from comfyui_concepts.host.conduct.layout import Aligner, LayoutReference, guidance_site, mask_site, trajectory
 from comfyui_concepts.host.conduct.paths import Path, Paths
-from comfyui_concepts.host.engine.latent_edits import Once
-from comfyui_concepts.host.engine.sampling import progress_of
+from comfyui_concepts.host.engine.latent_edits import EditSchedule
+from comfyui_concepts.host.engine.sampling import percent_of
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.methods.conduct.settings import Conduct
@@ -152,15 +152,15 @@ def test_the_edits_that_last_are_those_of_the_guided_levels(model, sampler, monk
     guider, settings = _guider(model), QUICK
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 6)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(11))
-    kept = Once.kept
+    kept = EditSchedule.apply
     latents = []
-    monkeypatch.setattr(Once, "kept", lambda self, x, moved: (latents.append(x), kept(self, x, moved))[1])
+    monkeypatch.setattr(EditSchedule, "apply", lambda self, x, moved: (latents.append(x), kept(self, x, moved))[1])
     guider.sample(
         noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, disable_pbar=True, seed=3,
         callback=lambda step, x0, x, total: steps.append(x),
     )  # fmt: skip
     sampling = model.get_model_object("model_sampling")
-    guided = [float(s) for s in sigmas[:-1] if settings.guides_at(progress_of(sampling, float(s)))]
+    guided = [float(s) for s in sigmas[:-1] if settings.guides_at(percent_of(sampling, float(s)))]
     assert edited == pytest.approx(guided)
     assert 1 < len(guided) < 6
     assert all(mine is theirs for mine, theirs in zip(latents, steps, strict=False))
@@ -203,7 +203,7 @@ def _aligner(guider, model, sigma, x):
     paths = super(ConductGuider, guider).start(x)
     layout = Path(conds["layout"], conds["layout"])
     sigmas = torch.tensor([sigma, 0.0])
-    return Aligner(paths, layout, {sigma: x.clone()}, sigmas, guider.settings, Once()), paths
+    return Aligner(paths, layout, {sigma: x.clone()}, sigmas, guider.settings, EditSchedule()), paths
 
 
 def test_the_gradient_is_right_and_a_small_step_lowers_the_loss(new_model):

@@ -10,9 +10,9 @@ from comfyui_concepts.host.engine.attention import (
     CROSS,
     SELF,
     after_attention,
-    around_attention,
     capture,
     find_sites,
+    override_attention,
     sites_of,
     unet_of,
 )
@@ -138,7 +138,7 @@ def test_what_another_pack_puts_into_the_slot_is_the_attention_that_is_called(mo
         return comfy.model_patcher.set_model_options_patch_replace({**options}, theirs, "attn1", "middle", 0, depth)
 
     def with_ours(options):
-        return around_attention(options, unet, find_sites(unet, SELF, "middle"), around)
+        return override_attention(options, unet, find_sites(unet, SELF, "middle"), around)
 
     x, plain = _x(), {"transformer_options": {}}
     options = with_theirs(with_ours(plain)) if later else with_ours(with_theirs(plain))

@@ -141,7 +141,7 @@ def _of_model(patcher, layers, channels):
 
     @contextlib.contextmanager
     def region(in_place=True):
-        with gradients.switched(patcher.model, "current_patcher", patcher):  # noqa: SIM117
+        with gradients.temporarily_set(patcher.model, "current_patcher", patcher):  # noqa: SIM117
             with gradients.differentiable(patcher.model, in_place=in_place):
                 yield
 

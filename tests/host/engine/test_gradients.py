@@ -35,8 +35,10 @@ def _loss(model, x, target, *, stop, seen_calls=None):
     """A loss of the self-attention keys in the middle of the decoder, from one model call."""
     unet = unet_of(model)
     site = find_sites(unet, SELF, "output")[1]
-    context = gradients.normal(torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(1)).double())
-    sigma = gradients.normal(torch.tensor([SIGMA]))
+    context = gradients.without_inference_tensors(
+        torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(1)).double()
+    )
+    sigma = gradients.without_inference_tensors(torch.tensor([SIGMA]))
     options = gradients.differentiable_options({})["transformer_options"]
     with capture(unet, [site], stop=stop) as seen:
         model.apply_model(x, sigma, c_crossattn=context.to(x.dtype), transformer_options=options)
@@ -56,7 +58,7 @@ def _x(dtype=torch.float64):
 def test_the_gradient_is_that_of_finite_differences(double_model):
     x, target = _x(), torch.tensor(0.3)
     gradient = gradients.gradient_of(
-        double_model, x, lambda z: _loss(double_model, z, gradients.normal(target), stop=True)
+        double_model, x, lambda z: _loss(double_model, z, gradients.without_inference_tensors(target), stop=True)
     )
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).double()
     step = 1e-5
@@ -89,9 +91,11 @@ def test_through_the_hosts_own_batched_evaluation(new_model, kind):
 
     def watch(executor, x, timestep, model_options, seed):
         def loss(z):
-            conds = [gradients.normal(guider.conds[name]) for name in ("positive", "negative")]
+            conds = [gradients.without_inference_tensors(guider.conds[name]) for name in ("positive", "negative")]
             options = gradients.differentiable_options(model_options)
-            out = comfy.samplers.calc_cond_batch(guider.inner_model, conds, z, gradients.normal(timestep), options)
+            out = comfy.samplers.calc_cond_batch(
+                guider.inner_model, conds, z, gradients.without_inference_tensors(timestep), options
+            )
             return (out[0] + out[1]).square().mean()
 
         found.append(gradients.gradient_of(guider.inner_model, x, loss))
@@ -203,7 +207,9 @@ def test_values_in_the_region_are_the_hosts_own_bit_for_bit(new_model):
     with gradients.differentiable(model):
         options = gradients.differentiable_options({})["transformer_options"]
         ours = model.apply_model(
-            *map(gradients.normal, arguments), c_crossattn=context.clone(), transformer_options=options
+            *map(gradients.without_inference_tensors, arguments),
+            c_crossattn=context.clone(),
+            transformer_options=options,
         )
     assert torch.equal(ours, plain)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import comfy.samplers
 import pytest
 import torch
-from comfyui_concepts.host.engine.latent_edits import Once, once_for
-from comfyui_concepts.host.engine.time_travel import travelling
+from comfyui_concepts.host.engine.latent_edits import EditSchedule, edit_schedule_for
+from comfyui_concepts.host.engine.time_travel import travelling_sampler
 
 STEPS = 5
 ALL = [name for name in comfy.samplers.SAMPLER_NAMES if name != "dpm_adaptive"]
@@ -18,7 +18,7 @@ class Editing(comfy.samplers.CFGGuider):
     """Notes the latents at which an edit is due."""
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
-        if self.once.due(timestep):
+        if self.once.is_due(timestep):
             self.edited.append((float(timestep.max()), x))
         return super().predict_noise(x, timestep, model_options or {}, seed)
 
@@ -33,7 +33,7 @@ def _sampled(model, name, mask=None, sampler=None):
     levels = [float(s) for s in sigmas if s > 0]  # uni_pc writes into them
     guider.edited, guider.once = (
         [],
-        once_for(sampler, sigmas, mask, model.get_model_object("model_sampling"), "This test"),
+        edit_schedule_for(sampler, sigmas, mask, model.get_model_object("model_sampling"), "This test"),
     )
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     guider.sample(
@@ -57,8 +57,8 @@ def test_each_level_of_the_schedule_is_due_once_at_the_latent_that_lasts(tiny_mo
     guider, levels, shown = _sampled(tiny_models[kind], name)
     if name != "dpm_fast":  # it makes levels of its own
         assert [level for level, _ in guider.edited] == pytest.approx(levels, rel=2e-3)
-    assert guider.once.lasting == (name not in PREDICTIONS)
-    if guider.once.lasting and name not in FIRST_NOISE and name != "sa_solver_pece":
+    assert guider.once.in_place == (name not in PREDICTIONS)
+    if guider.once.in_place and name not in FIRST_NOISE and name != "sa_solver_pece":
         assert all(x is theirs for (_, x), theirs in zip(guider.edited, shown, strict=True))
 
 
@@ -66,11 +66,11 @@ def test_each_level_of_the_schedule_is_due_once_at_the_latent_that_lasts(tiny_mo
 def test_what_is_written_into_that_latent_is_in_the_picture(tiny_models, name):
     plain, _, _ = _sampled(tiny_models["EPS"], name)
     assert all(x.std() > 0 for _, x in plain.edited)
-    once = Once([2.0, 1.0], [0, 0], lasting=True)
+    once = EditSchedule([2.0, 1.0], [0, 0], in_place=True)
     x = torch.zeros(1, 4, 8, 8)
-    assert once.kept(x, x + 1) is x
+    assert once.apply(x, x + 1) is x
     assert float(x.mean()) == 1
-    assert Once().kept(x, moved := x + 1) is moved
+    assert EditSchedule().apply(x, moved := x + 1) is moved
 
 
 def test_lost_edits_are_told_once(tiny_models, caplog):
@@ -84,8 +84,8 @@ def test_lost_edits_are_told_once(tiny_models, caplog):
 def test_noise_added_above_the_levels_is_a_level_too():
     """As the churn of euler and heun does."""
     sampler = comfy.samplers.ksampler("euler", {"s_churn": 5.0})
-    once = once_for(sampler, torch.tensor([4.0, 2.0, 0.0]), None, None, "This test")
-    assert [once.due(torch.tensor([s])) for s in (4.8, 2.4, 2.4)] == [True, True, False]
+    once = edit_schedule_for(sampler, torch.tensor([4.0, 2.0, 0.0]), None, None, "This test")
+    assert [once.is_due(torch.tensor([s])) for s in (4.8, 2.4, 2.4)] == [True, True, False]
 
 
 WHOLE = ("heunpp2", "uni_pc", "uni_pc_bh2")  # not step by step, and refused
@@ -98,17 +98,17 @@ WHOLE = ("heunpp2", "uni_pc", "uni_pc_bh2")  # not step by step, and refused
 )
 def test_within_time_travel_each_level_is_due_once_at_a_latent_that_lasts(tiny_models, kind, name):
     """A second-order sampler asks at the next level on each of its passes, before it gets there."""
-    travel = travelling(comfy.samplers.sampler_object(name), 0.2, 0.8, 3)
+    travel = travelling_sampler(comfy.samplers.sampler_object(name), 0.2, 0.8, 3)
     guider, levels, shown = _sampled(tiny_models[kind], name, sampler=travel)
     assert len(shown) > STEPS or name == "sa_solver_pece"
     if name != "dpm_fast":
         assert [level for level, _ in guider.edited] == pytest.approx(levels, rel=2e-3)
-    assert guider.once.lasting == (name not in PREDICTIONS)
-    if guider.once.lasting and name not in FIRST_NOISE and name != "sa_solver_pece":
+    assert guider.once.in_place == (name not in PREDICTIONS)
+    if guider.once.in_place and name not in FIRST_NOISE and name != "sa_solver_pece":
         assert all(any(x is theirs for theirs in shown) for _, x in guider.edited)
 
 
 def test_a_sampler_that_is_refused_is_refused_within_time_travel(tiny_models):
-    travel = travelling(comfy.samplers.ksampler("dpm_adaptive"), 0.2, 0.8, 2)
+    travel = travelling_sampler(comfy.samplers.ksampler("dpm_adaptive"), 0.2, 0.8, 2)
     with pytest.raises(ValueError, match=r"cannot work with dpm_adaptive"):
         _sampled(tiny_models["EPS"], "dpm_adaptive", sampler=travel)

@@ -13,7 +13,7 @@ from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.conduct.guider import ConductGuider
 from comfyui_concepts.host.conduct.layout import LayoutReference
-from comfyui_concepts.host.engine.preview import show, watched
+from comfyui_concepts.host.engine.preview import show_panels, with_previews
 from comfyui_concepts.host.lora.concept import make_concept
 from comfyui_concepts.host.lora.files import read_lora
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
@@ -97,12 +97,12 @@ def test_latents_without_colours_leave_the_callback_alone(demo_model, monkeypatc
     def callback(*_):
         return None
 
-    assert watched(callback, model, lambda x0, paint: []) is callback
-    assert watched(None, model, lambda x0, paint: []) is None
+    assert with_previews(callback, model, lambda x0, paint: []) is callback
+    assert with_previews(None, model, lambda x0, paint: []) is None
 
 
 def test_panels_of_any_sizes_are_shown(seen):
-    show([Panel(torch.rand(8, 16, 3), "wide"), Panel(torch.rand(20, 10, 3), "high")], 1, 2)
+    show_panels([Panel(torch.rand(8, 16, 3), "wide"), Panel(torch.rand(20, 10, 3), "high")], 1, 2)
     assert seen[0][2][1].size == (2 * SIDE + 4, SIDE + 16)
 
 

@@ -71,7 +71,7 @@ def _state(patcher):
 @contextlib.contextmanager
 def _region(patcher):
     (patcher,) = predictions.loaded(patcher)
-    with gradients.switched(patcher.model, "current_patcher", patcher), gradients.differentiable(patcher.model):
+    with gradients.temporarily_set(patcher.model, "current_patcher", patcher), gradients.differentiable(patcher.model):
         yield patcher.model, gradients.differentiable_options(patcher.model_options)
 
 
