@@ -18,7 +18,7 @@ from ..host.anagram.anti_segregation import Puller
 from ..host.anagram.guider import ViewPrompt, ViewsGuider
 from ..host.anagram.views import ViewConds
 from ..host.engine.latent_edits import EditSchedule
-from ..host.text.phrases import encode_with_phrase
+from ..host.text.tokens import encode_with_phrase
 from ..methods.anagram.combine import MULTI_TASK_FAST, MULTI_TASK_FULL, combiner
 from ..methods.anagram.prediction import Predictions
 from ..methods.anagram.views import VIEWS, view_named

@@ -16,7 +16,7 @@ from ..demo import vocabulary
 from ..demo.judge import LEFT, RIGHT, THIRDS, WHOLE
 from ..demo.sampling import CFG, SAMPLER, SCHEDULER, STEPS, encode, noise_for
 from ..host.compose.suppression import with_suppression
-from ..host.text.phrases import correct_objects, encode_with_objects
+from ..host.text.tokens import correct_objects, encode_with_objects
 from .score_model import painter_with, the_judge
 from .workers import spread
 

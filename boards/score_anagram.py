@@ -23,7 +23,7 @@ from ..host.anagram.contrast import contrasted
 from ..host.anagram.guider import ViewPrompt, ViewsGuider
 from ..host.engine.time_travel import travelling_sampler
 from ..host.engine.vae import cell_side
-from ..host.text.phrases import encode_with_phrase
+from ..host.text.tokens import encode_with_phrase
 from ..methods.anagram.balance import Reader
 from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FULL, Combination, combiner
 from ..methods.anagram.prediction import Predictions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.schema import schema
-from ..host.text.phrases import encode_with_phrase
+from ..host.text.tokens import encode_with_phrase
 
 
 class ConceptsEncodePhrase(io.ComfyNode):

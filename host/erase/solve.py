@@ -17,7 +17,7 @@ from ...methods.erase.rows import PromptTokens, RowPairs, joined_rows, paired_ro
 from ...methods.erase.solvers import solve
 from ...methods.erase.spec import Erased, Preserved, check_erased, check_preserved, sentences
 from ...methods.erase.truncate import AUTOMATIC, shortened_solution
-from ..text.erase_prompts import encode_parts, encode_prompt
+from ..text.tokens import encode_parts, encode_prompt
 from .weights import base_fingerprint, energy, fingerprints_differ, sampled_keys, text_keys, text_width
 
 log = logging.getLogger(__name__)

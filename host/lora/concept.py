@@ -11,7 +11,7 @@ import torch
 
 from .. import keys
 from ..engine.attention import CROSS, find_sites
-from ..text.phrases import encode_with_phrase, occurrences_of, phrase_positions
+from ..text.tokens import encode_with_phrase, phrase_occurrences, phrase_positions
 from .files import LoraFile, with_text_part
 
 _STAND_INS = ("sks", "pll", "ucd", "mth", "aav", "rrs", "wht", "gdp")  # rare words of one token
@@ -137,7 +137,7 @@ def _with_learned(clip: Any, text: str, lora: LoraFile, stand_ins: dict[str, str
     """The tokens of the prompt, those of the stand-ins exchanged for what one layer has learned."""
     tokens = clip.tokenize(text)
     # the prompts of Concept Conductor have their concept at every place, so every occurrence is exchanged
-    places = {p: word for word, s in stand_ins.items() for place in occurrences_of(clip, text, s) for p in place}
+    places = {p: word for word, s in stand_ins.items() for place in phrase_occurrences(clip, text, s) for p in place}
     for encoder, sections in tokens.items():
         learned = {w: lora.embeddings[w].get(encoder, next(iter(lora.embeddings[w].values()))) for w in stand_ins}
         flat = 0

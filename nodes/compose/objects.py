@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ...host.compose.suppression import with_suppression
 from ...host.schema import schema
-from ...host.text.phrases import correct_objects, encode_with_objects
+from ...host.text.tokens import correct_objects, encode_with_objects
 
 CATEGORY = "concepts/compose"
 

@@ -14,7 +14,7 @@ import torch
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.anagram.anti_segregation import Pull, Puller
 from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
-from comfyui_concepts.host.text.phrases import encode_with_phrase, positions_of
+from comfyui_concepts.host.text.tokens import encode_with_phrase, first_occurrence
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
 from comfyui_concepts.methods.anagram.overlap import CLOSE_ENOUGH, segregation, step
 from comfyui_concepts.methods.anagram.prediction import Predictions
@@ -238,7 +238,7 @@ def test_a_phrase_is_found_in_its_prompt(demo_model):
     clip = demo_model[1]
     text = "on the left a cat and on the right a dog, blue background"
     for word, at in (("cat", 5), ("dog", 11), ("a cat", 4), ("blue background", 13)):
-        found = positions_of(clip, text, word)
+        found = first_occurrence(clip, text, word)
         assert found[0] == at, (word, found)
         assert len(found) == len(word.split())
 
@@ -249,7 +249,7 @@ def test_without_a_phrase_the_whole_prompt_is_the_concept(demo_model):
 
 
 def test_a_phrase_that_is_not_there_is_refused(demo_model):
-    with pytest.raises(ValueError, match="'lion' does not stand in the prompt 'a cat'"):
+    with pytest.raises(ValueError, match="'lion' is not in the prompt 'a cat'"):
         encode_with_phrase(demo_model[1], "a cat", "lion")
 
 

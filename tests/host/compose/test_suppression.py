@@ -15,7 +15,7 @@ from comfyui_concepts.host.conduct.path_guider import PathGuider
 from comfyui_concepts.host.engine.attention import CROSS, find_sites, override_attention, unet_of
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
-from comfyui_concepts.host.text.phrases import correct_objects, encode_with_objects
+from comfyui_concepts.host.text.tokens import correct_objects, encode_with_objects
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named

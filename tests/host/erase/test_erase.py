@@ -300,7 +300,7 @@ def test_nothing_to_erase_is_an_edit_that_changes_nothing(demo_model):
         (erase("cat", "cat"), None, "anchor is the concept itself"),
         (erase("cat"), Preserved(("a cat, blue background",), 1.0), "which is the same; take it out of one"),
         (erase("cat", "dog", erase("dog")), None, "which is erased too"),
-        (erase("cat", templates=("pre{}fix",)), None, "has no tokens of its own"),
+        (erase("cat", templates=("pre{}fix",)), None, "do not occur in"),
         (
             erase("cat", templates=("{} " + "word " * 90,)),
             None,

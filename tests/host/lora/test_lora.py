@@ -334,7 +334,7 @@ def test_a_concept_knows_its_phrase_and_its_text_encoder(demo_model):
     plain = clip.encode_from_tokens_scheduled(clip.tokenize("on the left a lion, blue background"))
     assert concept.positive[0][1][keys.PHRASE_POSITIONS] == (4, 5)
     assert not torch.allclose(concept.positive[0][0], plain[0][0])
-    with pytest.raises(ValueError, match="does not stand in the prompt"):
+    with pytest.raises(ValueError, match="is not in the prompt"):
         make_concept(lora, 1.0, clip, "a cat", "a lion", "")
 
 
@@ -428,12 +428,12 @@ def test_a_negative_may_hold_a_textual_inversion_and_is_asked_for_no_phrase(inve
 def test_a_phrase_that_another_textual_inversion_stands_for_is_refused(inverted):
     from comfyui_concepts.host.lora.concept import make_concept
 
-    with pytest.raises(ValueError, match="'embedding:badhand' does not stand in the prompt"):
+    with pytest.raises(ValueError, match="'embedding:badhand' is not in the prompt"):
         make_concept(LoraFile("x", {}), 1.0, inverted, "a embedding:dot lion", "embedding:badhand", "")
 
 
 def test_an_empty_phrase_is_every_word_of_a_prompt_of_several_sections(demo_model):
-    from comfyui_concepts.host.text.phrases import encode_with_phrase
+    from comfyui_concepts.host.text.tokens import encode_with_phrase
 
     ((_, values),) = encode_with_phrase(demo_model[1], " ".join(["cat"] * 80), "")
     assert values[keys.PHRASE_POSITIONS] == (*range(1, 76), *range(78, 83))
@@ -442,7 +442,7 @@ def test_an_empty_phrase_is_every_word_of_a_prompt_of_several_sections(demo_mode
 
 
 def test_objects_are_found_beside_a_textual_inversion(inverted):
-    from comfyui_concepts.host.text.phrases import encode_with_objects
+    from comfyui_concepts.host.text.tokens import encode_with_objects
 
     ((_, values),) = encode_with_objects(inverted, "embedding:badhand cat and embedding:dot", ["cat", "embedding:dot"])
     assert values[keys.OBJECT_POSITIONS].objects == ((3,), (5,))

@@ -11,7 +11,7 @@ import comfy.text_encoders.sd3_clip
 import pytest
 import torch
 from comfyui_concepts.host.erase.solve import PromptEncoder, SolveRequest, _problem, solve_erasure
-from comfyui_concepts.host.text.erase_prompts import SECTION, encode_parts, encode_prompt
+from comfyui_concepts.host.text.tokens import SECTION, encode_parts, encode_prompt
 from comfyui_concepts.methods.erase.spec import LAST, Erased, Preserved
 from safetensors.torch import save_file
 
