@@ -19,17 +19,8 @@ from comfy.ldm.modules.attention import optimized_attention
 
 from ...methods.masks import MaskPyramid
 from .. import keys
-from ..engine.attention import (
-    CROSS,
-    SELF,
-    Attend,
-    OutputSite,
-    Site,
-    after_attention,
-    override_attention,
-    sites_of,
-    unet_of,
-)
+from ..engine.attention import CROSS, SELF, Site, sites_of, unet_of
+from ..engine.attention_patches import Attend, OutputSite, after_attention, override_attention
 from ..lora.branches import Branch, low_rank, other_tokens
 from ..lora.files import Factors
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..engine.attention import CROSS, Attend, Site, find_sites, override_attention
+from ..engine.attention import CROSS, Site, find_sites
+from ..engine.attention_patches import Attend, override_attention
 from .enhancement import loss_sites
 from .injection import Injection, grid_of
 

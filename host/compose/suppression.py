@@ -11,7 +11,8 @@ import torch
 from ...methods.compose.similarity import ObjectPositions
 from ...methods.compose.suppression import suppression
 from .. import keys
-from ..engine.attention import CROSS, Attend, Site, find_sites, override_attention, unet_of
+from ..engine.attention import CROSS, Site, find_sites, unet_of
+from ..engine.attention_patches import Attend, override_attention
 from ..engine.sampling import percent_of
 
 

@@ -21,17 +21,8 @@ import comfy.samplers
 import torch
 
 from .. import keys
-from ..engine.attention import (
-    CROSS,
-    Captured,
-    OutputSite,
-    Site,
-    after_attention,
-    after_transformers,
-    capture,
-    find_sites,
-    unet_of,
-)
+from ..engine.attention import CROSS, Captured, Site, capture, find_sites, unet_of
+from ..engine.attention_patches import OutputSite, after_attention, after_transformers
 from ..lora.branches import Branch, low_rank
 from ..lora.files import Factors
 

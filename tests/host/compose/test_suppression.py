@@ -12,7 +12,8 @@ from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.suppression import Suppressor, with_suppression, words_of
 from comfyui_concepts.host.conduct.path_guider import PathGuider
-from comfyui_concepts.host.engine.attention import CROSS, find_sites, override_attention, unet_of
+from comfyui_concepts.host.engine.attention import CROSS, find_sites, unet_of
+from comfyui_concepts.host.engine.attention_patches import override_attention
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.host.text.tokens import correct_objects, encode_with_objects

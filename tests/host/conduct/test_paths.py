@@ -12,7 +12,8 @@ import pytest
 import torch
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.conduct.paths import Path, Paths
-from comfyui_concepts.host.engine.attention import after_attention, after_transformers, sites_of
+from comfyui_concepts.host.engine.attention import sites_of
+from comfyui_concepts.host.engine.attention_patches import after_attention, after_transformers
 from comfyui_concepts.host.lora.branches import prepared
 from comfyui_concepts.host.lora.files import LoraFile, unet_factors, unet_names
 from comfyui_concepts.methods.masks import MaskPyramid

@@ -6,16 +6,8 @@ import comfy.ldm.modules.attention as host_attention
 import comfy.model_patcher
 import pytest
 import torch
-from comfyui_concepts.host.engine.attention import (
-    CROSS,
-    SELF,
-    after_attention,
-    capture,
-    find_sites,
-    override_attention,
-    sites_of,
-    unet_of,
-)
+from comfyui_concepts.host.engine.attention import CROSS, SELF, capture, find_sites, sites_of, unet_of
+from comfyui_concepts.host.engine.attention_patches import after_attention, override_attention
 
 
 def _call(model, x, options=None, rows=1):
