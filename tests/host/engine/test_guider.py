@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.samplers
 import pytest
@@ -158,7 +159,7 @@ def test_the_host_is_asked_for_room_for_all_rows(model, factor, rows):
 
     guider = _Guider(model, factor)
     kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
-    guider.model_options = {**guider.model_options}
+    guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
     comfy.patcher_extension.add_wrapper_with_key(kind, "note", note, guider.model_options, is_model_options=True)
     _sample(guider)
     assert asked == [rows]
