@@ -14,17 +14,15 @@ import comfy.samplers
 import torch
 
 from ..demo.sampling import CFG, STEPS, Painter, encode, noise_for
-from ..host.anagram.anti_segregation import Puller
-from ..host.anagram.guider import ViewPrompt, ViewsGuider
-from ..host.anagram.views import ViewConds
+from ..host.anagram.anti_segregation import AntiSegregator
+from ..host.anagram.guider import ViewsGuider
+from ..host.anagram.request import anagram_request
+from ..host.anagram.views import ViewConds, ViewPrompt
 from ..host.engine.latent_edits import EditSchedule
 from ..host.text.tokens import encode_with_phrase
-from ..methods.anagram.combine import MULTI_TASK_FAST, MULTI_TASK_FULL, combiner
-from ..methods.anagram.prediction import Predictions
+from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, MULTI_TASK_FULL, PRESETS, combiner
+from ..methods.anagram.overlap import gradient_step_of
 from ..methods.anagram.views import VIEWS, view_named
-from ..nodes.anagram.options import PRESETS
-from ..nodes.anagram.sampling import ConceptsAnagramGuider, pull_of
-from ..nodes.anagram.views import AnagramView
 from .timing import ratios
 
 SIGMA = 2.0  # where the gradient step is timed
@@ -62,16 +60,13 @@ class Bench:
     def anagram(self, views: int) -> None:
         """Views that are averaged and rectified, so many rows a view and no more."""
         combine = combiner(MULTI_TASK_FAST, [1.0] * views)
-        prompts = self.prompts(views)
-        self.sample(ViewsGuider(self.painter.model, prompts, lambda **k: combine(Predictions(**k)), CFG), 1)
+        self.sample(ViewsGuider(self.painter.model, self.prompts(views), combine, CFG), 1)
 
     def preset(self, views: int, name: str) -> None:
         """So many views as Anagram Guider samples them with that preset of Anagram Options."""
-        listed: AnagramView | None = None
-        for view in map(view_named, list(VIEWS)[:views]):
-            listed = AnagramView(lambda cell, view=view: view, self.prompt, None, 1.0, listed)
-        made = ConceptsAnagramGuider.execute(self.painter.model, listed, self.negative, CFG, PRESETS[name])
-        self.sample(made.args[0], 1)
+        request = anagram_request(self.prompts(views), PRESETS[name] or AVERAGING)
+        guider = ViewsGuider(self.painter.model, request.prompts, request.combine, CFG, request.gradient_step)
+        self.sample(guider, 1)
 
     def gradient(self, views: int) -> list[float]:
         """One gradient step over one forward pass of the views' positives, a row each."""
@@ -84,12 +79,14 @@ class Bench:
             raw = {"positive": comfy.sampler_helpers.convert_cond(prompt.positive)}
             conds.append(comfy.samplers.process_conds(model, noise, raw, noise.device)["positive"])
         listed = [ViewConds(p.view, c, None) for p, c in zip(self.prompts(views), conds, strict=True)]
-        pull = pull_of(MULTI_TASK_FULL)
-        assert pull is not None
+        step = gradient_step_of(MULTI_TASK_FULL.anti_segregation)
+        assert step is not None
         level = torch.full((1,), SIGMA)
         forward = lambda: comfy.samplers.calc_cond_batch(model, conds, noise, level, {})  # noqa: E731
         try:
-            return ratios(forward, lambda: Puller(model, listed, pull, EditSchedule())(noise, level, {}), self.runs * 4)
+            return ratios(
+                forward, lambda: AntiSegregator(model, listed, step, EditSchedule())(noise, level, {}), self.runs * 4
+            )
         finally:
             self.painter.model.cleanup()
 

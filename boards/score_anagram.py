@@ -19,17 +19,16 @@ import torch
 from ..demo import vocabulary
 from ..demo.judge import CLASSES, READER, Judge
 from ..demo.sampling import Painter, encode, noise_for
-from ..host.anagram.contrast import contrasted
-from ..host.anagram.guider import ViewPrompt, ViewsGuider
+from ..host.anagram.guider import ViewsGuider
+from ..host.anagram.request import anagram_request
+from ..host.anagram.views import ViewPrompt
 from ..host.engine.time_travel import travelling_sampler
 from ..host.engine.vae import cell_side
 from ..host.text.tokens import encode_with_phrase
-from ..methods.anagram.balance import Reader
-from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FULL, Combination, combiner
-from ..methods.anagram.prediction import Predictions
+from ..methods.anagram.balance import ViewScorer
+from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FULL, Combination
 from ..methods.anagram.score import Readings
 from ..methods.anagram.views import Settings, View, view_named
-from ..nodes.anagram.sampling import pull_of
 from .board import Board, counted
 from .score_model import save_sheet
 from .workers import spread
@@ -87,32 +86,34 @@ SEEDS = [11, 12]
 class Method:
     """A row of the board: how the views are combined, and how often the sampler takes each step of its middle.
 
-    ``read``: the views are weighed by how well each reads, the paper's balance. No CLIP knows the demo model's pictures, so
-    a second judge, of other weights, takes its place: the one that names the pictures has not steered them.
-
-    ``of``: so many pictures are made for each seed, and the reader picks one of them, as a user does from a contact sheet.
+    Attributes:
+        use_scorer: whether the views are weighed by how well each reads, the paper's balance. No CLIP knows the demo model's
+            pictures, so a second judge, of other weights, takes its place. The one that names the pictures does not steer them.
+        candidates: pictures made per seed. The scorer picks one of them, as a user does from a contact sheet.
     """
 
     combination: Combination
     repeats: int = 1
-    read: bool = False
-    of: int = 1
+    use_scorer: bool = False
+    candidates: int = 1
 
 
 METHODS = {
     "averaging": Method(AVERAGING),
     "rectify": Method(Combination(rectification="match")),
     "rectify, as the paper": Method(Combination(rectification="unit")),
-    "balance": Method(AVERAGING, read=True),
-    "guidance norm": Method(Combination(balance="guidance norm")),
+    "balance": Method(AVERAGING, use_scorer=True),
+    "guidance norm": Method(Combination("guidance norm")),
     "contrast": Method(Combination(contrast=0.5)),
-    "balance and contrast": Method(Combination(contrast=0.5), read=True),
-    "anti-segregation": Method(Combination(together=MULTI_TASK_FULL.together)),
-    "multi-task": Method(MULTI_TASK_FULL, read=True),
+    "balance and contrast": Method(Combination(contrast=0.5), use_scorer=True),
+    "anti-segregation": Method(Combination(anti_segregation=MULTI_TASK_FULL.anti_segregation)),
+    "multi-task": Method(MULTI_TASK_FULL, use_scorer=True),
     "multi-task, unread": Method(MULTI_TASK_FULL),
     "time travel": Method(AVERAGING, repeats=2),
 }
-METHODS |= {f"{name}, best of four": replace(METHODS[name], of=4) for name in ("averaging", "balance and contrast")}
+METHODS |= {
+    f"{name}, best of four": replace(METHODS[name], candidates=4) for name in ("averaging", "balance and contrast")
+}
 TRAVEL = (0.2, 0.8)  # sampling percent
 AS_COSINES = (0.2, 0.3)
 """CLIP's cosines of a picture with a caption it does not show, and with its own. The balance is made for such scores: the
@@ -197,12 +198,12 @@ class Maker:
     """Samples anagrams with the demo model and has the judge name them."""
 
     def __init__(self, seeds: list[int]) -> None:
-        self.painter, self.judge, self.reader, self.seeds = Painter(), Judge.load(), Judge.load(READER), seeds
+        self.painter, self.judge, self.scorer, self.seeds = Painter(), Judge.load(), Judge.load(READER), seeds
 
     def guider(self, task: Task, method: Method, model: Any) -> ViewsGuider:
         settings = method.combination
-        if method.read:
-            settings = replace(settings, reader=Reader(partial(self.reads, task)))
+        if method.use_scorer:
+            settings = settings.weighed_by(ViewScorer(partial(self.score, task)))
         negative = encode(self.painter.clip, "")
         prompts = [
             ViewPrompt(
@@ -210,9 +211,8 @@ class Maker:
             )
             for view, concept in zip(task.views(), task.concepts, strict=True)
         ]
-        combine = combiner(settings, [1.0] * len(prompts))
-        prompts = contrasted(prompts, settings.contrast)
-        return ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), CFG, pull_of(settings))
+        request = anagram_request(prompts, settings)
+        return ViewsGuider(model, request.prompts, request.combine, CFG, request.gradient_step)
 
     @torch.inference_mode()
     def make(self, task: Task, method: Method, steps: int = STEPS) -> Reading:
@@ -224,30 +224,32 @@ class Maker:
             return executor(x, *args, **kwargs)
 
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "score", count)
-        noise = noise_for([seed + 100 * more for seed in self.seeds for more in range(method.of)])
+        noise = noise_for([seed + 100 * more for seed in self.seeds for more in range(method.candidates)])
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
         sampler = travelling_sampler(comfy.samplers.sampler_object("euler"), *TRAVEL, method.repeats)
         latents = self.guider(task, method, model).sample(
             noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1
         )
         pictures = self.painter.vae.decode(latents).float()
-        return self._read(task, self._best_of(method.of, task, pictures) if method.of > 1 else pictures, rows)
+        return self._read(
+            task, self._best_of(method.candidates, task, pictures) if method.candidates > 1 else pictures, rows
+        )
 
     def _best_of(self, several: int, task: Task, pictures: torch.Tensor) -> torch.Tensor:
-        """Of every so many pictures the one whose worse view the reader reads best."""
-        best = self.read_by(self.reader, task, pictures).amin(1).view(-1, several).argmax(1)
+        """Of every so many pictures the one whose worse view reads best to the scorer."""
+        best = self.probabilities(self.scorer, task, pictures).amin(1).view(-1, several).argmax(1)
         return pictures.unflatten(0, (-1, several))[torch.arange(len(best)), best]
 
-    def reads(self, task: Task, clean: torch.Tensor) -> torch.Tensor:
-        """How well clean latents (batch, …) of the model's own scale read in each view, (batch, views), to the reader."""
+    def score(self, task: Task, clean: torch.Tensor) -> torch.Tensor:
+        """How well clean latents (batch, …) of the model's own scale read in each view, (batch, views), to the scorer."""
         none, well = AS_COSINES
         pictures = self.painter.vae.decode(self.painter.model.model.process_latent_out(clean)).float()
-        return none + (well - none) * self.read_by(self.reader, task, pictures)
+        return none + (well - none) * self.probabilities(self.scorer, task, pictures)
 
-    def read_by(self, eye: Judge, task: Task, pictures: torch.Tensor) -> torch.Tensor:
-        """How well pictures (batch, h, w, 3) read in each view to judge or reader, (batch, views)."""
+    def probabilities(self, judge: Judge, task: Task, pictures: torch.Tensor) -> torch.Tensor:
+        """How well pictures (batch, h, w, 3) read in each view to judge or scorer, (batch, views)."""
         each = zip(self._upright(task, pictures), task.concepts, strict=True)
-        return torch.stack([eye.probabilities(shown)[:, CLASSES.index(concept)] for shown, concept in each], 1)
+        return torch.stack([judge.probabilities(shown)[:, CLASSES.index(concept)] for shown, concept in each], 1)
 
     def _upright(self, task: Task, pictures: torch.Tensor) -> list[torch.Tensor]:
         views = task.views(cell_side(self.painter.vae))

@@ -3,7 +3,7 @@
 As with any model, some pairs bend into each other and most do not; the papers choose theirs by hand. Here every pair of the
 vocabulary is tried roughly, and the best are tried again on other seeds. In both rounds half of the pictures are made by plain
 averaging and half by the multi-task remedies (pairs that one of them chose alone would favour it), and both the judge and the
-reader must name them. The pairs of the anagram board are the best of those; its seeds are others again.
+scorer must name them. The pairs of the anagram board are the best of those; its seeds are others again.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def orders(todo: Iterable[Task], by: Round) -> list[Order]:
 
 @torch.inference_mode()
 def tried(order: Order) -> tuple[Concepts, list[float]]:
-    """Per picture, how well the worse view reads to the one that reads it worse, judge or reader."""
+    """Per picture, how well the worse view reads to the one that reads it worse, judge or scorer."""
     pictures = torch.from_numpy(score_anagram.carry_out(order).pictures).float() / 255
     maker = score_anagram.maker(order.seeds)
-    read = [maker.read_by(eye, order.task, pictures) for eye in (maker.judge, maker.reader)]
+    read = [maker.probabilities(judge, order.task, pictures) for judge in (maker.judge, maker.scorer)]
     return order.task.concepts, torch.cat(read, 1).amin(1).tolist()
 
 

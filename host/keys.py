@@ -17,8 +17,8 @@ ANTI_SEGREGATION = "concepts.anti_segregation"
 AUXILIARY_MODELS = "concepts.auxiliary_models"
 
 # the model options of one sampling (model patch of anagrams)
-ANTI_SEGREGATOR = "concepts_anti_segregator"
-PREDICTION_MEMORY = "concepts_prediction_memory"
+ANAGRAM_RUN = "concepts_anagram_run"
+"""What one sampling of an anagram works with (``anagram.guidance.AnagramRun``)."""
 
 # transformer options of one model call
 PATH_ROWS = "concepts_path_rows"

@@ -8,10 +8,10 @@ from comfy_api.latest import io, ui
 from ..demo.files import LORAS
 from ..demo.judge import CLASSES, Judge
 from ..demo.loader import load_demo_model
+from ..host.anagram.pictures import upright_pictures, views_on
 from ..host.folders import offer_loras
 from ..host.schema import schema
 from ..methods.anagram.score import Readings
-from .anagram.pictures import upright, views_on
 from .anagram.views import lines_of
 from .wires import AnagramScores, AnagramViews
 
@@ -83,12 +83,12 @@ class ConceptsDemoJudge(io.ComfyNode):
         if views is None:
             report = "\n".join(judge.describe(picture) for picture in image)
             return io.NodeOutput(report, None, ui=ui.PreviewText(report))
-        listed = views_on(image, views, vae)
+        listed = views_on(image, views.all_at_cells(), vae)
         names = lines_of(concepts, len(listed), "concepts")
         unknown = [name for name in names if name not in CLASSES]
         if unknown:
             raise ValueError(f"The judge does not know '{unknown[0]}'; it knows {', '.join(CLASSES)}.")
-        shown = upright(image, listed)
+        shown = upright_pictures(image, listed)
         chance = torch.stack([judge.probabilities(shown[:, view]) for view in range(len(listed))], 1)
         readings = Readings(chance[..., [CLASSES.index(name) for name in names]], JUDGE_TEMPERATURE)
         return io.NodeOutput(readings.report(), readings, ui=ui.PreviewText(readings.report()))

@@ -1,41 +1,55 @@
-"""What the views guider and the model patch for the stock KSampler share: options under which one evaluation of the host
-asks every view and hands on one combined answer."""
+"""One sampling of an anagram: what the views guider and the model patch for the stock KSampler share.
+
+Under its options one evaluation of the host evaluates every view and returns one combined prediction.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 
-from ...methods.anagram.prediction import Memory
+from ...methods.anagram.overlap import GradientStep
+from ...methods.anagram.prediction import Combine, Predictions, ScoreMemory
+from ...methods.anagram.views import View
 from .. import keys
+from ..engine.gradients import plain_patcher
+from ..engine.model_call import evaluate, with_evaluation
 from ..engine.sampling import percent_of, signal_and_noise, step_of
 from ..engine.vae import PIXEL_CHANNELS
-from .views import Conds, ViewConds, answers_of, frames_of, in_frames, needs_own_frame, predict_views
-
-Combine = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
-"""All views' predictions to one positive and one negative, in the canonical frame. Called with the keywords ``x``,
-``signal``, ``noise``, ``progress``, ``step``, ``positive``, ``negative`` (None without one), ``cfg`` and ``memory``."""
+from ..types import BaseModel, Conds, EvaluationArguments, Executor, ModelOptions, ModelPatcher
+from .anti_segregation import AntiSegregator, SamplerUse, anti_segregator_for
+from .views import ViewConds, ViewPrompt, check_latent, frames_of, in_frames, needs_own_frame, predict_views
 
 
-def check_latent(latent: Any) -> None:
-    """Refuses what is no single latent with height and width: a pair of latents, packed by the host, or a sound.
+def model_for_views(
+    model: ModelPatcher, prompts: Sequence[ViewPrompt], gradient_step: GradientStep | None
+) -> ModelPatcher:
+    """The MODEL to sample these views with; for a gradient step, in a form that has gradients. Some hosts load another.
 
     Raises:
-        ValueError: what to use instead.
+        ValueError: no view; or, with a gradient step, a prompt that does not say which of its words are the concept, or
+            a model without such a form.
     """
-    if getattr(latent, "is_nested", False) or latent.ndim < 4:
-        raise ValueError(
-            "Anagrams work on one picture's latent, not on a packed pair or a sound; use an ordinary Empty Latent Image."
-        )
+    if not prompts:
+        raise ValueError("An anagram needs at least one view; connect an Anagram View to 'views'.")
+    weighty = [prompt for prompt in prompts if prompt.has_weight]
+    for prompt in weighty if gradient_step is not None else ():
+        has_phrase = all(values.get(keys.PHRASE_POSITIONS) for _, values in prompt.positive)
+        if prompt.reference_latent is not None or not has_phrase:
+            raise ValueError(
+                f"Anti-segregation must know which words of the prompt of view '{prompt.view.name}' are its concept; "
+                "encode every view's prompt with 'Encode Concept Phrase' instead of CLIP Text Encode, or choose "
+                "another preset."
+            )
+    return plain_patcher(model) if gradient_step is not None and len(weighty) > 1 else model
 
 
-def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
+def check_view(view: View, model_patcher: ModelPatcher, latent: torch.Tensor) -> None:
     """Refuses a view that this model's latents or this canvas cannot take.
 
     Raises:
@@ -43,23 +57,24 @@ def check_view(view: Any, model_patcher: Any, latent: torch.Tensor) -> None:
     """
     if view.latent == "finished pixels":
         raise ValueError(
-            f"The view '{view.name}' resamples what it turns, and resampled noise is no noise the model knows; use Anagram "
-            "Pixel Guider, which turns finished pixels, or 'inner_circle' and 'rings', which are exact."
+            f"The view '{view.name}' resamples what it turns, and resampled noise is not noise the model knows; use "
+            "Anagram Pixel Guider, which turns finished pixels, or 'inner_circle' and 'rings', which are exact."
         )
     channels = model_patcher.get_model_object("latent_format").latent_channels
     if view.latent == "pixels only" and channels != PIXEL_CHANNELS:
         raise ValueError(
-            f"The view '{view.name}' moves single pixels, their brightness or their colour, which has no meaning on the "
-            f"{channels} channels of this model's latents; use Anagram Pixel Guider, a model that works on "
+            f"The view '{view.name}' moves single pixels, their brightness or their colour, which has no meaning on "
+            f"the {channels} channels of this model's latents; use Anagram Pixel Guider, a model that works on "
             "pixels, or a view such as 'rotate_180' or 'patch_permute'."
         )
     check_latent(latent)
     view.check(*latent.shape[-2:])
 
 
-def check_own_cfg(prompts: Sequence[Any], cfg: float, model_options: dict[str, Any]) -> None:
-    """Refuses a view's own guidance scale where the sampler's leaves nothing to guide with: at 1 the host asks no negative
-    (some samplers tell it to all the same), and at 0 no positive counts.
+def check_own_cfg(prompts: Sequence[ViewPrompt], cfg: float, model_options: ModelOptions) -> None:
+    """Refuses a view's own guidance scale where the sampler's leaves nothing to guide with.
+
+    At 1 the host evaluates no negative (some samplers make it do so all the same), and at 0 no positive counts.
 
     Raises:
         ValueError: which view, and what to do.
@@ -68,108 +83,151 @@ def check_own_cfg(prompts: Sequence[Any], cfg: float, model_options: dict[str, A
     silenced = next((p for p in prompts if p.cfg not in (None, cfg)), None)
     if silenced is not None and (skipped or cfg == 0):
         raise ValueError(
-            f"The view '{silenced.view.name}' has a cfg of its own, {silenced.cfg:g}, and the sampler's is {cfg:g}, at which "
-            f"{'the positive prompts count for nothing' if cfg == 0 else 'no negative is asked'}; set the sampler's cfg to "
-            "another number, such as 1.1 or 5, or the view's to 0."
+            f"The view '{silenced.view.name}' has its own cfg, {silenced.cfg:g}, and the sampler's is {cfg:g}, at "
+            f"which {'the positive prompts count for nothing' if cfg == 0 else 'the negative is not evaluated'}; set "
+            "the sampler's cfg to another number, such as 1.1 or 5, or the view's to 0."
         )
 
 
-def known_latent(model: Any, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """A latent from a wire as the model sees clean latents, fit for a sampling that starts from this noise.
-
-    Raises:
-        ValueError: another size.
-    """
-    if latent.shape[1:] != noise.shape[1:] or len(latent) not in (1, len(noise)):
-        raise ValueError(
-            f"The reference's latent is {tuple(latent.shape)} and the picture's is {tuple(noise.shape)}; scale the "
-            "reference picture to the canvas before VAE Encode."
-        )
-    return model.process_latent_in(latent.to(noise))
-
-
-def times_the_rows(prompts: Sequence[Any]) -> int:
-    """How many times as many rows these views are asked for as the host reckons with, a positive and a negative a picture."""
+def row_factor(prompts: Sequence[ViewPrompt]) -> int:
+    """The rows of all views divided by those the host expects, a positive and a negative per picture; at least 1."""
     return max(1, math.ceil(sum(len(p.positive) + len(p.negative) for p in prompts) / 2))
 
 
-def guide_views(
-    model: Any, views: Sequence[ViewConds], combine: Combine, cfg: float, model_options: dict[str, Any], memory: Memory
-) -> dict[str, Any]:
-    """A copy of the options under which the host's one evaluation is that of all views, combined.
+@dataclass(frozen=True)
+class AnagramRun:
+    """One sampling of an anagram.
 
-    Positive and negative are combined apart in the canonical frame; the host's own cfg function then runs once, with
-    every patch that hangs on it.
+    Attributes:
+        segregator: takes the gradient step before a prediction, if there is one.
+        memory: the scores of the views so far.
     """
 
-    def views_batch(args: dict[str, Any]) -> list[torch.Tensor]:
+    model: BaseModel
+    views: tuple[ViewConds, ...]
+    combine: Combine
+    segregator: AntiSegregator | None = None
+    memory: ScoreMemory = field(default_factory=ScoreMemory)
+
+    def edited_latent(self, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> torch.Tensor:
+        """The latent to predict at."""
+        return x if self.segregator is None else self.segregator(x, sigma, options)
+
+    def guided_options(self, cfg: float, model_options: ModelOptions) -> ModelOptions:
+        """A copy of the options under which one evaluation of the host covers all views, combined.
+
+        Positive and negative are combined apart in the canonical frame. The host's own cfg function then runs once,
+        with every patch that hangs on it.
+        """
+        moment = _Moment(self, cfg, model_options)
+        return with_evaluation(moment.options_for_repeated_calls(), moment.evaluate_views)
+
+
+def begin_run(
+    model: BaseModel,
+    prompts: Sequence[ViewPrompt],
+    views: Sequence[ViewConds],
+    combine: Combine,
+    step: GradientStep | None,
+    sampling: SamplerUse,
+) -> AnagramRun:
+    """The run of one sampling, with a new memory.
+
+    Raises:
+        ValueError: a gradient step, and a sampler or a model it cannot work with.
+    """
+    weighty = [v for v, prompt in zip(views, prompts, strict=True) if prompt.has_weight]
+    segregator = None if step is None else anti_segregator_for(model, weighty, step, sampling)
+    return AnagramRun(model, tuple(views), combine, segregator)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """The evaluations of one prediction of a run: the host's, and those that patches make again after guidance."""
+
+    run: AnagramRun
+    cfg: float
+    options: ModelOptions
+
+    def evaluate_views(self, args: EvaluationArguments) -> list[torch.Tensor]:
+        """All views, combined, in place of the host's positive and negative."""
+        x, sigma = args["input"], args["sigma"]
         skip_negative = args["conds"][1] is None
-        asked = [dataclasses.replace(v, negative=None) for v in views] if skip_negative else list(views)
-        positive, negative = predict_views(model, asked, args["input"], args["sigma"], model_options)
-        return combined(args["input"], args["sigma"], positive, None if skip_negative else negative)
+        views = [replace(v, negative=None) for v in self.run.views] if skip_negative else self.run.views
 
-    def combined(x, sigma, positive, negative=None):
-        return _combined(model, combine, cfg, memory, x, sigma, model_options, positive, negative)
+        def evaluate_one(conds: list[Conds | None], z: torch.Tensor, options: ModelOptions) -> list[torch.Tensor]:
+            return evaluate(self.run.model, conds, z, sigma, options)
 
-    routed = _answering_again(model_options, views, combined)
-    routed["sampler_calc_cond_batch_function"] = views_batch
-    return routed
+        positive, negative = predict_views(evaluate_one, views, x, self.options)
+        return self.combined(x, sigma, positive, None if skip_negative else negative)
 
+    def combined(
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        positive: Sequence[torch.Tensor],
+        negative: Sequence[torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
+        """One positive and one negative prediction; without a negative the host expects zeros."""
+        model_sampling, highest = self.run.model.model_sampling, float(sigma.max())
+        signal, noise = signal_and_noise(model_sampling, highest)
+        cond, uncond = self.run.combine(
+            Predictions(
+                x=x,
+                signal=signal,
+                sigma=noise,
+                percent=percent_of(model_sampling, highest),
+                step=step_of(self.options.get("transformer_options", {}), highest),
+                positive=tuple(positive),
+                negative=None if negative is None else tuple(negative),
+                cfg=self.cfg,
+                memory=self.run.memory,
+            )
+        )
+        return [cond, torch.zeros_like(cond) if uncond is None else uncond]
 
-def _answering_again(
-    model_options: dict[str, Any], views: Sequence[ViewConds], combined: Callable[..., list[torch.Tensor]]
-) -> dict[str, Any]:
-    """A copy of the options for patches that run after guidance and ask the model again with the conditioning they are
-    handed, which is that of all views: each view answers with its own entries in its own frame, and the answers are combined.
+    def options_for_repeated_calls(self) -> ModelOptions:
+        """A copy of the options for patches that evaluate again after guidance, with the conditioning of all views.
 
-    A rectification or a view's own cfg then knows of no negative, for none is asked.
-    """
-    options = comfy.model_patcher.create_model_options_clone(model_options)
+        Each view is then evaluated with its own entries in its own frame, and the predictions are combined. A
+        rectification or a view's own cfg gets no negative then, since none is evaluated.
+        """
+        options = comfy.model_patcher.create_model_options_clone(self.options)
+        kind = comfy.patcher_extension.WrappersMP.CALC_COND_BATCH
+        comfy.patcher_extension.add_wrapper_with_key(
+            kind, keys.VIEWS, self._evaluate_again, options, is_model_options=True
+        )
+        return options
 
-    def wrapper(executor, model, conds, x, sigma, model_options):
-        def evaluate(conds, z, options):
+    def _evaluate_again(
+        self,
+        executor: Executor,
+        model: BaseModel,
+        conds: list[Conds | None],
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        options: ModelOptions,
+    ) -> list[torch.Tensor]:
+        """The host's batched evaluation as such a patch meets it."""
+        views = self.run.views
+
+        def evaluate_one(conds: list[Conds | None], z: torch.Tensor, options: ModelOptions) -> list[torch.Tensor]:
             return executor(model, conds, z, sigma, options)
 
-        def answer(cond):
+        def prediction_of(cond: Conds | None) -> torch.Tensor:
             own = _by_view(cond, views)
             if not own:
-                return evaluate([cond], x, in_frames(model_options, frames_of(views)))[0]
-            return combined(x, sigma, answers_of(evaluate, own, x, model_options)[0])[0]
+                return evaluate_one([cond], x, in_frames(options, frames_of(views)))[0]
+            return self.combined(x, sigma, predict_views(evaluate_one, own, x, options)[0])[0]
 
         if len(views) == 1 and not any(needs_own_frame(cond) for cond in conds):  # one call, as it would be without us
-            return evaluate(conds, x, in_frames(model_options, frames_of(views)))
-        return [answer(cond) for cond in conds]
-
-    kind = comfy.patcher_extension.WrappersMP.CALC_COND_BATCH
-    comfy.patcher_extension.add_wrapper_with_key(kind, keys.VIEWS, wrapper, options, is_model_options=True)
-    return options
+            return evaluate_one(conds, x, in_frames(options, frames_of(views)))
+        return [prediction_of(cond) for cond in conds]
 
 
 def _by_view(cond: Conds | None, views: Sequence[ViewConds]) -> list[ViewConds]:
-    """A conditioning sorted out among the views; nothing unless it is of them all and of nobody else."""
+    """A conditioning sorted by view. Empty unless it belongs to all of them and to nothing else."""
     own = [[entry for entry in cond or () if entry["uuid"] in frames_of([v])] for v in views]
     if not all(own) or sum(map(len, own)) < len(cond or ()):
         return []
-    return [dataclasses.replace(v, positive=entries, negative=None) for v, entries in zip(views, own, strict=True)]
-
-
-def _combined(
-    model: Any,
-    combine: Combine,
-    cfg: float,
-    memory: Memory,
-    x: torch.Tensor,
-    sigma: torch.Tensor,
-    options: dict[str, Any],
-    positive: list[torch.Tensor],
-    negative: list[torch.Tensor] | None,
-) -> list[torch.Tensor]:
-    """One positive and one negative prediction; without a negative the host expects zeros."""
-    level = float(sigma.max())
-    signal, noise = signal_and_noise(model.model_sampling, level)
-    cond, uncond = combine(
-        x=x, signal=signal, noise=noise, progress=percent_of(model.model_sampling, level),
-        step=step_of(options.get("transformer_options", {}), level), positive=tuple(positive),
-        negative=None if negative is None else tuple(negative), cfg=cfg, memory=memory,
-    )  # fmt: skip
-    return [cond, torch.zeros_like(cond) if uncond is None else uncond]
+    return [replace(v, positive=entries, negative=None) for v, entries in zip(views, own, strict=True)]

@@ -1,114 +1,137 @@
 """Anagrams for the stock KSampler: a model that knows its views, and one conditioning that carries all their prompts.
 
-The views' prompts travel as one combined CONDITIONING whose entries say which view they belong to; a keyed wrapper of
+The views' prompts travel as one combined CONDITIONING whose entries say which view they belong to. A keyed wrapper of
 the model's predictions sorts them again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import comfy.patcher_extension
 import torch
 
-from ...methods.anagram.prediction import Memory
+from ...methods.anagram.overlap import GradientStep
+from ...methods.anagram.prediction import Combine
 from .. import keys
 from ..engine.sampling import asking_for_room
-from .anti_segregation import Pull, pulled_model, puller_for
-from .guidance import Combine, check_own_cfg, check_view, guide_views, known_latent, times_the_rows
-from .guider import ViewPrompt, own_controls, tagged
-from .views import Conds, ViewConds
+from ..types import Conditioning, Conds, Executor, Guider, ModelOptions, ModelPatcher, Options, StepCallback
+from .guidance import AnagramRun, begin_run, check_own_cfg, check_view, model_for_views, row_factor
+from .views import ViewConds, ViewPrompt, conds_of_view, own_controls, tagged_prompt
 
 
 def with_views(
-    model: Any, prompts: Sequence[ViewPrompt], combine: Combine, pull: Pull | None = None
-) -> tuple[Any, list, list]:
+    model: ModelPatcher, prompts: Sequence[ViewPrompt], combine: Combine, gradient_step: GradientStep | None = None
+) -> tuple[ModelPatcher, Conditioning, Conditioning]:
     """A clone of the model that samples the views, and the positive and negative to sample it with.
 
     Raises:
-        ValueError: no view, an empty conditioning, or an area or mask in one: the host would hand it to the others; a
-            gradient step and a prompt without a phrase.
+        ValueError: no view, an empty conditioning, or an area or mask in one, which the host would hand to the other
+            views; a gradient step and a prompt without a phrase.
     """
-    if not prompts:
-        raise ValueError("An anagram needs at least one view; connect an Anagram View to 'views'.")
-    if pull is not None:
-        model = pulled_model(model, prompts)
-    positive: list[Any] = []
-    negative: list[Any] = []
-    for index, prompt in enumerate(prompts):
-        pair = tagged(own_controls(prompt), **{keys.VIEW_INDEX: index})
-        for side, entries in zip((positive, negative), pair, strict=True):
-            _refuse_areas(prompt, entries)
-            side.extend(entries)
-    patched = model.clone()
-    wrapper = _predicting(tuple(prompts), combine, patched)
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, keys.VIEWS, wrapper)
-    kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
-    patched.add_wrapper_with_key(kind, keys.VIEWS, asking_for_room(times_the_rows(prompts)))
-    sampling = _sampling(tuple(prompts), pull)
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, keys.VIEWS, sampling)
+    patched = model_for_views(model, prompts, gradient_step).clone()
+    positive, negative = _joined_prompts(prompts)
+    kinds = comfy.patcher_extension.WrappersMP
+    patch = _ViewsPatch(patched, tuple(prompts), combine, gradient_step)
+    patched.add_wrapper_with_key(kinds.PREDICT_NOISE, keys.VIEWS, patch.predict)
+    patched.add_wrapper_with_key(kinds.PREPARE_SAMPLING, keys.VIEWS, asking_for_room(row_factor(prompts)))
+    patched.add_wrapper_with_key(kinds.SAMPLER_SAMPLE, keys.VIEWS, patch.sample)
     return patched, positive, negative
 
 
-def _refuse_areas(prompt: ViewPrompt, entries: list) -> None:
+def _joined_prompts(prompts: Sequence[ViewPrompt]) -> tuple[Conditioning, Conditioning]:
+    """All views' positives and all their negatives, each entry with the number of its view."""
+    positive: Conditioning = []
+    negative: Conditioning = []
+    for index, prompt in enumerate(prompts):
+        pair = tagged_prompt(own_controls(prompt), **{keys.VIEW_INDEX: index})
+        for joined, entries in zip((positive, negative), pair, strict=True):
+            _refuse_areas(prompt, entries)
+            joined.extend(entries)
+    return positive, negative
+
+
+def _refuse_areas(prompt: ViewPrompt, entries: Conditioning) -> None:
     for _, values in entries:
-        named = next((key for key in ("area", "mask", "gligen") if values.get(key) is not None), None)
-        if named:
+        part = next((key for key in ("area", "mask", "gligen") if values.get(key) is not None), None)
+        if part:
             raise ValueError(
-                f"The prompt of view '{prompt.view.name}' is bound to a part of the canvas ({named}), which the host "
+                f"The prompt of view '{prompt.view.name}' is bound to a part of the canvas ({part}), which the host "
                 "would share out among all views here; use Anagram Guider with SamplerCustomAdvanced for that."
             )
 
 
-def _predicting(prompts: tuple[ViewPrompt, ...], combine: Combine, patched: Any):
-    """The wrapper around each prediction. It keeps nothing: the host's guider holds the conditionings of the run."""
+@dataclass(frozen=True)
+class _ViewsPatch:
+    """The wrappers around a sampling and around each of its predictions.
 
-    def wrapper(executor, x, timestep, model_options=None, seed=None):
-        guider, options = executor.class_obj, model_options or {}
-        for prompt in prompts:
-            check_view(prompt.view, patched, x)
-        check_own_cfg(prompts, guider.cfg, options)
-        views = _views_of(guider, prompts, x)
-        if (puller := options.get(keys.ANTI_SEGREGATOR)) is not None:
-            x = puller(x, timestep, options)
-        memory = options.get(keys.PREDICTION_MEMORY) or Memory()
-        return executor(x, timestep, guide_views(guider.inner_model, views, combine, guider.cfg, options, memory), seed)
+    It keeps nothing of a sampling: the conditionings are in the host's guider, and the run is in the options of that
+    sampling.
+    """
 
-    return wrapper
+    patched: ModelPatcher
+    prompts: tuple[ViewPrompt, ...]
+    combine: Combine
+    gradient_step: GradientStep | None
+
+    def sample(
+        self,
+        executor: Executor,
+        guider: Guider,
+        sigmas: torch.Tensor,
+        extra_args: Options,
+        callback: StepCallback | None,
+        noise: torch.Tensor,
+        latent: torch.Tensor | None = None,
+        denoise_mask: torch.Tensor | None = None,
+        *args: object,
+        **kwargs: object,
+    ) -> torch.Tensor:
+        """A whole sampling, with a run in its options."""
+        use = (executor.class_obj, sigmas, denoise_mask)
+        views = _views_of(guider, self.prompts, noise)
+        run = begin_run(guider.inner_model, self.prompts, views, self.combine, self.gradient_step, use)
+        options = {**extra_args["model_options"], keys.ANAGRAM_RUN: run}
+        own_args = {**extra_args, "model_options": options}
+        return executor(guider, sigmas, own_args, callback, noise, latent, denoise_mask, *args, **kwargs)
+
+    def predict(
+        self,
+        executor: Executor,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: ModelOptions | None = None,
+        seed: int | None = None,
+    ) -> torch.Tensor:
+        """One prediction, of all views. Outside of a sampling it makes its own run, without a gradient step."""
+        guider: Guider = executor.class_obj
+        options = model_options or {}
+        for prompt in self.prompts:
+            check_view(prompt.view, self.patched, x)
+        check_own_cfg(self.prompts, guider.cfg, options)
+        run: AnagramRun | None = options.get(keys.ANAGRAM_RUN)
+        if run is None:
+            run = AnagramRun(guider.inner_model, tuple(_views_of(guider, self.prompts, x)), self.combine)
+        x = run.edited_latent(x, timestep, options)
+        return executor(x, timestep, run.guided_options(guider.cfg, options), seed)
 
 
-def _sampling(prompts: tuple[ViewPrompt, ...], pull: Pull | None):
-    """The wrapper around a whole sampling, which lays its memory and its gradient step into the options of this run."""
-
-    def wrapper(executor, guider, sigmas, extra_args, callback, noise, latent=None, denoise_mask=None, *args, **kwargs):
-        own = {keys.PREDICTION_MEMORY: Memory()}
-        if pull is not None:
-            views = zip(_views_of(guider, prompts, noise), prompts, strict=True)
-            counted = [v for v, prompt in views if prompt.counted]
-            own[keys.ANTI_SEGREGATOR] = puller_for(
-                guider.inner_model, counted, pull, executor.class_obj, sigmas, denoise_mask
-            )
-        mine = {**extra_args, "model_options": {**extra_args["model_options"], **own}}
-        return executor(guider, sigmas, mine, callback, noise, latent, denoise_mask, *args, **kwargs)
-
-    return wrapper
-
-
-def _views_of(guider: Any, prompts: Sequence[ViewPrompt], like: torch.Tensor) -> list[ViewConds]:
-    """The views with the conditionings of this run, sorted out of those the host's guider holds."""
+def _views_of(guider: Guider, prompts: Sequence[ViewPrompt], noise: torch.Tensor) -> list[ViewConds]:
+    """The views with the conditionings of this sampling, sorted out of those the host's guider holds."""
     return [
-        ViewConds(
-            prompt.view,
-            _of_view(guider.conds.get("positive"), index, "positive"),
-            _of_view(guider.conds.get("negative"), index, "negative"),
-            None if prompt.known is None else known_latent(guider.inner_model, prompt.known, like),
+        conds_of_view(
+            guider.inner_model,
+            prompt,
+            _conds_at(guider.conds.get("positive"), index, "positive"),
+            _conds_at(guider.conds.get("negative"), index, "negative"),
+            noise,
         )
         for index, prompt in enumerate(prompts)
     ]
 
 
-def _of_view(conds: Conds | None, index: int, side: str) -> Conds:
+def _conds_at(conds: Conds | None, index: int, prompt_type: str) -> Conds:
     """The entries of one view.
 
     Raises:
@@ -117,7 +140,7 @@ def _of_view(conds: Conds | None, index: int, side: str) -> Conds:
     own = [entry for entry in conds or () if entry.get(keys.VIEW_INDEX) == index]
     if not own:
         raise ValueError(
-            f"The sampler's {side} holds no prompt for view {index + 1}; connect the {side} that comes out of "
-            "Anagram for KSampler, together with its model."
+            f"The sampler's {prompt_type} holds no prompt for view {index + 1}; connect the {prompt_type} that comes "
+            "out of Anagram for KSampler, together with its model."
         )
     return own

@@ -1,51 +1,134 @@
-"""Asking the model in several views of one noisy picture, in one batched call.
+"""The views of one noisy picture, evaluated in one batched call.
 
-Each view has its own conditioning. Its rows of the batch are shown to the model in the view's frame and brought back
-to the canonical frame at once, so samplers, inpainting and img2img never notice. Rows are told apart by the uuid the
-host gives every conditioning entry; rows of other conditionings pass untouched.
+Each view has its own conditioning. Its rows of the batch are shown to the model in the view's frame and brought back to
+the canonical frame at once, so samplers, inpainting and img2img never notice. The uuid that the host gives every
+conditioning entry tells the rows apart; rows of other conditionings pass untouched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from itertools import chain
+from uuid import UUID
 
-import comfy.model_patcher
-import comfy.patcher_extension
-import comfy.samplers
+import node_helpers
 import torch
 
+from ...methods.anagram.views import View
 from .. import keys
+from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
+from ..types import BaseModel, Conditioning, Conds, ModelOptions
 
-Conds = list[dict[str, Any]]
-"""One conditioning as the sampler holds it."""
+PROMPT_TYPES = ("positive", "negative")
+
+UPRIGHT_ONLY = ("area", "mask", "control", "gligen", "hooks")
+"""Entries of a conditioning that are drawn in the view's upright frame, or that need a model call of their own."""
 
 
-class Invertible(Protocol):
-    """What a view is here: two transforms of the last two dimensions."""
+@dataclass(frozen=True)
+class ViewPrompt:
+    """One view of a picture and the CONDITIONINGs that describe it.
+
+    Attributes:
+        reference_latent: a clean latent, as it travels on a wire, that takes the place of the prompt,
+            (1 or batch, channels, …, height, width).
+        cfg: the view's own guidance scale, None for the sampler's.
+        weight: how much the view counts. A view of weight 0 is shown only: contrast and gradient step leave it out.
+    """
+
+    view: View
+    positive: Conditioning
+    negative: Conditioning
+    reference_latent: torch.Tensor | None = None
+    cfg: float | None = None
+    weight: float = 1.0
 
     @property
-    def forward(self) -> Callable[[torch.Tensor], torch.Tensor]: ...
-    @property
-    def inverse(self) -> Callable[[torch.Tensor], torch.Tensor]: ...
+    def has_weight(self) -> bool:
+        return self.weight > 0
 
 
 @dataclass(frozen=True)
 class ViewConds:
     """A view with its processed conditionings; ``negative`` is None where the host skips the negative (cfg 1).
 
-    ``known`` is a clean latent, (1 or batch, …), that stands in for the model's answer in this view; nothing is asked then.
+    ``reference_latent`` is a clean latent, (1 or batch, …), that takes the place of the prediction; nothing is
+    evaluated then.
     """
 
-    view: Invertible
+    view: View
     positive: Conds
     negative: Conds | None
-    known: torch.Tensor | None = None
+    reference_latent: torch.Tensor | None = None
 
 
-# entries of a conditioning that are drawn in the view's upright frame, or that need a model call of their own
-UPRIGHT_ONLY = ("area", "mask", "control", "gligen", "hooks")
+def check_latent(latent: torch.Tensor) -> None:
+    """Refuses anything but a single latent with height and width: a pair of latents, packed by the host, or a sound.
+
+    Raises:
+        ValueError: what to use instead.
+    """
+    if getattr(latent, "is_nested", False) or latent.ndim < 4:
+        raise ValueError(
+            "Anagrams work on one picture's latent, not on a packed pair or a sound; use an ordinary Empty Latent "
+            "Image."
+        )
+
+
+def tagged_prompt(prompt: ViewPrompt, **values: object) -> tuple[Conditioning, Conditioning]:
+    """Positive and negative of a view with the host's ``prompt_type``, and any further values, in every entry.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    if not prompt.positive or not prompt.negative:
+        raise ValueError(
+            f"The view '{prompt.view.name}' has an empty conditioning, so there is nothing to draw; "
+            "connect a CLIP Text Encode to it (its text may be empty)."
+        )
+    return (
+        node_helpers.conditioning_set_values(prompt.positive, {"prompt_type": "positive", **values}),
+        node_helpers.conditioning_set_values(prompt.negative, {"prompt_type": "negative", **values}),
+    )
+
+
+def own_controls(prompt: ViewPrompt) -> ViewPrompt:
+    """The view with the controls of its positive on its negative too, where the older Apply ControlNet wants that.
+
+    The host does this at sampling, but with the first negatives that have none, of whichever view.
+    """
+    shared = [v["control"] for _, v in prompt.positive if v.get("control_apply_to_uncond") and "area" not in v]
+    if not shared:
+        return prompt
+    negative = list(prompt.negative)
+    free = [number for number, (_, values) in enumerate(negative) if "area" not in values]
+    if free and not any(negative[number][1].get("control") for number in free):
+        for count, control in enumerate(shared):
+            at = free[count % len(free)]
+            cond, values = negative[at]
+            negative[at] = [cond, {**values, "control": control}]
+    positive = node_helpers.conditioning_set_values(prompt.positive, {"control_apply_to_uncond": False})
+    return replace(prompt, positive=positive, negative=negative)
+
+
+def conds_of_view(
+    model: BaseModel, prompt: ViewPrompt, positive: Conds, negative: Conds | None, noise: torch.Tensor
+) -> ViewConds:
+    """The view with these conditionings, and its reference as the model sees clean latents.
+
+    Raises:
+        ValueError: the reference has another size than the noise.
+    """
+    latent = prompt.reference_latent
+    if latent is None:
+        return ViewConds(prompt.view, positive, negative)
+    if latent.shape[1:] != noise.shape[1:] or len(latent) not in (1, len(noise)):
+        raise ValueError(
+            f"The reference's latent is {tuple(latent.shape)} and the picture's is {tuple(noise.shape)}; scale the "
+            "reference picture to the canvas before VAE Encode."
+        )
+    return ViewConds(prompt.view, positive, negative, model.process_latent_in(latent.to(noise)))
 
 
 def needs_own_frame(conds: Conds | None) -> bool:
@@ -53,50 +136,53 @@ def needs_own_frame(conds: Conds | None) -> bool:
     return any(entry.get(key) is not None for entry in conds or () for key in UPRIGHT_ONLY)
 
 
-Evaluate = Callable[[list[Conds | None], torch.Tensor, dict[str, Any]], list[torch.Tensor]]
-"""A host's batched evaluation at one noise level: conditionings, latent and options to one denoised prediction for each."""
+Evaluate = Callable[[list[Conds | None], torch.Tensor, ModelOptions], list[torch.Tensor]]
+"""A batched evaluation at one sigma: conditionings, latent and options to one denoised prediction per conditioning."""
+
+PredictionPairs = tuple[list[torch.Tensor], list[torch.Tensor]]
+"""Positive and negative predictions, one of each per view."""
 
 
 def predict_views(
-    model: Any, views: Sequence[ViewConds], x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    evaluate: Evaluate, views: Sequence[ViewConds], x: torch.Tensor, model_options: ModelOptions
+) -> PredictionPairs:
     """The denoised predictions of every view, each brought back to the canonical frame.
 
     Args:
         x: the noisy latent in the canonical frame, (batch, channels, …, height, width).
 
     Returns:
-        Positive and negative predictions, one of each a view, shaped like ``x``. (Without a negative, zeros, as the host.)
+        Positive and negative predictions, shaped like ``x``. (Without a negative, zeros, as the host gives them.)
     """
-    return answers_of(lambda conds, z, options: _evaluate(model, conds, z, sigma, options), views, x, model_options)
-
-
-def answers_of(
-    evaluate: Evaluate, views: Sequence[ViewConds], x: torch.Tensor, model_options: dict[str, Any]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The same of any evaluation."""
-    asked = [v for v in views if v.known is None]
-    answers = zip(*_predict_asked(evaluate, asked, x, model_options), strict=True) if asked else iter(())
-    pairs = [next(answers) if v.known is None else (v.known.to(x).expand_as(x),) * 2 for v in views]
+    prompted = [v for v in views if v.reference_latent is None]
+    predicted = zip(*_predict_prompted(evaluate, prompted, x, model_options), strict=True) if prompted else iter(())
+    pairs = [
+        next(predicted) if v.reference_latent is None else (v.reference_latent.to(x).expand_as(x),) * 2 for v in views
+    ]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _predict_asked(evaluate, views, x, model_options):
-    """The predictions of views that the model is asked for."""
+def _predict_prompted(
+    evaluate: Evaluate, views: Sequence[ViewConds], x: torch.Tensor, model_options: ModelOptions
+) -> PredictionPairs:
+    """The predictions of views with a prompt."""
     if any(needs_own_frame(c) for v in views for c in (v.positive, v.negative)):
         return _predict_one_by_one(evaluate, views, x, model_options)
-    conds = [v.positive for v in views] + [v.negative for v in views]
-    out = evaluate(conds, x, in_frames(model_options, frames_of(views)))
+    out = evaluate(
+        [*(v.positive for v in views), *(v.negative for v in views)], x, in_frames(model_options, frames_of(views))
+    )
     return out[: len(views)], out[len(views) :]
 
 
-def frames_of(views: Sequence[ViewConds]) -> dict[Any, Invertible]:
+def frames_of(views: Sequence[ViewConds]) -> dict[UUID, View]:
     """The view of every conditioning entry, by the entry's uuid."""
-    return {entry["uuid"]: v.view for v in views for conds in (v.positive, v.negative) for entry in conds or ()}
+    return {entry["uuid"]: v.view for v in views for entry in chain(v.positive, v.negative or ())}
 
 
-def _predict_one_by_one(evaluate, views, x, model_options):
-    """A model call a view on the turned latent itself: ControlNet hints, masks and areas then lie as they were drawn."""
+def _predict_one_by_one(
+    evaluate: Evaluate, views: Sequence[ViewConds], x: torch.Tensor, model_options: ModelOptions
+) -> PredictionPairs:
+    """One evaluation per view on the transformed latent itself: ControlNet hints, masks and areas then lie as drawn."""
     positive, negative = [], []
     for v in views:
         options = in_frames(model_options, frames_of([v]), latent_is_turned=True)
@@ -106,46 +192,28 @@ def _predict_one_by_one(evaluate, views, x, model_options):
     return positive, negative
 
 
-def _evaluate(model, conds, x, sigma, model_options):
-    """The host's batched evaluation, or whatever another pack put in its single slot."""
-    other = model_options.get("sampler_calc_cond_batch_function")
-    if other is None:
-        return comfy.samplers.calc_cond_batch(model, conds, x, sigma, model_options)
-    return other({"conds": conds, "input": x, "sigma": sigma, "model": model, "model_options": model_options})
-
-
-def in_frames(
-    model_options: dict[str, Any], frames: Mapping[Any, Invertible], latent_is_turned: bool = False
-) -> dict[str, Any]:
-    """A copy of the options under which rows whose uuid is in ``frames`` are shown to the model in that view.
+def in_frames(model_options: ModelOptions, frames: Mapping[UUID, View], latent_is_turned: bool = False) -> ModelOptions:
+    """A copy of the options under which the model sees the rows of an entry in the view that ``frames`` names for it.
 
     Args:
-        latent_is_turned: the latent is in the view's frame already, and so shall the answer be; only what the host puts
-            beside it (the picture of an inpainting model) is still to be turned.
+        latent_is_turned: the latent is in the view's frame already and the output stays there. Only what the host adds
+            to the latent (the picture of an inpainting model) is transformed.
     """
-    options = comfy.model_patcher.create_model_options_clone(model_options)
 
-    def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-        rows = [frames.get(uuid) for uuid in (transformer_options or {}).get("uuids", ())]
-        if not any(rows):
-            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        if c_concat is not None:
-            c_concat = _by_row(c_concat, rows, "forward")
+    def call_in_frames(call: ModelCall, run: RunCall) -> torch.Tensor:
+        entries = conditioning_rows(call.transformer_options, len(call.x))
+        views = [(entry.rows, frames.get(entry.uuid)) for entry in entries]
+        if not any(view for _, view in views):
+            return run(call)
+        if call.c_concat is not None:
+            call = call._replace(c_concat=_by_rows(call.c_concat, views, "forward"))
         if latent_is_turned:
-            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        x = _by_row(x, rows, "forward")
-        out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        return _by_row(out, rows, "inverse")
+            return run(call)
+        return _by_rows(run(call._replace(x=_by_rows(call.x, views, "forward"))), views, "inverse")
 
-    comfy.patcher_extension.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.APPLY_MODEL, keys.VIEWS, wrapper, options, is_model_options=True
-    )
-    return options
+    return around_model_call(model_options, keys.VIEWS, call_in_frames)
 
 
-def _by_row(x: torch.Tensor, rows: Sequence[Invertible | None], direction: str) -> torch.Tensor:
-    """Applies each row's view to its chunk of the batch."""
-    chunks = x.chunk(len(rows))
-    return torch.cat(
-        [chunk if view is None else getattr(view, direction)(chunk) for chunk, view in zip(chunks, rows, strict=True)]
-    )
+def _by_rows(x: torch.Tensor, views: Sequence[tuple[slice, View | None]], direction: str) -> torch.Tensor:
+    """Each view applied to its rows of the batch."""
+    return torch.cat([x[rows] if view is None else getattr(view, direction)(x[rows]) for rows, view in views])

@@ -1,4 +1,4 @@
-"""One picture from several decodings of the same anagram, one a view ("LookingGlass", 2504.08902, section 4.2)."""
+"""One picture from several decodings of the same anagram, one per view ("LookingGlass", 2504.08902, section 4.2)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ DETAIL = 0.25  # the paper's 0.25 to 0.5; 1 over-sharpens
 def blend(pictures: torch.Tensor, detail: float = DETAIL) -> torch.Tensor:
     """The mean of pictures that keeps more of the strongest details than a plain mean.
 
-    Every band of a Laplacian pyramid is averaged; fine bands lean by ``detail`` from the mean m to the mean weighted by
-    magnitude v = Σ|aᵢ|aᵢ / Σ|aᵢ|, m + detail · (v − m).
+    Every band of a Laplacian pyramid is averaged to its mean m. Fine bands lean by ``detail`` from m to the mean
+    weighted by magnitude: m + detail · (v − m), v = Σ|aᵢ|aᵢ / Σ|aᵢ|.
 
     Args:
         pictures: (views, batch, channels, height, width).

@@ -1,4 +1,4 @@
-"""Words under a picture on a film: there while it stands, gone while it moves."""
+"""Words under a picture on a film: there while it is still, gone while it moves."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def captioned(shot: np.ndarray, words: str, strength: float = 1.0) -> np.ndarray
     sheet = Image.fromarray(shot)
     font = _fitting(words, sheet.width, max(SMALLEST, LETTERS * min(sheet.size)))
     ink = round(255 * (1 - strength))
-    place = (sheet.width / 2, MIDDLE * sheet.height)
-    ImageDraw.Draw(sheet).text(place, words, (ink,) * 3, font, anchor="mm")
+    middle = (sheet.width / 2, MIDDLE * sheet.height)
+    ImageDraw.Draw(sheet).text(middle, words, (ink,) * 3, font, anchor="mm")
     return np.asarray(sheet)
 
 

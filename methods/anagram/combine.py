@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeAlias
 
 import torch
 
 from ..choices import check_choice
 from . import rectify
-from .balance import BALANCES, Reader, by_score, manual
+from .balance import BALANCES, ViewScorer, by_score, manual
 from .overlap import AntiSegregation
-from .prediction import Predictions, Weights
-from .schedule import Stop, by_schedule
+from .prediction import Combine, Predictions, Weights
+from .schedule import Keyframe, by_schedule
 from .views.base import Transform, View
 from .views.components import SCALE
+
+Weighing: TypeAlias = str | tuple[Keyframe, ...] | ViewScorer
+"""What decides the weights of the views: a name of ``BALANCES``, a schedule, or a scorer."""
 
 
 @dataclass(frozen=True)
@@ -23,37 +27,58 @@ class Combination:
     """How to combine. The default is plain averaging.
 
     Attributes:
-        balance: a name of ``BALANCES``.
+        weighing: what decides each view's weight, on top of the user's own.
         rectification: a name of ``rectify.GAINS``, or ``off``.
         strength: of the rectification, 0 to 1.
         start, end: the window of the rectification in sampling percent, 0 to 1. Outside of about 0.05 to 0.92 the
-            estimate is unsure (at the end) or blown up by σ/(1 − σ) (at the start of flow models).
-        reader: takes the place of ``balance`` where it is given: the views are weighed by how well each reads.
-        schedule: takes the place of ``balance`` where it has stops: each view's weight in the course of the sampling.
-        contrast: how much each view is guided away from what the others show, against its negative's 1; 0 is off. Ours.
-        largest: what the rectification multiplies noise by at most; 0 is √views, which views that share nothing need.
-        together: the gradient step against segregation, off unless it has a strength.
+            estimate is unsure (at the end) or multiplied by σ/(1 − σ) (at the start of flow models).
+        contrast: how much each view is guided away from what the others show; its own negative counts 1. 0 is off. Not
+            from a paper.
+        max_gain: upper limit of the rectification's gain. 0 is √views, enough for unrelated views.
+        anti_segregation: the gradient step against segregation; off unless it has a strength.
     """
 
-    balance: str = "manual"
+    weighing: Weighing = "manual"
     rectification: str = "off"
     strength: float = 1.0
     start: float = 0.05
     end: float = 0.92
-    reader: Reader | None = None
-    schedule: tuple[Stop, ...] = ()
     contrast: float = 0.0
-    largest: float = 0.0
-    together: AntiSegregation = field(default_factory=AntiSegregation)
+    max_gain: float = 0.0
+    anti_segregation: AntiSegregation = field(default_factory=AntiSegregation)
+
+    def weighed_by(self, weighing: Weighing) -> Combination:
+        """The same with another weighing, unless the present one outranks it.
+
+        A scorer outranks a schedule, and a schedule a balance, in whichever order a user chains the nodes.
+        """
+        return self if _rank(self.weighing) > _rank(weighing) else replace(self, weighing=weighing)
+
+    def rectifies(self, p: Predictions) -> bool:
+        """Whether the rectification acts at this moment."""
+        inside = self.start <= p.percent <= self.end and p.signal > 0 and p.sigma > 0
+        return self.rectification != "off" and self.strength != 0 and inside
+
+
+def _rank(weighing: Weighing) -> int:
+    return 2 if isinstance(weighing, ViewScorer) else 0 if isinstance(weighing, str) else 1
 
 
 AVERAGING = Combination()
 MULTI_TASK_FAST = Combination(rectification="match", contrast=0.5)
-MULTI_TASK_FULL = replace(MULTI_TASK_FAST, together=AntiSegregation(strength=0.03))
+MULTI_TASK_FULL = replace(MULTI_TASK_FAST, anti_segregation=AntiSegregation(strength=0.03))
+
+PRESETS: dict[str, Combination | None] = {
+    "averaging": AVERAGING,
+    "multi-task (fast, no gradient)": MULTI_TASK_FAST,
+    "custom": None,
+    "multi-task (full)": MULTI_TASK_FULL,
+}
+"""The combinations that a user picks by name; None is one of the user's own making."""
 
 
-def weighed(weights: torch.Tensor) -> list[int]:
-    """The views that count in any picture, by the weights (batch, views)."""
+def active_views(weights: torch.Tensor) -> list[int]:
+    """The views with a weight in any picture, by the weights (batch, views)."""
     return (weights > 0).any(0).nonzero().flatten().tolist()
 
 
@@ -66,19 +91,16 @@ def mix(predictions: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Ten
         predictions: N tensors (batch, …).
         weights: (batch, N), summing to 1.
     """
-    used = weighed(weights)
-    if len(used) == 1:  # a lone view passes untouched: 1 · x + 0 need not be x bit for bit
-        return predictions[used[0]]
+    active = active_views(weights)
+    if len(active) == 1:  # a lone view passes untouched: 1 · x + 0 need not be x bit for bit
+        return predictions[active[0]]
     shape = (-1, *[1] * (predictions[0].ndim - 1))
-    return torch.stack([predictions[i] * weights[:, i].view(shape).to(predictions[i].dtype) for i in used]).sum(0)
-
-
-Combine = Callable[[Predictions], tuple[torch.Tensor, torch.Tensor | None]]
-"""All views' predictions to one positive and one negative prediction (None as the negative if there is none)."""
+    return torch.stack([predictions[i] * weights[:, i].view(shape).to(predictions[i].dtype) for i in active]).sum(0)
 
 
 def sum_components(predictions: Sequence[torch.Tensor], components: Sequence[Transform]) -> torch.Tensor:
-    """Σ Fᵢ(x0ᵢ) ("Factorized Diffusion", 2404.11615, eq. 6): as Σ Fᵢ = 1, the sum holds for noise and denoised alike."""
+    """Σ Fᵢ(x0ᵢ) ("Factorized Diffusion", 2404.11615, eq. 6): as Σ Fᵢ = 1, the sum holds for noise and denoised
+    alike."""
     return torch.stack([part(x0) for part, x0 in zip(components, predictions, strict=True)]).sum(0)
 
 
@@ -86,23 +108,26 @@ def check_components(views: Sequence[View]) -> None:
     """Refuses a list in which components do not add up to a picture.
 
     Raises:
-        ValueError: components beside ordinary views, or a family that is not complete.
+        ValueError: components together with ordinary views, or a family that is not complete.
     """
-    named = [v.name for v in views if v.component is not None]
-    if not named:
+    names = [v.name for v in views if v.component is not None]
+    if not names:
         return
     family = next(v.family for v in views if v.component is not None)
-    whole, once = (SCALE * len(named), "") if family == SCALE else (family, ", each once")
-    if len(named) < len(views) or sorted(named) != sorted(whole):
+    whole, once = (SCALE * len(names), "") if family == SCALE else (family, ", each once")
+    if len(names) < len(views) or sorted(names) != sorted(whole):
         raise ValueError(
-            f"Components split one picture, so a list with '{named[0]}' must hold just {' and '.join(family)}{once}, "
+            f"Components split one picture, so a list with '{names[0]}' must hold just {' and '.join(family)}{once}, "
             f"and this one holds {', '.join(v.name for v in views)}; add what is missing and take the others out."
         )
 
 
 def with_own_guidance(p: Predictions, cfgs: Sequence[float | None]) -> Predictions:
-    """Predictions in which each view is guided by its own scale: uᵢ + wᵢ/w · (cᵢ − uᵢ) in place of cᵢ, so that the
-    host's one guidance by w gives uᵢ + wᵢ (cᵢ − uᵢ). None is the guider's scale. Without negatives nothing changes."""
+    """Predictions in which each view is guided by its own scale: uᵢ + wᵢ/w · (cᵢ − uᵢ) in place of cᵢ.
+
+    The host's one guidance by w then gives uᵢ + wᵢ (cᵢ − uᵢ). None is the guider's scale. Without negatives nothing
+    changes.
+    """
     if p.negative is None or p.cfg == 0 or all(own is None for own in cfgs):
         return p
     positive = tuple(
@@ -120,25 +145,28 @@ def combiner(
     """The function that combines as the settings say, with the user's weight of each view.
 
     Args:
-        views: the views themselves, where some may be components; these are summed as they are, without weights but for
-            ``scale``.
+        views: the views themselves, where some may be components. Components are summed as they are, without weights
+            except for ``scale``.
         cfgs: the guidance scale of each view, None for the guider's.
 
     Raises:
-        ValueError: an unknown balance or rectification, weights that cannot be normalised, components that do not add up.
+        ValueError: an unknown balance or rectification, weights that cannot be normalised, components that do not add
+            up.
     """
-    check_choice(BALANCES, settings.balance, "balance")
+    if isinstance(settings.weighing, str):
+        check_choice(BALANCES, settings.weighing, "balance")
     check_choice(("off", *rectify.GAINS), settings.rectification, "rectification")
     check_components(views)
     summed = any(v.component for v in views)
-    reduce = _summing(_parts(views, weights)) if summed else _averaging(settings, _weigh(settings, weights))
+    reduce = _summing(_parts(views, weights)) if summed else _averaging(settings, _weights_by(settings, weights))
     return lambda p: reduce(with_own_guidance(p, cfgs or [None] * len(p.positive)))
 
 
-def _weigh(settings: Combination, weights: Sequence[float]) -> Weights:
-    if settings.reader is not None:
-        return by_score(weights, settings.reader)
-    return by_schedule(weights, settings.schedule) if settings.schedule else BALANCES[settings.balance](weights)
+def _weights_by(settings: Combination, weights: Sequence[float]) -> Weights:
+    weighing = settings.weighing
+    if isinstance(weighing, ViewScorer):
+        return by_score(weights, weighing)
+    return BALANCES[weighing](weights) if isinstance(weighing, str) else by_schedule(weights, weighing)
 
 
 def _parts(views: Sequence[View], weights: Sequence[float]) -> list[Transform]:
@@ -154,7 +182,7 @@ def _parts(views: Sequence[View], weights: Sequence[float]) -> list[Transform]:
 
 
 def _summing(parts: Sequence[Transform]) -> Combine:
-    """Components summed; never rectified, for nothing is averaged away."""
+    """Components summed. They are never rectified, since nothing is averaged."""
 
     def combine(p: Predictions) -> tuple[torch.Tensor, torch.Tensor | None]:
         return sum_components(p.positive, parts), None if p.negative is None else sum_components(p.negative, parts)
@@ -169,10 +197,9 @@ def _averaging(settings: Combination, weigh: Weights) -> Combine:
         alphas = weigh(p)
         positive = mix(p.positive, alphas)
         negative = None if p.negative is None else mix(p.negative, alphas)
-        inside = settings.start <= p.progress <= settings.end and p.signal > 0 and p.noise > 0
-        if settings.rectification == "off" or settings.strength == 0 or not inside or len(weighed(alphas)) == 1:
-            return positive, negative  # of a lone view nothing has been averaged away
-        factor = rectify.gain(p, alphas, settings.rectification, settings.strength, settings.largest)
+        if not settings.rectifies(p) or len(active_views(alphas)) == 1:
+            return positive, negative  # with a lone view nothing has been averaged
+        factor = rectify.gain(p, alphas, settings.rectification, settings.strength, settings.max_gain)
         # one factor for both: guidance is linear, so the guided noise gets exactly this factor
         rectified = rectify.with_gain(p, positive, factor)
         return rectified, None if negative is None else rectify.with_gain(p, negative, factor)

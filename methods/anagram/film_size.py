@@ -16,8 +16,9 @@ class FilmSize(NamedTuple):
 
 
 def film_size(height: int, width: int, cell: int, largest: int, parts: Sequence[int]) -> FilmSize:
-    """The largest size with no side over ``largest`` px at which the picture has as many cells as before; where no cell is
-    left of it, the largest that its views can cut.
+    """The largest size with no side over ``largest`` px at which the picture keeps its number of cells.
+
+    Where cells would vanish, it is the largest size that its views can cut.
 
     Args:
         height, width: of the picture, multiples of ``cell`` and of every one of ``parts``.

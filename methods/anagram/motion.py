@@ -1,6 +1,6 @@
 """A view shown as a movement: the picture's pieces travel and turn from where they are to where the view puts them.
 
-The pieces are not told by the view but found from what it does: pixels that share one rigid movement are one piece.
+The pieces are found from what the view does: pixels that share one rigid movement are one piece.
 So every view that moves pixels can be shown, and the last frame is the view itself.
 """
 
@@ -58,7 +58,7 @@ def pieces(view: View, height: int, width: int) -> list[Piece]:
     """The rigid pieces a view cuts the picture into; together they are every pixel once."""
     source = source_of(view, height, width).flatten()
     target = torch.arange(height * width)
-    # twice the place, so that half pixels of a centre stay whole numbers
+    # twice the place: half pixels of a centre stay whole numbers
     from_row, from_column = 2 * (source // width), 2 * (source % width)
     to_row, to_column = 2 * (target // width), 2 * (target % width)
     span = 8 * (height + width)
@@ -107,20 +107,20 @@ def frames(picture: np.ndarray, view: View, count: int) -> list[np.ndarray]:
     Returns:
         Frames uint8 (side, side', 3) on white, larger than the picture by ``MARGIN``, with even sides.
     """
-    final = seen(picture, view)
+    final = picture_in_view(picture, view)
     steps = [eased((i + 1) / count) for i in range(count - 1)]
     if view.component is not None or view.signed:
         between = [_mixed(picture, final, t) for t in steps]
     elif np.array_equal(picture, final):
         between = [on_canvas(picture)] * len(steps)
     elif view.angle is not None:
-        between = [on_canvas(seen(picture, disc(Settings(angle=view.angle * t)))) for t in steps]
+        between = [on_canvas(picture_in_view(picture, disc(Settings(angle=view.angle * t)))) for t in steps]
     else:
         between = _flights(picture, view, steps)
     return [*between, on_canvas(final)]
 
 
-def seen(picture: np.ndarray, view: View) -> np.ndarray:
+def picture_in_view(picture: np.ndarray, view: View) -> np.ndarray:
     """The picture in the view, uint8."""
     values = torch.tensor(picture).movedim(-1, 0)
     if view.component is None and not view.signed and view.angle is None:
@@ -212,8 +212,8 @@ def film(
         picture: uint8 (height, width, 3).
         hold: frames of each still.
         motion: frames of each movement.
-        back: whether the film runs back to its first frame, so that it loops.
-        captions: words under each view while it stands still; none without any.
+        back: whether the film runs back to its first frame, for a loop.
+        captions: words under each view while it is still; empty for none.
 
     Returns:
         uint8 (frames, side, side', 3).

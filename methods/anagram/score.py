@@ -28,8 +28,8 @@ class Readings:
 
     @property
     def concealment(self) -> torch.Tensor:
-        """How well view and prompt find each other among all, (pictures,): the mean of the diagonal of softmax(S/τ) along
-        rows and along columns; 1/N is chance, 1 is best."""
+        """How well view and prompt find each other among all, (pictures,): the mean of the diagonal of softmax(S/τ)
+        along rows and along columns; 1/N is chance, 1 is best."""
         scaled = self.similarity / self.temperature
         both = (scaled.softmax(1) + scaled.softmax(2)) / 2
         return both.diagonal(dim1=1, dim2=2).mean(-1)

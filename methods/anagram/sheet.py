@@ -27,14 +27,15 @@ def contact_sheet(pictures: torch.Tensor, captions: Sequence[str], heads: Sequen
     gap, letters = max(2, round(GAP * width)), max(9, round(TEXT * width))
     font = ImageFont.load_default(letters)
     line = round(letters * 1.5)
-    sheet = Image.new("RGB", (gap + columns * (width + gap), line + rows * (line + height + gap)), "white")
+    size = (gap + columns * (width + gap), line + rows * (line + height + gap))
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
         draw.text((gap + column * (width + gap), line // 6), head, "gray", font)
     tiles = (pictures.detach().cpu() * 255).round().byte().numpy()
-    for row, caption in enumerate(captions):
+    for row, (caption, shown) in enumerate(zip(captions, tiles, strict=True)):
         top = line + row * (line + height + gap)
         draw.text((gap, top + line // 6), caption, "black", font)
-        for column in range(columns):
-            sheet.paste(Image.fromarray(tiles[row, column]), (gap + column * (width + gap), top + line))
+        for column, tile in enumerate(shown):
+            sheet.paste(Image.fromarray(tile), (gap + column * (width + gap), top + line))
     return torch.from_numpy(np.asarray(sheet, np.float32) / 255).unsqueeze(0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import torch
 from comfy_api.latest import io
 
+from ...host.anagram.pictures import ViewAtCells
+from ...host.anagram.views import ViewPrompt
 from ...host.schema import schema
+from ...host.types import Conditioning, Options
 from ...methods.anagram.views import COMPONENTS, RESAMPLED, VIEWS, Settings, View, view_named
 from ...methods.anagram.views.from_image import from_image
 from ...methods.linked_list import in_order
@@ -20,18 +23,20 @@ CATEGORY = "concepts/anagram"
 class AnagramView(NamedTuple):
     """One view of an anagram on a wire: a linked list, newest first.
 
-    ``at_cells(f)`` is the view as it is seen on a picture whose latent has cells of f × f pixels, for views whose pieces have
-    outlines; the same one each time, since a view keeps the places it has worked out. ``cfg`` is the view's own guidance scale, 0
-    for the guider's. ``known`` is a clean latent that stands in for a prompt.
+    Attributes:
+        at_cells: the view on a picture whose latent has cells of so many pixels a side, for views whose pieces have
+            outlines. It is the same one each time, since a view keeps the places it has worked out.
+        cfg: the view's own guidance scale, 0 for the guider's.
+        reference_latent: a clean latent that takes the place of the prompt.
     """
 
-    at_cells: Callable[[int], View]
-    positive: Any | None
-    negative: Any | None
+    at_cells: ViewAtCells
+    positive: Conditioning | None
+    negative: Conditioning | None
     weight: float
     previous: AnagramView | None
     cfg: float = 0.0
-    known: Any | None = None
+    reference_latent: torch.Tensor | None = None
 
     @property
     def view(self) -> View:
@@ -40,6 +45,24 @@ class AnagramView(NamedTuple):
     def in_order(self) -> list[AnagramView]:
         """All views of the list, first to last."""
         return in_order(self)
+
+    def all_at_cells(self) -> list[ViewAtCells]:
+        """``at_cells`` of all views of the list, first to last."""
+        return [link.at_cells for link in in_order(self)]
+
+    def prompts(self, negative: Conditioning) -> list[ViewPrompt]:
+        """All views of the list with their prompts; ``negative`` is for views without their own."""
+        return [
+            ViewPrompt(
+                link.view,
+                negative if link.positive is None else link.positive,
+                negative if link.negative is None else link.negative,
+                link.reference_latent,
+                link.cfg or None,
+                link.weight,
+            )
+            for link in in_order(self)
+        ]
 
 
 def _at_cells(name: str, parts: int, seed: int, angle: float, cell: int) -> View:
@@ -58,18 +81,24 @@ def lines_of(text: str, views: int, what: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) != views:
         raise ValueError(
-            f"There are {views} views and {len(lines)} lines of {what}; write what each view shows on a line of its own, in "
-            "the order of the views."
+            f"There are {views} views and {len(lines)} lines of {what}; write what each view shows on a line of its "
+            "own, in the order of the views."
         )
     return lines
 
 
 def _own_cfg() -> io.Input:
     return io.Float.Input(
-        "cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01, optional=True,
-        tooltip="How strictly this view's prompt is followed; 0 takes the guider's cfg. Raise it for the reading that is hard "
-        "to see. Start with 0.",
-    )  # fmt: skip
+        "cfg",
+        default=0.0,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        optional=True,
+        tooltip="How strictly this view's prompt is followed; 0 takes the guider's cfg. Raise it for a reading that is "
+        "hard to see. Start with 0.",
+    )
 
 
 class ConceptsAnagramView(io.ComfyNode):
@@ -87,45 +116,76 @@ class ConceptsAnagramView(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("positive", tooltip="What the picture shows in this view."),
                 io.Combo.Input(
-                    "view", options=[*VIEWS, *COMPONENTS, *RESAMPLED], default="identity",
+                    "view",
+                    options=[*VIEWS, *COMPONENTS, *RESAMPLED],
+                    default="identity",
                     tooltip="How the picture is turned before this prompt describes it. 'identity' leaves it as it is, "
-                    "'flip' mirrors it upside down, 'rotate_180' turns it round, 'jigsaw' and 'patch_permute' cut it up; "
-                    "'disc' turns the middle by any angle, with Anagram Pixel Guider. "
+                    "'flip' mirrors it upside down, 'rotate_180' turns it round, 'jigsaw' and 'patch_permute' cut it "
+                    "up; 'disc' turns the middle by any angle, with Anagram Pixel Guider. "
                     "Start with identity and rotate_180.",
                 ),
                 io.Float.Input(
-                    "weight", default=1.0, min=0.0, max=10.0, step=0.05,
-                    tooltip="How much this view counts against the others. Raise it when this reading is the weaker one. "
-                    "Start with 1.0.",
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How much this view counts against the others. Raise it when this reading is the weaker "
+                    "one. Start with 1.0.",
                 ),
                 io.Int.Input(
-                    "parts", default=0, min=0, max=64,
-                    tooltip="Into how many tiles, stripes or rings a cut-up view divides each side; other views ignore it. "
-                    "0 takes the view's own number (patch_permute 8, stripes 8, tile_transpose 4, rings 3). Start with 0.",
+                    "parts",
+                    default=0,
+                    min=0,
+                    max=64,
+                    tooltip="Number of tiles, stripes or rings per side for views that cut the picture; other views "
+                    "ignore it. 0 takes the view's own number (patch_permute 8, stripes 8, tile_transpose 4, rings 3). "
+                    "Start with 0.",
                 ),
                 io.Int.Input(
-                    "arrangement", default=0, min=0, max=2**31 - 1,
+                    "arrangement",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
                     tooltip="Which of the random arrangements jigsaw, patch_permute and pixel_permute use; other views "
                     "ignore it. The same number always cuts the same way. Start with 0.",
                 ),
                 AnagramViews.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
                 io.Conditioning.Input(
-                    "negative", optional=True,
+                    "negative",
+                    optional=True,
                     tooltip="What this view must not show; without it the guider's negative is used.",
                 ),
                 _own_cfg(),
                 io.Float.Input(
-                    "angle", default=135.0, min=-360.0, max=360.0, step=1.0, round=0.01, optional=True,
-                    tooltip="By how many degrees clockwise 'disc' turns the middle of the picture; other views ignore it. "
-                    "Start with 135.",
+                    "angle",
+                    default=135.0,
+                    min=-360.0,
+                    max=360.0,
+                    step=1.0,
+                    round=0.01,
+                    optional=True,
+                    tooltip="The angle, in degrees clockwise, by which 'disc' turns the middle of the picture; other "
+                    "views ignore it. Start with 135.",
                 ),
             ],
-            outputs=[AnagramViews.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
-        )  # fmt: skip
+            outputs=[
+                AnagramViews.Output("all_views", display_name="views", tooltip="The list with this view at its end.")
+            ],
+        )
 
     @classmethod
     def execute(
-        cls, positive, view, weight, parts=0, arrangement=0, views=None, negative=None, cfg=0.0, angle=135.0
+        cls,
+        positive: Conditioning,
+        view: str,
+        weight: float,
+        parts: int = 0,
+        arrangement: int = 0,
+        views: AnagramView | None = None,
+        negative: Conditioning | None = None,
+        cfg: float = 0.0,
+        angle: float = 135.0,
     ) -> io.NodeOutput:
         at_cells = cache(partial(_at_cells, view, parts, arrangement, angle))
         at_cells(1)  # an unknown view is refused here, not in the middle of the sampling
@@ -141,31 +201,47 @@ class ConceptsAnagramViewFromImage(io.ComfyNode):
             node_id="ConceptsAnagramViewFromImage",
             display_name="Anagram View from Image",
             category=CATEGORY,
-            description="Adds a reading of the picture after its pixels have been rearranged as a painted map says: red is "
-            "the column a place is filled from, green the row.",
+            description="Adds a reading of the picture after its pixels have been rearranged as a painted map says: "
+            "red is the column a place is filled from, green the row.",
             search_aliases=["uv map", "permutation", "visual anagram"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="What the picture shows in this view."),
                 io.Image.Input(
-                    "image", tooltip="The map: red 0 to 1 from left to right and green 0 to 1 from top to bottom leave all as "
+                    "image",
+                    tooltip="The map: red 0 to 1 from left to right and green 0 to 1 from top to bottom leave all as "
                     "it is. It is read at the size of the latent, so paint areas, not pixels.",
                 ),
                 io.Float.Input(
-                    "weight", default=1.0, min=0.0, max=10.0, step=0.05,
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
                     tooltip="How much this view counts against the others. Start with 1.0.",
                 ),
                 AnagramViews.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
                 io.Conditioning.Input(
-                    "negative", optional=True,
+                    "negative",
+                    optional=True,
                     tooltip="What this view must not show; without it the guider's negative is used.",
                 ),
                 _own_cfg(),
             ],
-            outputs=[AnagramViews.Output("all_views", display_name="views", tooltip="The list with this view at its end.")],
-        )  # fmt: skip
+            outputs=[
+                AnagramViews.Output("all_views", display_name="views", tooltip="The list with this view at its end.")
+            ],
+        )
 
     @classmethod
-    def execute(cls, positive, image, weight, views=None, negative=None, cfg=0.0) -> io.NodeOutput:
+    def execute(
+        cls,
+        positive: Conditioning,
+        image: torch.Tensor,
+        weight: float,
+        views: AnagramView | None = None,
+        negative: Conditioning | None = None,
+        cfg: float = 0.0,
+    ) -> io.NodeOutput:
         at_cells = cache(partial(from_image, image[0]))
         at_cells(1)  # a map that cannot be read is refused here
         return io.NodeOutput(AnagramView(at_cells, positive, negative, weight, views, cfg))
@@ -180,25 +256,29 @@ class ConceptsAnagramReference(io.ComfyNode):
             node_id="ConceptsAnagramReference",
             display_name="Anagram Reference",
             category=CATEGORY,
-            description="Keeps one component of a picture that exists, so that the prompts fill in the rest: a photo seen "
-            "from afar that is something else from near.",
+            description="Keeps one component of an existing picture; the prompts fill in the rest. Example: a photo "
+            "seen from afar that is something else up close.",
             search_aliases=["hybrid image", "inverse problem", "factorized diffusion"],
             inputs=[
                 io.Latent.Input("latent", tooltip="The picture, through VAE Encode, at the size of the canvas."),
                 io.Combo.Input(
-                    "component", options=list(COMPONENTS), default="low_pass",
-                    tooltip="Which part is kept; the rest of its family must be in the list, from Anagram View. 'low_pass' is "
-                    "what is seen from afar. Start with low_pass, and high_pass for the prompt.",
+                    "component",
+                    options=list(COMPONENTS),
+                    default="low_pass",
+                    tooltip="Which part is kept; the rest of its family must be in the list, from Anagram View. "
+                    "'low_pass' is what is seen from afar. Start with low_pass, and high_pass for the prompt.",
                 ),
                 AnagramViews.Input("views", optional=True, tooltip="The views so far; leave empty for the first."),
             ],
-            outputs=[AnagramViews.Output("all_views", display_name="views", tooltip="The list with this part at its end.")],
-        )  # fmt: skip
+            outputs=[
+                AnagramViews.Output("all_views", display_name="views", tooltip="The list with this part at its end.")
+            ],
+        )
 
     @classmethod
-    def execute(cls, latent, component, views=None) -> io.NodeOutput:
+    def execute(cls, latent: Options, component: str, views: AnagramView | None = None) -> io.NodeOutput:
         at_cells = cache(partial(_at_cells, component, 0, 0, 0.0))
-        return io.NodeOutput(AnagramView(at_cells, None, None, 1.0, views, known=latent["samples"]))
+        return io.NodeOutput(AnagramView(at_cells, None, None, 1.0, views, reference_latent=latent["samples"]))
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (

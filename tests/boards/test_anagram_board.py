@@ -38,9 +38,9 @@ def test_the_reader_steers_and_the_judge_names(maker, monkeypatch):
         seen.append(pictures)
         return torch.eye(len(CLASSES))[CLASSES.index("heart")].expand(len(pictures), -1)
 
-    monkeypatch.setattr(maker, "reader", SimpleNamespace(probabilities=sure_of_a_heart))
+    monkeypatch.setattr(maker, "scorer", SimpleNamespace(probabilities=sure_of_a_heart))
     monkeypatch.setattr(maker, "judge", None)
-    scores = maker.reads(TURNED, torch.randn(2, 4, 16, 16))
+    scores = maker.score(TURNED, torch.randn(2, 4, 16, 16))
     worst, best = AS_COSINES
     torch.testing.assert_close(scores, torch.tensor([[best, worst]] * 2))
     assert torch.equal(seen[1], seen[0].rot90(2, (1, 2)))
@@ -64,12 +64,12 @@ def test_the_best_of_several_is_picked_by_the_reader(monkeypatch):
     maker = score_anagram.Maker([3, 4])
     shown = []
 
-    def read_by(eye, task, pictures):
-        assert eye is maker.reader
+    def probabilities(judge, task, pictures):
+        assert judge is maker.scorer
         shown.append(pictures)
         return torch.tensor([[0.9, 0.1], [0.4, 0.5]] * 2 + [[0.3, 0.9], [0.2, 0.9], [0.1, 0.9], [0.0, 0.0]])
 
-    monkeypatch.setattr(maker, "read_by", read_by)
+    monkeypatch.setattr(maker, "probabilities", probabilities)
     reading = maker.make(TURNED, METHODS["averaging, best of four"], steps=2)
     assert len(shown[0]) == 8
     assert reading.rows == 2 * 8 * 4  # steps, pictures, two views with a negative each
@@ -98,7 +98,7 @@ def test_a_pair_is_as_good_as_its_worse_view_to_the_harder_eye(monkeypatch):
     reading = score_anagram.carry_out(order)
     assert concepts == ("heart", "strawberry")
     assert worst <= reading.alignment[0] + 1e-2  # of the picture in bytes
-    monkeypatch.setattr(maker, "reader", maker.judge)
+    monkeypatch.setattr(maker, "scorer", maker.judge)
     assert score_pairs.tried(order)[1][0] == pytest.approx(reading.alignment[0], abs=1e-2)
 
 
@@ -117,7 +117,7 @@ def test_averaging_chooses_the_pairs_no_more_than_the_remedies_do():
     for several in (score_pairs.FIRST, score_pairs.AGAIN):
         plain, remedied = several.methods
         assert plain == "averaging"
-        assert METHODS[remedied].read
+        assert METHODS[remedied].use_scorer
         assert METHODS[remedied].combination.contrast > 0
 
 

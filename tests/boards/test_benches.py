@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfyui_concepts.boards import bench_anagram, bench_compose
 from comfyui_concepts.boards import timing as measuring
-from comfyui_concepts.nodes.anagram.options import PRESETS
+from comfyui_concepts.methods.anagram.combine import PRESETS
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """What a view is: an invertible, orthogonal transform of a picture or latent.
 
-A view keeps the statistics of noise, so a denoiser may be asked in any view of the same noisy picture
+A view keeps the statistics of noise, so a denoiser may be evaluated in any view of the same noisy picture
 (Geng et al., "Visual Anagrams", 2311.17919, section 3.2: the transform must be orthogonal).
-Every view acts on the last two dimensions (height, width), whatever stands before them.
+Every view acts on the last two dimensions (height, width), whatever comes before them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ import torch
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
 Latent = Literal["good", "whole cells", "pixels only", "finished pixels"]
-"""What a view means on a latent: as on the picture; only where its parts are whole latent cells; nothing. ``finished pixels``
-is for views that resample and so are not orthogonal: noise in them is not noise, on models of pixels neither."""
+"""What a view means on a latent: the same as on the picture, the same where its parts are whole latent cells, or
+nothing.
+
+``finished pixels`` is for views that resample and so are not orthogonal: noise in them is not noise, not even on models
+of pixels."""
 
 
 Symmetry = tuple[tuple[int, int], tuple[int, int]]
@@ -33,7 +36,7 @@ SYMMETRIES: tuple[Symmetry, ...] = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What a view may be told; each view reads what it needs.
+    """The settings of a view; each view reads what it needs.
 
     Attributes:
         parts: how many tiles, stripes or rings across; 0 takes the view's own default.
@@ -112,8 +115,8 @@ class View:
             fitting = [str(n) for n in range(2, min(common, 64) + 1) if common % n == 0]
             advice = f"try parts = {' or '.join(fitting)}" if self.adjustable and fitting else "choose another size"
             raise ValueError(
-                f"The view '{self.name}' cuts each side into {self.parts} equal parts, and a side of {width} × {height} "
-                f"(pixels, or cells of a latent) does not divide so; {advice}."
+                f"The view '{self.name}' cuts each side into {self.parts} equal parts, and a side of {width} × "
+                f"{height} (pixels, or cells of a latent) does not divide so; {advice}."
             )
 
 
@@ -155,7 +158,8 @@ def raster(height: int, width: int) -> torch.Tensor:
 
 
 def shuffled(count: int, seed: int) -> torch.Tensor:
-    """A random order of ``count`` things that depends on the seed alone; never the order they were in, if there is another."""
+    """A random order of ``count`` things that depends on the seed alone; never the order they were in, if there is
+    another."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(count, generator=generator)
     while count > 1 and torch.equal(order, torch.arange(count)):

@@ -84,4 +84,5 @@ COMPONENTS: dict[str, Callable[[Settings], View]] = {
     "motion_residual": _component("motion_residual", SMEAR, lambda x: x - _smear(x), None),
     "scale": _component("scale", SCALE, _same, None),
 }
-"""Name to component. Of ``scale`` a list holds as many as one likes, and their weights say how much of the whole each is."""
+"""Name to component. Of ``scale`` a list holds as many as one likes, and their weights say how much of the whole each
+is."""

@@ -11,19 +11,18 @@ from .base import SYMMETRIES, View, permutation
 
 
 def from_image(image: torch.Tensor, cell: int = 1) -> View:
-    """The permutation a picture describes: red says from which column a place is filled (0 left, 1 right), green from
-    which row (0 top, 1 bottom), as a UV map.
+    """The permutation a picture describes as a UV map: red is the column a place is filled from, green the row (0 to
+    1).
 
-    The places are sorted by the row they ask for and cut into rows, and these by the column they ask for, so that it is
-    always a permutation, and a map need only be right in its order: painted gradients are followed exactly.
+    Places are sorted by their row and cut into rows, then each row by its column. The result is always a permutation,
+    and only the order in the map counts: painted gradients are followed exactly.
 
     Args:
         image: (height, width, channels ≥ 2), values 0 to 1, of any size; it is read at the size of the canvas.
-        cell: side of a latent cell in pixels, where the view is shown on a picture: whole cells move then, as they did on the
-            latent, and lie as their surroundings do.
+        cell: side of a latent cell in pixels, for the view on a picture. Whole cells move then, as on the latent.
 
     Raises:
-        ValueError: fewer than two channels, or values that are no numbers.
+        ValueError: fewer than two channels, or values that are not numbers.
     """
     if image.ndim != 3 or image.shape[-1] < 2 or not torch.isfinite(image).all():
         raise ValueError(
@@ -45,7 +44,8 @@ def from_image(image: torch.Tensor, cell: int = 1) -> View:
 
 
 def _of_cells(source: torch.Tensor, cell: int) -> torch.Tensor:
-    """The source of each cell (rows, columns) as the source of each pixel, in raster order (rows · columns · cell²,)."""
+    """The source of each cell (rows, columns) as the source of each pixel, in raster order (rows · columns ·
+    cell²,)."""
     columns = source.shape[1]
     width = columns * cell
     corner = source // columns * cell * width + source % columns * cell

@@ -1,9 +1,8 @@
 """A jigsaw of 4 × 4 interlocking pieces, drawn analytically at any size divisible by 4.
 
-The tabs are placed so that pieces of one kind fit each other's places: on the border ring every edge bulges
-clockwise, every edge between border and inside bulges inwards, and the inner four bulge clockwise. Then all corners
-are one shape turned, all inner pieces are one shape turned, and all border pieces are one shape turned and moved, and
-each kind may be permuted freely.
+Pieces of one kind fit each other's places: on the border ring every edge bulges clockwise, every edge between border
+and inside bulges inwards, and the inner four bulge clockwise. Then all corners are one shape turned, and so are all
+inner pieces. All border pieces are one shape turned and moved. Each kind may be permuted freely.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ def jigsaw(settings: Settings) -> View:
     def index(height: int, width: int) -> torch.Tensor:
         if height % (4 * settings.cell):
             raise ValueError(
-                f"The pieces of this jigsaw end at cells of {settings.cell} px, and a side of {height} px is not four equal "
-                "rows of them; take the picture in the size it was decoded in, or leave the VAE out."
+                f"The pieces of this jigsaw end at cells of {settings.cell} px, and a side of {height} px is not four "
+                "equal rows of them; take the picture in the size it was decoded in, or leave the VAE out."
             )
         labels = enlarged(piece_map(height // settings.cell), settings.cell)
         side = height // 4
@@ -93,7 +92,8 @@ def _move_piece(
     quarters: int,
     side: int,
 ) -> None:
-    """Writes into ``source`` where each pixel of the piece at ``target`` comes from: the piece at ``origin``, turned."""
+    """Writes into ``source`` where each pixel of the piece at ``target`` comes from: the piece at ``origin``,
+    turned."""
     size = len(labels)
     y, x = torch.nonzero(labels == origin[0] * 4 + origin[1], as_tuple=True)
     # twice the offset from the piece's cell centre keeps half pixels whole

@@ -21,7 +21,7 @@ def skew(_: Settings) -> View:
 
 
 def roll(settings: Settings) -> View:
-    """Everything slides right by one part of the width, around the edge; half the width unless told."""
+    """Everything slides right by one part of the width, around the edge; half the width by default."""
     parts = settings.parts or 2
 
     def index(height: int, width: int) -> torch.Tensor:

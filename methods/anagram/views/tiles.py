@@ -19,7 +19,7 @@ def _joined(tiles: torch.Tensor, parts: int) -> torch.Tensor:
 
 
 def patch_permute(settings: Settings) -> View:
-    """Equal tiles in another order; 8 × 8 unless told."""
+    """Equal tiles in another order; 8 × 8 by default."""
     parts = settings.parts or 8
 
     def index(height: int, width: int) -> torch.Tensor:
@@ -29,7 +29,8 @@ def patch_permute(settings: Settings) -> View:
 
 
 def pixel_permute(settings: Settings) -> View:
-    """Every pixel somewhere else, or with ``parts`` tiles so small that none can be told apart; 64 × 64 tiles unless told."""
+    """Every pixel somewhere else, or with ``parts`` tiles so small that none can be told apart; 64 × 64 tiles by
+    default."""
     parts = settings.parts or 64
 
     def index(height: int, width: int) -> torch.Tensor:
@@ -39,7 +40,7 @@ def pixel_permute(settings: Settings) -> View:
 
 
 def tile_transpose(settings: Settings) -> View:
-    """The grid of tiles mirrored along its diagonal, each tile left as it is; 4 × 4 unless told."""
+    """The grid of tiles mirrored along its diagonal, each tile left as it is; 4 × 4 by default."""
     parts = settings.parts or 4
 
     def index(height: int, width: int) -> torch.Tensor:
@@ -59,7 +60,7 @@ def half_swap(_: Settings) -> View:
 
 
 def stripes(settings: Settings) -> View:
-    """Every second of ``parts`` upright stripes is turned upside down, like a Venetian blind; 8 stripes unless told."""
+    """Every second of ``parts`` upright stripes is turned upside down, like a Venetian blind; 8 stripes by default."""
     parts = settings.parts or 8
 
     def index(height: int, width: int) -> torch.Tensor:

@@ -8,10 +8,10 @@ import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
-from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.anagram.guider import ViewsGuider
+from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.engine.sampling import percent_of
 from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination, combiner
-from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.schedule import schedule_from
 from comfyui_concepts.methods.anagram.views import view_named
 
@@ -28,8 +28,7 @@ def _prompts(*names):
 
 
 def _combine(weights, settings=AVERAGING, views=()):
-    combine = combiner(settings, weights, views)
-    return lambda **known: combine(Predictions(**known))
+    return combiner(settings, weights, views)
 
 
 def _sigmas(model, steps=STEPS):
@@ -79,8 +78,8 @@ def test_alternate_is_a_schedule_in_which_one_view_counts_at_a_time(tiny_models,
     def sampled(settings):
         return _sample(ViewsGuider(model, _prompts(*names), _combine([1.0] * 3, settings), 7.0), sigmas, sampler)
 
-    turns = sampled(Combination(balance="alternate"))
-    assert torch.equal(turns, sampled(Combination(schedule=schedule_from("\n".join(lines)))))
+    turns = sampled(Combination("alternate"))
+    assert torch.equal(turns, sampled(Combination(schedule_from("\n".join(lines)))))
     assert not torch.allclose(turns, sampled(AVERAGING))
 
 
@@ -89,13 +88,13 @@ def test_each_step_of_alternate_is_a_step_of_the_view_whose_turn_it_is(tiny_mode
     model = tiny_models[kind]
     seen = []
 
-    def one_of(**known):
-        seen.append(known["step"])
-        turn = known["step"] % 2
-        return known["positive"][turn], known["negative"][turn]
+    def one_of(p):
+        seen.append(p.step)
+        turn = p.step % 2
+        return p.positive[turn], p.negative[turn]
 
     prompts = _prompts("identity", "flip")
-    turns = _combine([1.0, 1.0], Combination(balance="alternate"))
+    turns = _combine([1.0, 1.0], Combination("alternate"))
     ours = _sample(ViewsGuider(model, prompts, turns, 7.0), _sigmas(model))
     assert torch.equal(ours, _sample(ViewsGuider(model, prompts, one_of, 7.0), _sigmas(model)))
     assert seen == list(range(STEPS))

@@ -8,10 +8,11 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.anagram.guider import ViewsGuider
 from comfyui_concepts.host.anagram.model_patch import with_views
 from comfyui_concepts.host.anagram.pixel_sync import PixelSyncGuider
-from comfyui_concepts.methods.anagram.balance import BALANCES, Reader
+from comfyui_concepts.host.anagram.views import ViewPrompt
+from comfyui_concepts.methods.anagram.balance import BALANCES, ViewScorer
 from comfyui_concepts.methods.anagram.blend import blend
 from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination, combiner
 from comfyui_concepts.methods.anagram.prediction import Predictions
@@ -25,7 +26,7 @@ def _cond(seed):
 def _anagram(model, *names):
     combine = combiner(AVERAGING, [1.0] * len(names))
     prompts = [ViewPrompt(view_named(n), _cond(i), _cond(99)) for i, n in enumerate(names)]
-    return ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), 7.0)
+    return ViewsGuider(model, prompts, combine, 7.0)
 
 
 def _plain(model, positive=None, negative=None):
@@ -87,7 +88,7 @@ def _hooked(model, *views):
     """An anagram of (view, positive, negative)."""
     prompts = [ViewPrompt(view_named(name), positive, negative) for name, positive, negative in views]
     combine = combiner(AVERAGING, [1.0] * len(views))
-    return prompts, lambda **known: combine(Predictions(**known))
+    return prompts, combine
 
 
 def _ksampled(model, positive, negative):
@@ -131,23 +132,23 @@ def test_a_lora_hook_acts_in_its_own_view_alone(new_model, by):
     assert not model.hook_patches
 
 
-def _by_reader(model, smoothing, by):
-    """An anagram weighed by a reader that is told apart by the picture."""
-    reader = Reader(lambda z: torch.stack([z[:, 0].std((-2, -1)), z[:, 1].std((-2, -1))], 1), 0.0, smoothing)
-    combine = combiner(Combination(reader=reader), [1.0, 1.0])
+def _by_scorer(model, smoothing, by):
+    """An anagram weighed by a scorer that reads the picture."""
+    scorer = ViewScorer(lambda z: torch.stack([z[:, 0].std((-2, -1)), z[:, 1].std((-2, -1))], 1), 0.0, smoothing)
+    combine = combiner(Combination(scorer), [1.0, 1.0])
     prompts = [ViewPrompt(view_named(n), _cond(i), _cond(99)) for i, n in enumerate(("identity", "flip"))]
-    return _guided(by, model, prompts, lambda **known: combine(Predictions(**known)))
+    return _guided(by, model, prompts, combine)
 
 
 @pytest.mark.parametrize("by", ["guider", "ksampler"])
 def test_what_a_reader_has_read_is_remembered_within_a_sampling_and_not_beyond(tiny_models, by):
     model = tiny_models["EPS"]
-    guider = _by_reader(model, 0.9, by)
+    guider = _by_scorer(model, 0.9, by)
     first = _sample(guider)
     assert torch.equal(_sample(guider), first)
-    assert torch.equal(first, _sample(_by_reader(model, 0.9, "guider")))
-    assert not torch.equal(first, _sample(_by_reader(model, 0.0, by)))
-    assert not hasattr(guider, "memory")
+    assert torch.equal(first, _sample(_by_scorer(model, 0.9, "guider")))
+    assert not torch.equal(first, _sample(_by_scorer(model, 0.0, by)))
+    assert guider.run is None
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2s_ancestral", "lcm"])

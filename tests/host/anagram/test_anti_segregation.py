@@ -12,27 +12,26 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host import keys
-from comfyui_concepts.host.anagram.anti_segregation import Pull, Puller
-from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.anagram.anti_segregation import AntiSegregator
+from comfyui_concepts.host.anagram.guider import ViewsGuider
+from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.text.tokens import encode_with_phrase, first_occurrence
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
-from comfyui_concepts.methods.anagram.overlap import CLOSE_ENOUGH, segregation, step
-from comfyui_concepts.methods.anagram.prediction import Predictions
+from comfyui_concepts.methods.anagram.overlap import CLOSE_ENOUGH, GradientStep, descent, gradient_step_of, segregation
 from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.nodes.anagram.options import ConceptsAnagramAntiSegregation
-from comfyui_concepts.nodes.anagram.sampling import pull_of
 
 from ..faults import FAULTS, assert_as_before, tensors_of
 
 
-def _pull(strength=0.05, start=0.0, end=1.0, iterations=1, seen=None, lasting=None):
+def _step(strength=0.05, start=0.0, end=1.0, iterations=1, seen=None, in_place=None):
     def loss(maps):
         found = segregation(maps)
         if seen is not None:
             seen.append(found.detach().clone())
         return found
 
-    return Pull(loss, partial(step, strength=strength), start, end, iterations, lasting)
+    return GradientStep(loss, partial(descent, strength=strength), start, end, iterations, in_place)
 
 
 def _cond(seed: int, words=(1, 2), loud=1.0) -> list:
@@ -44,10 +43,10 @@ def _cond(seed: int, words=(1, 2), loud=1.0) -> list:
     ]
 
 
-def _guider(model, pull, views=("identity", "rotate_180"), words=(1, 2), cfg=5.0, loud=1.0):
+def _guider(model, gradient_step, views=("identity", "rotate_180"), words=(1, 2), cfg=5.0, loud=1.0):
     prompts = [ViewPrompt(view_named(v), _cond(i, words, loud), _cond(99)) for i, v in enumerate(views)]
     combine = combiner(AVERAGING, [1.0] * len(views))
-    return ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), cfg, pull)
+    return ViewsGuider(model, prompts, combine, cfg, gradient_step)
 
 
 def _sample(guider, sampler="euler", steps=6, batch=1, mask=None, callback=None):
@@ -69,7 +68,7 @@ def model(new_model):
 def test_each_step_brings_the_concepts_nearer_their_target(new_model, kind):
     """A random network's attention hardly depends on the picture, so here only the direction is asked for."""
     seen: list[torch.Tensor] = []
-    _sample(_guider(new_model(kind), _pull(0.1, start=0.5, iterations=10, seen=seen), loud=12.0), steps=3)
+    _sample(_guider(new_model(kind), _step(0.1, start=0.5, iterations=10, seen=seen), loud=12.0), steps=3)
     assert all(later < earlier for earlier, later in pairwise(seen[:10]))
 
 
@@ -85,10 +84,10 @@ def test_concepts_of_a_real_prompt_move_together(demo_model):
         for view, phrase in zip(("identity", "rotate_180"), words, strict=True)
     ]
     combine = combiner(AVERAGING, [1.0, 1.0])
-    pull = _pull(0.05, start=0.2, iterations=10, seen=seen)
+    gradient_step = _step(0.05, start=0.2, iterations=10, seen=seen)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 8)
-    guider = ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), 3.0, pull)
+    guider = ViewsGuider(model, prompts, combine, 3.0, gradient_step)
     guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
     assert seen[0] > 2 * CLOSE_ENOUGH
     assert min(seen[:11]) < 0.5 * seen[0]
@@ -97,28 +96,28 @@ def test_concepts_of_a_real_prompt_move_together(demo_model):
 def test_each_noise_level_is_edited_once_within_the_window(model):
     for sampler, calls in (("euler", 6), ("heun", 6)):
         seen: list[torch.Tensor] = []
-        _sample(_guider(model, _pull(seen=seen)), sampler)
+        _sample(_guider(model, _step(seen=seen)), sampler)
         assert len(seen) == calls
     seen = []
-    _sample(_guider(model, _pull(start=0.2, end=0.7, seen=seen)), steps=20)
+    _sample(_guider(model, _step(start=0.2, end=0.7, seen=seen)), steps=20)
     assert 5 <= len(seen) <= 12
 
 
 def test_without_strength_or_outside_the_window_nothing_changes(model):
     plain = _sample(_guider(model, None))
-    assert torch.equal(_sample(_guider(model, _pull(0.0))), plain)
-    assert torch.equal(_sample(_guider(model, _pull(start=2.0, end=3.0))), plain)
-    assert not torch.allclose(_sample(_guider(model, _pull())), plain)
+    assert torch.equal(_sample(_guider(model, _step(0.0))), plain)
+    assert torch.equal(_sample(_guider(model, _step(start=2.0, end=3.0))), plain)
+    assert not torch.allclose(_sample(_guider(model, _step())), plain)
 
 
-def test_one_view_has_nothing_to_pull(model):
+def test_one_view_has_nothing_to_step(model):
     plain = _sample(_guider(model, None, ("identity",)))
-    assert torch.equal(_sample(_guider(model, _pull(), ("identity",))), plain)
+    assert torch.equal(_sample(_guider(model, _step(), ("identity",))), plain)
 
 
 def test_pictures_of_a_batch_do_not_meet(model):
-    both = _sample(_guider(model, _pull()), batch=2)
-    alone = _sample(_guider(model, _pull()), batch=1)
+    both = _sample(_guider(model, _step()), batch=2)
+    alone = _sample(_guider(model, _step()), batch=1)
     torch.testing.assert_close(both[:1], alone, rtol=1e-3, atol=1e-3)
 
 
@@ -127,22 +126,25 @@ def test_pictures_of_a_batch_do_not_meet(model):
 def test_samplers_and_inpaint_masks(model, sampler, masked, caplog):
     caplog.set_level("INFO")
     mask = (torch.arange(64).view(1, 1, 8, 8) % 2).float() if masked else None
-    assert torch.isfinite(_sample(_guider(model, _pull()), sampler, mask=mask)).all()
+    assert torch.isfinite(_sample(_guider(model, _step()), sampler, mask=mask)).all()
     told = sum("acts on the predictions alone" in r.message for r in caplog.records)
     assert told == (masked or sampler == "uni_pc")
 
 
-def _shown(model, pull, sampler):
+def _shown(model, gradient_step, sampler):
     """The latents the sampler goes on with, step by step."""
     shown: list[torch.Tensor] = []
-    _sample(_guider(model, pull), sampler, steps=3, callback=lambda step, x0, x, total: shown.append(x.clone()))
+    _sample(
+        _guider(model, gradient_step), sampler, steps=3, callback=lambda step, x0, x, total: shown.append(x.clone())
+    )
     return shown
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m"])
 def test_an_edit_stays_in_the_latent_the_sampler_goes_on_with_or_is_seen_by_the_prediction_alone(model, sampler):
     plain, auto, latent, prediction = (
-        _shown(model, pull, sampler) for pull in (None, _pull(), _pull(lasting=True), _pull(lasting=False))
+        _shown(model, gradient_step, sampler)
+        for gradient_step in (None, _step(), _step(in_place=True), _step(in_place=False))
     )
     assert all(map(torch.equal, auto, latent))
     assert not torch.allclose(latent[0], plain[0])
@@ -156,7 +158,7 @@ def test_where_no_edit_stays_auto_is_the_prediction_alone(model, sampler, masked
     caplog.set_level("INFO")
     mask = (torch.arange(64).view(1, 1, 8, 8) % 2).float() if masked else None
     auto, prediction = (
-        _sample(_guider(model, _pull(lasting=lasting)), sampler, 3, mask=mask) for lasting in (None, False)
+        _sample(_guider(model, _step(in_place=in_place)), sampler, 3, mask=mask) for in_place in (None, False)
     )
     assert torch.equal(auto, prediction)
     assert not torch.allclose(auto, _sample(_guider(model, None), sampler, 3, mask=mask))
@@ -165,8 +167,8 @@ def test_where_no_edit_stays_auto_is_the_prediction_alone(model, sampler, masked
     )  # of auto; the other was asked for
 
 
-@pytest.mark.parametrize("lasting", [False, True])
-def test_an_edit_of_the_prediction_does_not_ask_what_the_sampler_does_with_its_latent(model, lasting):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_edit_of_the_prediction_does_not_ask_what_the_sampler_does_with_its_latent(model, in_place):
     """One that hands the model copies of it loses an edit of the latent, and no other."""
 
     def sampled(handed):
@@ -177,33 +179,33 @@ def test_an_edit_of_the_prediction_does_not_ask_what_the_sampler_does_with_its_l
 
         noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 3)
-        guider = _guider(model, _pull(lasting=lasting))
+        guider = _guider(model, _step(in_place=in_place))
         sampler = comfy.samplers.KSAMPLER(euler)
         return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
 
-    assert torch.equal(sampled(torch.Tensor.clone), sampled(lambda x: x)) != lasting
+    assert torch.equal(sampled(torch.Tensor.clone), sampled(lambda x: x)) != in_place
 
 
 def test_the_node_asks_for_the_edit_by_name():
-    for edit, lasting in (("auto", None), ("latent", True), ("prediction", False)):
+    for edit, in_place in (("auto", None), ("latent", True), ("prediction", False)):
         options = ConceptsAnagramAntiSegregation.execute(0.05, 1, 0.0, 0.7, edit=edit).args[0]
-        assert pull_of(options).lasting is lasting
+        assert gradient_step_of(options.anti_segregation).in_place is in_place
 
 
 def test_an_adaptive_sampler_is_refused(model):
     with pytest.raises(ValueError, match="dpm_adaptive"):
-        _sample(_guider(model, _pull()), "dpm_adaptive")
+        _sample(_guider(model, _step()), "dpm_adaptive")
 
 
 def test_a_prompt_without_a_phrase_is_refused(model):
     with pytest.raises(ValueError, match="Encode Concept Phrase"):
-        _guider(model, _pull(), words=None)
+        _guider(model, _step(), words=None)
 
 
 def test_a_control_net_of_inference_weights_goes_with_it(model, control_net):
     assert next(control_net.control_model.parameters()).is_inference()
     seen: list[torch.Tensor] = []
-    guider = _guider(model, _pull(seen=seen))
+    guider = _guider(model, _step(seen=seen))
     for side in ("positive 0", "positive 1"):
         guider.original_conds[side][0]["control"] = control_net
     assert torch.isfinite(_sample(guider)).all()
@@ -214,23 +216,23 @@ def test_a_control_net_of_inference_weights_goes_with_it(model, control_net):
 def test_the_model_is_as_it_was_whatever_happens(model, where, monkeypatch):
     before, options = tensors_of(model), str(model.model_options)
     fault = FAULTS[where]() if where in FAULTS else None
-    guider = _guider(model, _pull())
+    guider = _guider(model, _step())
     if fault is None:
         _sample(guider)
     else:
-        original = Puller._map
+        original = AntiSegregator._attention_map
 
         def failing(self, *args):
             original(self, *args)
             raise fault
 
-        monkeypatch.setattr(Puller, "_map", failing)
+        monkeypatch.setattr(AntiSegregator, "_attention_map", failing)
         with pytest.raises(type(fault)):
             _sample(guider)
         monkeypatch.undo()
     assert_as_before(model, before)
     assert str(model.model_options) == options
-    assert guider.puller is None
+    assert guider.run is None
     assert torch.equal(_sample(_guider(model, None)), _sample(_guider(model, None)))
 
 
@@ -256,9 +258,9 @@ def test_a_phrase_that_is_not_there_is_refused(demo_model):
 def _maps_of(model, splits, monkeypatch, batch=2):
     """The maps a gradient step sees, and the rows of every model call it makes."""
     seen, rows = [], []
-    pull = Pull(
+    gradient_step = GradientStep(
         lambda maps: (seen.append([m.detach().clone() for m in maps]), segregation(maps))[1],
-        partial(step, strength=0.05),
+        partial(descent, strength=0.05),
         0,
         1,
         1,
@@ -269,7 +271,7 @@ def _maps_of(model, splits, monkeypatch, batch=2):
     )
     if splits:
         monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e20)
-    _sample(_guider(model, pull), steps=2, batch=batch)
+    _sample(_guider(model, gradient_step), steps=2, batch=batch)
     return seen[0], rows
 
 
@@ -293,16 +295,16 @@ def test_the_entry_that_counts_at_the_moment_is_looked_at(model):
     """And where none does, nothing is pulled; the rest of the sampling is."""
     early, late = {"start_percent": 0.0, "end_percent": 0.3}, {"start_percent": 0.3, "end_percent": 1.0}
     seen: list[torch.Tensor] = []
-    assert torch.isfinite(_sample(_with_values(_guider(model, _pull(seen=seen)), 0, late, early))).all()
+    assert torch.isfinite(_sample(_with_values(_guider(model, _step(seen=seen)), 0, late, early))).all()
     assert len(seen) == 6
     seen.clear()
-    assert torch.isfinite(_sample(_with_values(_guider(model, _pull(seen=seen)), 0, late))).all()
+    assert torch.isfinite(_sample(_with_values(_guider(model, _step(seen=seen)), 0, late))).all()
     assert 0 < len(seen) < 6
 
 
 def test_what_the_host_adds_to_a_prompt_is_not_looked_at(model):
     """To the positive it adds a copy of a negative with an area, which knows no phrase."""
-    guider = _guider(model, _pull())
+    guider = _guider(model, _step())
     guider.original_conds["negative 0"][0]["area"] = (4, 8, 0, 0)
     assert torch.isfinite(_sample(guider)).all()
 
@@ -322,7 +324,7 @@ class _Watching(comfy.controlnet.ControlBase):
 def test_a_control_sees_its_view_upright_in_the_gradient_step(model):
     """There it is shown what it is shown in the prediction, but for the step in between."""
     control = _Watching()
-    _sample(_with_values(_guider(model, _pull(1e-6)), 1, {"control": control}), steps=1)
+    _sample(_with_values(_guider(model, _step(1e-6)), 1, {"control": control}), steps=1)
     pulled, predicted = (shown.flatten(1) for shown in control.shown[:2])
     assert torch.nn.functional.cosine_similarity(pulled, predicted).item() > 0.99
 
@@ -330,11 +332,11 @@ def test_a_control_sees_its_view_upright_in_the_gradient_step(model):
 def _maps_with(model, *views, **values):
     """Each view's map at the first step, with these values in the last view's prompt, which is always of the same text."""
     seen = []
-    pull = Pull(
-        lambda maps: (seen.append([m.detach().clone() for m in maps]), segregation(maps))[1], partial(step, strength=0.05),
+    gradient_step = GradientStep(
+        lambda maps: (seen.append([m.detach().clone() for m in maps]), segregation(maps))[1], partial(descent, strength=0.05),
         0, 1, 1,
     )  # fmt: skip
-    _sample(_with_values(_guider(model, pull, views), len(views) - 1, values), steps=1)
+    _sample(_with_values(_guider(model, gradient_step, views), len(views) - 1, values), steps=1)
     return seen[0]
 
 
@@ -361,12 +363,10 @@ def test_a_view_of_weight_0_is_not_pulled_and_needs_no_phrase(model):
 
     def pulled(*views):
         guider = _guider(model, None, views)
-        prompts = [replace(guider.prompts[i], counted=i < 2) for i in range(len(views))]
+        prompts = [replace(guider.prompts[i], weight=float(i < 2)) for i in range(len(views))]
         prompts[2:] = [replace(p, positive=_cond(5, words=None)) for p in prompts[2:]]
         combine = combiner(AVERAGING, [1.0, 1.0, 0.0][: len(views)])
-        return _sample(
-            ViewsGuider(model, prompts, lambda **known: combine(Predictions(**known)), 5.0, _pull(seen=seen))
-        )
+        return _sample(ViewsGuider(model, prompts, combine, 5.0, _step(seen=seen)))
 
     two, three = pulled("identity", "rotate_180"), pulled("identity", "rotate_180", "flip")
     torch.testing.assert_close(three, two, rtol=1e-4, atol=1e-4)

@@ -8,12 +8,13 @@ import comfy.controlnet
 import comfy.samplers
 import pytest
 import torch
-from comfyui_concepts.host.anagram.contrast import contrasted
-from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.anagram.contrast import contrasted_prompts
+from comfyui_concepts.host.anagram.guider import ViewsGuider
+from comfyui_concepts.host.anagram.request import anagram_request
+from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination, combiner
 from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
-from comfyui_concepts.nodes.anagram.sampling import combination
 from comfyui_concepts.nodes.anagram.views import AnagramView
 
 
@@ -30,9 +31,9 @@ def _predicted(model, prompts, cfg=5.0):
     seen: list[Predictions] = []
     combine = combiner(AVERAGING, [1.0] * len(prompts))
 
-    def watch(**known):
-        seen.append(Predictions(**known))
-        return combine(seen[-1])
+    def watch(p):
+        seen.append(p)
+        return combine(p)
 
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 3)
@@ -47,7 +48,7 @@ def _predicted(model, prompts, cfg=5.0):
 def test_each_negative_is_the_mean_of_its_own_and_the_others_in_that_view(tiny_models, kind):
     names = ("identity", "rotate_180", "flip")
     plain, _ = _predicted(tiny_models[kind], _prompts(*names))
-    ours, _ = _predicted(tiny_models[kind], contrasted(_prompts(*names), 0.5))
+    ours, _ = _predicted(tiny_models[kind], contrasted_prompts(_prompts(*names), 0.5))
     crossed = [
         _predicted(tiny_models[kind], [ViewPrompt(view_named(n), _cond(j), _cond(99)) for n in names])[0]
         for j in range(3)
@@ -60,9 +61,9 @@ def test_each_negative_is_the_mean_of_its_own_and_the_others_in_that_view(tiny_m
 
 def test_strength_0_and_one_view_are_as_they_were(tiny_models):
     two, one = _prompts("identity", "flip"), _prompts("identity")
-    assert contrasted(two, 0.0) == two
-    assert contrasted(one, 0.5) == one
-    plain, contrast = (_predicted(tiny_models["EPS"], p, cfg=1.0)[1] for p in (two, contrasted(two, 0.5)))
+    assert contrasted_prompts(two, 0.0) == two
+    assert contrasted_prompts(one, 0.5) == one
+    plain, contrast = (_predicted(tiny_models["EPS"], p, cfg=1.0)[1] for p in (two, contrasted_prompts(two, 0.5)))
     assert torch.equal(plain, contrast)  # at cfg 1 no negative is asked
 
 
@@ -80,7 +81,7 @@ def _half(upper: bool) -> torch.Tensor:
 def test_what_is_drawn_for_another_view_stays_there():
     bound = {"mask": _half(True), "mask_strength": 0.5, "area": (4, 8, 0, 0), "control": _Control()}
     second = ViewPrompt(view_named("flip"), _cond(1, pooled_output=torch.ones(1, 4), **bound), _cond(99))
-    values = contrasted([*_prompts("identity"), second], 0.5)[0].negative[1][1]
+    values = contrasted_prompts([*_prompts("identity"), second], 0.5)[0].negative[1][1]
     assert not {*bound} & {*values}
     assert values["strength"] == 0.5
     assert torch.equal(values["pooled_output"], torch.ones(1, 4))
@@ -93,7 +94,7 @@ def test_the_others_are_asked_under_what_is_drawn_for_this_view():
         *_cond(0, mask=_half(True), mask_strength=0.5, control=control, strength=2.0), *_cond(5, mask=_half(False))
     ]  # fmt: skip
     prompts = [ViewPrompt(view_named("identity"), own, _cond(99)), *_prompts("flip")]
-    plain, upper, lower = (values for _, values in contrasted(prompts, 0.5)[0].negative)
+    plain, upper, lower = (values for _, values in contrasted_prompts(prompts, 0.5)[0].negative)
     assert not plain
     assert upper.pop("control") is control
     assert torch.equal(upper.pop("mask"), _half(True))
@@ -104,7 +105,7 @@ def test_the_others_are_asked_under_what_is_drawn_for_this_view():
 def test_a_prompt_of_several_entries_for_the_whole_canvas_counts_once():
     own = [*_cond(0, control=_Control()), *_cond(5), *_cond(6), *_cond(7, mask=_half(True))]
     prompts = [ViewPrompt(view_named("identity"), own, _cond(99)), *_prompts("flip")]
-    away = [values for _, values in contrasted(prompts, 0.5)[0].negative][1:]
+    away = [values for _, values in contrasted_prompts(prompts, 0.5)[0].negative][1:]
     assert sum(values["strength"] for values in away) == 0.5
     assert ["control" in values for values in away] == [True, False]
     assert not any("mask" in values for values in away)
@@ -118,26 +119,26 @@ def test_a_control_of_a_view_is_not_amplified(tiny_models, also_negative):
     first = ViewPrompt(view_named("identity"), _cond(0, **values), negative)
     second = ViewPrompt(view_named("identity"), _cond(99), _cond(99))  # it shows what the first's negative says
     plain, _ = _predicted(tiny_models["EPS"], [first, second])
-    ours, _ = _predicted(tiny_models["EPS"], contrasted([first, second], 0.5))
+    ours, _ = _predicted(tiny_models["EPS"], contrasted_prompts([first, second], 0.5))
     torch.testing.assert_close(ours.positive[0], plain.positive[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.negative[0], plain.negative[0], rtol=1e-4, atol=1e-4)
 
 
 def test_components_are_left_alone():
     prompts = _prompts("low_pass", "high_pass")
-    assert contrasted(prompts, 0.5) == prompts
+    assert contrasted_prompts(prompts, 0.5) == prompts
 
 
 def test_a_view_of_weight_0_has_no_say():
     """It is shown and counts for nothing, so the others are not led away from it either."""
     prompts = _prompts("identity", "rotate_180", "flip")
-    silent = [*prompts[:2], replace(prompts[2], counted=False)]
-    out = contrasted(silent, 0.5)
-    assert out[:2] == contrasted(prompts[:2], 0.5)
+    silent = [*prompts[:2], replace(prompts[2], weight=0.0)]
+    out = contrasted_prompts(silent, 0.5)
+    assert out[:2] == contrasted_prompts(prompts[:2], 0.5)
     assert out[2] is silent[2]
     listed = None
     for prompt, weight in zip(prompts, (1.0, 0.5, 0.0), strict=True):
         listed = AnagramView(lambda cell, view=prompt.view: view, prompt.positive, None, weight, listed)
-    made, _ = combination(listed, _cond(99), Combination(contrast=0.5))
-    assert [p.counted for p in made] == [True, True, False]
+    made = anagram_request(listed.prompts(_cond(99)), Combination(contrast=0.5)).prompts
+    assert [p.has_weight for p in made] == [True, True, False]
     assert [len(p.negative) for p in made] == [2, 2, 1]

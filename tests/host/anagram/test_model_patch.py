@@ -14,17 +14,15 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host import keys
-from comfyui_concepts.host.anagram.anti_segregation import Pull
-from comfyui_concepts.host.anagram.contrast import contrasted
+from comfyui_concepts.host.anagram.contrast import contrasted_prompts
 from comfyui_concepts.host.anagram.guidance import check_view
-from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider, own_controls
+from comfyui_concepts.host.anagram.guider import ViewsGuider
 from comfyui_concepts.host.anagram.model_patch import with_views
+from comfyui_concepts.host.anagram.views import ViewPrompt, own_controls
 from comfyui_concepts.host.engine.time_travel import renoised_latent, travelling_sampler
 from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, combiner
-from comfyui_concepts.methods.anagram.overlap import segregation, step
-from comfyui_concepts.methods.anagram.prediction import Predictions
+from comfyui_concepts.methods.anagram.overlap import GradientStep, descent, segregation
 from comfyui_concepts.methods.anagram.views import view_named
-from comfyui_concepts.nodes.anagram.sampling import combination
 from comfyui_concepts.nodes.anagram.views import AnagramView
 
 SAMPLERS = ["euler", "dpmpp_2m", "dpmpp_sde", "uni_pc", "euler_cfg_pp", "ddim"]
@@ -36,8 +34,7 @@ def _cond(seed: int, tokens: int = 7) -> list:
 
 def _combine(names, settings=AVERAGING, cfgs=()):
     views = [view_named(n) for n in names]
-    combine = combiner(settings, [1.0] * len(names), views, cfgs)
-    return lambda **known: combine(Predictions(**known))
+    return combiner(settings, [1.0] * len(names), views, cfgs)
 
 
 def _prompts(*names):
@@ -57,10 +54,10 @@ def _ksampler(model, positive, negative, sampler="euler", cfg=7.0, denoise=1.0, 
     )  # fmt: skip
 
 
-def _guided(model, prompts, combine, sampler="euler", cfg=7.0, pull=None):
+def _guided(model, prompts, combine, sampler="euler", cfg=7.0, gradient_step=None):
     noise = _noise()
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 5)
-    return ViewsGuider(model, prompts, combine, cfg, pull).sample(
+    return ViewsGuider(model, prompts, combine, cfg, gradient_step).sample(
         noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, disable_pbar=True, seed=3
     )
 
@@ -119,30 +116,30 @@ def test_a_patch_that_asks_the_model_again_is_answered_by_all_views(tiny_models)
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 def test_the_ksampler_takes_the_gradient_step_of_the_guider(new_model, sampler):
-    model, pull = new_model("EPS"), Pull(segregation, partial(step, strength=0.05), 0.0, 1.0, 1)
+    model, gradient_step = new_model("EPS"), GradientStep(segregation, partial(descent, strength=0.05), 0.0, 1.0, 1)
     prompts = [
         ViewPrompt(p.view, [[c, {keys.PHRASE_POSITIONS: (1, 2)}] for c, _ in p.positive], p.negative)
         for p in _prompts("identity", "flip")
     ]
     combine = _combine(["identity", "flip"])
-    patched, positive, negative = with_views(model, prompts, combine, pull)
+    patched, positive, negative = with_views(model, prompts, combine, gradient_step)
     first, again = (_ksampler(patched, positive, negative, sampler) for _ in range(2))
-    assert torch.equal(first, _guided(model, prompts, combine, sampler, pull=pull))
+    assert torch.equal(first, _guided(model, prompts, combine, sampler, gradient_step=gradient_step))
     assert torch.equal(first, again)
     assert not torch.allclose(first, _guided(model, prompts, combine, sampler))
 
 
 def test_the_ksampler_refuses_a_gradient_step_without_phrases_and_with_an_adaptive_sampler(new_model):
-    model, pull = new_model("EPS"), Pull(segregation, partial(step, strength=0.05), 0.0, 1.0, 1)
+    model, gradient_step = new_model("EPS"), GradientStep(segregation, partial(descent, strength=0.05), 0.0, 1.0, 1)
     combine = _combine(["identity", "flip"])
     with pytest.raises(ValueError, match="Encode Concept Phrase"):
-        with_views(model, _prompts("identity", "flip"), combine, pull)
+        with_views(model, _prompts("identity", "flip"), combine, gradient_step)
     prompts = [
         ViewPrompt(p.view, [[c, {keys.PHRASE_POSITIONS: (1, 2)}] for c, _ in p.positive], p.negative)
         for p in _prompts("identity", "flip")
     ]
     with pytest.raises(ValueError, match="dpm_adaptive"):
-        _ksampler(*with_views(model, prompts, combine, pull), "dpm_adaptive")
+        _ksampler(*with_views(model, prompts, combine, gradient_step), "dpm_adaptive")
 
 
 def _deep(value):
@@ -238,18 +235,20 @@ def test_a_given_component_is_in_the_result(tiny_models, kind):
     """And the model is asked for the other one alone."""
     model, given = tiny_models[kind], torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
     low, high = view_named("low_pass"), view_named("high_pass")
-    prompts = [ViewPrompt(low, _cond(99), _cond(99), known=given), ViewPrompt(high, _cond(1), _cond(99))]
+    prompts = [ViewPrompt(low, _cond(99), _cond(99), reference_latent=given), ViewPrompt(high, _cond(1), _cond(99))]
     result = _guided(model, prompts, _combine(["low_pass", "high_pass"]))
     # a blur is no projection, so a little of the prompt's part is seen in it as well; what is left of it is not the given
     known = result - _guided(
-        model, [ViewPrompt(low, _cond(99), _cond(99), known=0 * given), prompts[1]], _combine(["low_pass", "high_pass"])
+        model,
+        [ViewPrompt(low, _cond(99), _cond(99), reference_latent=0 * given), prompts[1]],
+        _combine(["low_pass", "high_pass"]),
     )
     assert torch.nn.functional.cosine_similarity(known.flatten(), low.component(given).flatten(), dim=0) > 0.9
 
 
 def test_a_reference_of_another_size_is_refused(tiny_models):
     prompts = [
-        ViewPrompt(view_named("low_pass"), _cond(9), _cond(99), known=torch.zeros(1, 4, 16, 16)),
+        ViewPrompt(view_named("low_pass"), _cond(9), _cond(99), reference_latent=torch.zeros(1, 4, 16, 16)),
         ViewPrompt(view_named("high_pass"), _cond(1), _cond(99)),
     ]
     with pytest.raises(ValueError, match="scale the reference picture"):
@@ -267,14 +266,14 @@ def test_a_view_of_its_own_cfg_is_sampled_by_it(tiny_models):
 def test_a_views_own_cfg_that_the_samplers_would_silence_is_refused(tiny_models, cfg):
     prompts = [*_prompts("identity"), replace(_prompts("flip")[0], cfg=7.0)]
     patched = with_views(tiny_models["EPS"], prompts, _combine(["identity", "flip"], cfgs=[None, 7.0]))
-    with pytest.raises(ValueError, match=f"'flip' has a cfg of its own, 7, and the sampler's is {cfg:g}"):
+    with pytest.raises(ValueError, match=f"'flip' has its own cfg, 7, and the sampler's is {cfg:g}"):
         _ksampler(*patched, cfg=cfg)
 
 
 def test_the_nodes_hand_on_a_views_own_cfg():
     plain = AnagramView(lambda cell: view_named("identity"), _cond(0), None, 1.0, None)
     own = AnagramView(lambda cell: view_named("flip"), _cond(1), None, 1.0, plain, 7.0)
-    prompts, _ = combination(own, _cond(99), None)
+    prompts = own.prompts(_cond(99))
     assert [p.cfg for p in prompts] == [None, 7.0]
 
 
@@ -396,7 +395,7 @@ def test_the_host_is_asked_for_room_for_all_views(tiny_models, views, monkeypatc
     monkeypatch.setattr(comfy.sampler_helpers, "_prepare_sampling", noting)
     _ksampler(*with_views(tiny_models["EPS"], _prompts(*names), _combine(names)), batch=2)
     _guided(tiny_models["EPS"], _prompts(*names), _combine(names))
-    contrast = contrasted(_prompts(*names), 0.5)  # one more entry for every pair of views
+    contrast = contrasted_prompts(_prompts(*names), 0.5)  # one more entry for every pair of views
     _guided(tiny_models["EPS"], contrast, _combine(names))
     rows = [2 * views, views, views + math.ceil(views * (views - 1) / 2)]
     assert shapes == [[n, 4, 8, 8] for n in rows]

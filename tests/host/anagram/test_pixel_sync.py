@@ -7,8 +7,9 @@ import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
-from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.anagram.guider import ViewsGuider
 from comfyui_concepts.host.anagram.pixel_sync import PixelSyncGuider
+from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.engine.time_travel import travelling_sampler
 from comfyui_concepts.host.engine.vae import decoded_pictures, encoded_latents
 from comfyui_concepts.methods.anagram.blend import blend
@@ -94,8 +95,8 @@ def test_equal_noise_and_a_lossless_vae_give_what_the_plain_guider_gives(tiny_mo
     sampler = comfy.samplers.sampler_object("euler")
     synced = ours.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
 
-    def mean(positive, negative, **_):
-        return torch.stack(positive).mean(0), torch.stack(negative).mean(0)
+    def mean(p):
+        return torch.stack(p.positive).mean(0), torch.stack(p.negative).mean(0)
 
     plain = ViewsGuider(model, plainly, mean, 5.0)
     wanted = plain.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
@@ -114,7 +115,7 @@ def test_a_resampled_disc_has_its_place_here_and_nowhere_else(tiny_models):
     vae = Lossless()
     ours = PixelSyncGuider(tiny_models["EPS"], _prompts("identity", "disc"), 5.0, vae, blend)
     assert torch.isfinite(_sample(ours)).all()
-    plain = ViewsGuider(tiny_models["EPS"], _prompts("identity", "disc"), lambda **known: None, 5.0)
+    plain = ViewsGuider(tiny_models["EPS"], _prompts("identity", "disc"), lambda p: None, 5.0)
     with pytest.raises(ValueError, match="Anagram Pixel Guider"):
         _sample(plain)
 

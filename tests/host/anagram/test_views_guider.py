@@ -10,9 +10,9 @@ import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
-from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.anagram.guider import ViewsGuider
+from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination, combiner
-from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import VIEWS as REGISTRY
 from comfyui_concepts.methods.anagram.views import Settings, view_named
 
@@ -26,8 +26,7 @@ def _cond(seed: int, tokens: int = 7) -> list:
 
 
 def _combine(*weights, settings=AVERAGING):
-    combine = combiner(settings, weights)
-    return lambda **known: combine(Predictions(**known))
+    return combiner(settings, weights)
 
 
 def _views(*names: str, weights=None, negatives=None) -> tuple[list[ViewPrompt], object]:
@@ -307,7 +306,7 @@ def test_bad_input_gets_a_sentence(tiny_models):
 )
 def test_a_view_that_this_latent_cannot_take_is_refused_before_the_first_step(tiny_models, view, size, says):
     prompts = [ViewPrompt(view_named(name), _cond(0), _cond(99)) for name in ("identity", view)]
-    guider, calls = ViewsGuider(tiny_models["EPS"], prompts, lambda **known: calls.append(1), 7.0), []
+    guider, calls = ViewsGuider(tiny_models["EPS"], prompts, lambda p: calls.append(1), 7.0), []
     with pytest.raises(ValueError, match=says):
         _sample(guider, size=size)
     assert not calls
@@ -318,8 +317,8 @@ def test_a_views_own_cfg_that_the_guiders_would_silence_is_refused(tiny_models, 
     prompts, _ = _views("identity", "flip")
     prompts[1] = dataclasses.replace(prompts[1], cfg=7.0)
     combine = combiner(AVERAGING, [1.0, 1.0], (), [None, 7.0])
-    guider = ViewsGuider(tiny_models["EPS"], prompts, lambda **known: combine(Predictions(**known)), cfg)
-    with pytest.raises(ValueError, match=f"'flip' has a cfg of its own, 7, and the sampler's is {cfg:g}.*set"):
+    guider = ViewsGuider(tiny_models["EPS"], prompts, combine, cfg)
+    with pytest.raises(ValueError, match=f"'flip' has its own cfg, 7, and the sampler's is {cfg:g}.*set"):
         _sample(guider)
     guider.set_cfg(2.0)
     assert torch.isfinite(_sample(guider)).all()
@@ -341,9 +340,9 @@ def test_a_views_own_cfg_works_where_the_negative_is_asked_at_cfg_1(tiny_models)
 def test_the_combiner_is_told_where_in_the_sampling_it_is(tiny_models, kind):
     told = []
 
-    def combine(**known):
-        told.append((known["progress"], known["step"], known["signal"], known["noise"]))
-        return _combine(1)(**known)
+    def combine(p):
+        told.append((p.percent, p.step, p.signal, p.sigma))
+        return _combine(1)(p)
 
     _sample(ViewsGuider(tiny_models[kind], _views("identity")[0], combine, 7.0))
     progress, step, signal, noise = zip(*told, strict=True)
@@ -359,7 +358,7 @@ def test_the_combiner_is_told_where_in_the_sampling_it_is(tiny_models, kind):
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
 @pytest.mark.parametrize("cfg", [1.0, 7.0])
 def test_rectification_with_one_view_is_plain_sampling_bit_for_bit(tiny_models, kind, cfg):
-    combine = _combine(1.0, settings=Combination(balance="prioritise first", rectification="match"))
+    combine = _combine(1.0, settings=Combination("prioritise first", rectification="match"))
     ours = _sample(ViewsGuider(tiny_models[kind], _views("identity")[0], combine, cfg))
     assert torch.equal(ours, _sample(_plain(tiny_models[kind], cfg)))
 
@@ -368,7 +367,7 @@ def test_rectification_with_one_view_is_plain_sampling_bit_for_bit(tiny_models, 
 @pytest.mark.parametrize("balance", ["manual", "prioritise first", "alternate", "guidance norm"])
 def test_every_balance_samples_every_kind_of_model(tiny_models, kind, balance):
     prompts, averaging = _views("identity", "rotate_180")
-    combine = _combine(1, 1, settings=Combination(balance=balance, rectification="match"))
+    combine = _combine(1, 1, settings=Combination(balance, rectification="match"))
     ours = _sample(ViewsGuider(tiny_models[kind], prompts, combine, 7.0), batch=2)
     assert torch.isfinite(ours).all()
     assert not torch.equal(ours, _sample(ViewsGuider(tiny_models[kind], prompts, averaging, 7.0), batch=2))
@@ -438,7 +437,7 @@ def test_an_area_stays_in_its_view(tiny_models):
         inner = guider.predict_noise
 
         def spy(*args, guider=guider, inner=inner, **kwargs):
-            entries.append([len(getattr(guider.view_conds[1], side)) for side in ("positive", "negative")])
+            entries.append([len(getattr(guider.run.views[1], side)) for side in ("positive", "negative")])
             return inner(*args, **kwargs)
 
         guider.predict_noise = spy
@@ -592,7 +591,7 @@ def test_a_cancel_in_the_middle_of_the_network_leaves_the_host_as_found(tiny_mod
     guider = ViewsGuider(cancelled, *_views("identity", "flip"), 7.0)
     with pytest.raises(InterruptProcessingException):
         _sample(guider)
-    assert not hasattr(guider, "view_conds")
+    assert guider.run is None
     assert _options_shape(model.model_options) == before
     assert torch.equal(_sample(_plain(model, 7.0)), _sample(_plain(tiny_models["EPS"], 7.0)))
 

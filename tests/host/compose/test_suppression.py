@@ -8,7 +8,8 @@ import torch
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfyui_concepts.host import keys
-from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.anagram.guider import ViewsGuider
+from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.suppression import Suppressor, with_suppression, words_of
 from comfyui_concepts.host.conduct.path_guider import PathGuider
@@ -18,7 +19,6 @@ from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.host.text.tokens import correct_objects, encode_with_objects
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
-from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.methods.compose.settings import Compose
 from comfyui_concepts.methods.compose.similarity import ObjectPositions
@@ -208,7 +208,7 @@ def _prompt(seed, *, marked):
 def _of_views(model, positive, negative):
     views = [ViewPrompt(view_named(name), _prompt(n, marked=positive), _prompt(9, marked=negative)) for n, name in enumerate(("identity", "flip"))]  # fmt: skip
     combine = combiner(AVERAGING, [1.0, 1.0])
-    return ViewsGuider(model, views, lambda **known: combine(Predictions(**known)), 3.0)
+    return ViewsGuider(model, views, combine, 3.0)
 
 
 def _of_one_view_at_a_time(model, positive, negative):

@@ -7,14 +7,15 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host import keys
-from comfyui_concepts.host.anagram.anti_segregation import Pull
-from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.anagram.guider import ViewsGuider
 from comfyui_concepts.host.anagram.model_patch import with_views
+from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.engine import gradients
 from comfyui_concepts.host.engine.attention import SELF, capture, find_sites, unet_of
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
+from comfyui_concepts.methods.anagram.overlap import GradientStep
 from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.methods.compose.settings import Compose
 
@@ -252,13 +253,13 @@ def _cond(seed):
 
 def _of_views(model, gradients_taken):
     prompts = [ViewPrompt(view_named(name), _cond(n), _cond(9)) for n, name in enumerate(("identity", "flip"))]
-    pull = Pull(None, None, 0.0, 1.0, 1) if gradients_taken else None
-    return ViewsGuider(model, prompts, None, 3.0, pull).model_patcher
+    step = GradientStep(None, None, 0.0, 1.0, 1) if gradients_taken else None
+    return ViewsGuider(model, prompts, None, 3.0, step).model_patcher
 
 
 def _of_view_patch(model, gradients_taken):
     prompts = [ViewPrompt(view_named(name), _cond(n), _cond(9)) for n, name in enumerate(("identity", "flip"))]
-    return with_views(model, prompts, None, Pull(None, None, 0.0, 1.0, 1) if gradients_taken else None)[0]
+    return with_views(model, prompts, None, GradientStep(None, None, 0.0, 1.0, 1) if gradients_taken else None)[0]
 
 
 def _concept():

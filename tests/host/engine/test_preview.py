@@ -9,7 +9,8 @@ import comfy.utils
 import pytest
 import torch
 from comfyui_concepts.demo.files import LORAS
-from comfyui_concepts.host.anagram.guider import ViewPrompt, ViewsGuider
+from comfyui_concepts.host.anagram.guider import ViewsGuider
+from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.conduct.guider import ConductGuider
 from comfyui_concepts.host.conduct.layout import LayoutReference
@@ -17,7 +18,6 @@ from comfyui_concepts.host.engine.preview import show_panels, with_previews
 from comfyui_concepts.host.lora.concept import make_concept
 from comfyui_concepts.host.lora.files import read_lora
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
-from comfyui_concepts.methods.anagram.prediction import Predictions
 from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.methods.compose.settings import Compose
 from comfyui_concepts.methods.conduct.settings import Conduct
@@ -42,10 +42,8 @@ def _sample(demo_model, guider_type=ViewsGuider, callback=None, shows=True, step
     cond = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
     views = [view_named(name) for name in names]
     combine = combiner(AVERAGING, [1.0] * len(views), views)
-    guider = guider_type(
-        model, [ViewPrompt(v, cond, cond) for v in views], lambda **known: combine(Predictions(**known)), 4.0
-    )
-    guider.shows_views = shows
+    guider = guider_type(model, [ViewPrompt(v, cond, cond) for v in views], combine, 4.0)
+    guider.shows_panels = shows
     latent = torch.zeros(2, model.get_model_object("latent_format").latent_channels, 16, 16)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)

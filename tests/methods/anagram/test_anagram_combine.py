@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_concepts.methods.anagram import rectify
-from comfyui_concepts.methods.anagram.balance import BALANCES, Reader, by_score, manual
+from comfyui_concepts.methods.anagram.balance import BALANCES, ViewScorer, by_score, manual
 from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, Combination, combiner, mix
-from comfyui_concepts.methods.anagram.prediction import Memory, Predictions
+from comfyui_concepts.methods.anagram.prediction import Predictions, ScoreMemory
 
 SHAPE = (2, 4, 24, 24)
 
@@ -75,7 +75,7 @@ def test_averaging_denoised_noise_or_velocity_is_the_same(noise):
 def test_balances_sum_to_one_and_have_no_scale(name):
     known = _known(_noises(0.3, 3, shape=SHAPE), negative=_noises(0.3, 3, seed=9, shape=SHAPE), cfg=5.0)
     for progress in (0.1, 0.9):
-        p = Predictions(**{**known.__dict__, "progress": progress})
+        p = Predictions(**{**known.__dict__, "percent": progress})
         alphas = BALANCES[name]([1.0, 2.0, 1.0])(p)
         assert alphas.shape == (2, 3)
         torch.testing.assert_close(alphas.sum(1), torch.ones(2))
@@ -118,7 +118,7 @@ def test_bad_weights_get_a_sentence(name, weights):
 
 def test_unknown_names_get_a_sentence():
     with pytest.raises(ValueError, match="no balance 'fair'; choose one of: manual"):
-        combiner(Combination(balance="fair"), [1.0])
+        combiner(Combination("fair"), [1.0])
     with pytest.raises(ValueError, match="no rectification 'loud'; choose one of: off, match, unit"):
         combiner(Combination(rectification="loud"), [1.0])
 
@@ -168,7 +168,7 @@ def test_rectification_is_off_where_it_has_nothing_to_say():
     plain = combiner(AVERAGING, [1.0, 1.0])(known)[0]
     assert not torch.equal(combiner(MULTI_TASK_FAST, [1.0, 1.0])(known)[0], plain)
     assert torch.equal(combiner(Combination(rectification="match", strength=0.0), [1.0, 1.0])(known)[0], plain)
-    outside = Predictions(**{**known.__dict__, "progress": 0.95})
+    outside = Predictions(**{**known.__dict__, "percent": 0.95})
     assert torch.equal(combiner(MULTI_TASK_FAST, [1.0, 1.0])(outside)[0], plain)
     one = Predictions(**{**known.__dict__, "positive": known.positive[:1]})
     assert combiner(MULTI_TASK_FAST, [1.0])(one)[0] is known.positive[0]
@@ -180,7 +180,7 @@ def test_a_lone_view_among_several_is_not_rectified(kind):
     known = _known(_noises(0.2, 2, std=0.5, shape=SHAPE))
     settings = Combination(rectification=kind)
     assert combiner(settings, [1.0, 0.0])(known)[0] is known.positive[0]
-    assert combiner(replace(settings, balance="alternate"), [1.0, 1.0])(known)[0] is known.positive[known.step % 2]
+    assert combiner(replace(settings, weighing="alternate"), [1.0, 1.0])(known)[0] is known.positive[known.step % 2]
     assert not torch.equal(combiner(replace(settings, strength=0.5), [1.0, 1.0])(known)[0], known.positive[0])
 
 
@@ -194,9 +194,9 @@ def test_the_gain_is_bounded_at_the_ends_of_the_schedule(signal, noise):
 def test_the_gain_has_the_bound_that_was_asked():
     """0 is √views, which views that share nothing need; below 1 there is nothing to give back."""
     known, alphas = _known(_noises(0.0, 2, shape=SHAPE)), _weights(0.5, 0.5)
-    for largest, wanted in ((0.0, 2**0.5), (1.1, 1.1), (0.5, 1.0)):
-        assert rectify.gain(known, alphas, "match", 1.0, largest).tolist() == pytest.approx([wanted] * 2, abs=0.02)
-    bound = combiner(Combination(rectification="match", largest=1.1), [1.0, 1.0])(known)[0]
+    for max_gain, wanted in ((0.0, 2**0.5), (1.1, 1.1), (0.5, 1.0)):
+        assert rectify.gain(known, alphas, "match", 1.0, max_gain).tolist() == pytest.approx([wanted] * 2, abs=0.02)
+    bound = combiner(Combination(rectification="match", max_gain=1.1), [1.0, 1.0])(known)[0]
     mixed = mix(known.positive, alphas)
     torch.testing.assert_close(known.as_noise(bound), 1.1 * known.as_noise(mixed), rtol=1e-6, atol=1e-6)
 
@@ -213,14 +213,14 @@ def test_views_that_nearly_agree_are_hardly_moved_however_much_a_model_amplifies
 
 def test_flow_models_at_pure_noise_are_left_alone():
     known = _known(_noises(0.2, 2, shape=SHAPE), signal=1.0, noise=1.0)
-    pure = Predictions(**{**known.__dict__, "signal": 0.0, "progress": 0.1})
+    pure = Predictions(**{**known.__dict__, "signal": 0.0, "percent": 0.1})
     assert torch.isfinite(combiner(MULTI_TASK_FAST, [1.0, 1.0])(pure)[0]).all()
 
 
 def _by_score(score, weights=(1.0, 1.0), progress=0.5, **listened):
     known = _known(_noises(0.3, len(weights), shape=SHAPE), progress=progress)
-    reader = Reader(lambda latents: torch.tensor(score).expand(len(latents), -1), **listened)
-    return by_score(list(weights), reader)(known)
+    scorer = ViewScorer(lambda latents: torch.tensor(score).expand(len(latents), -1), **listened)
+    return by_score(list(weights), scorer)(known)
 
 
 def test_the_view_that_reads_worse_gets_more_weight_by_the_papers_formula():
@@ -247,8 +247,8 @@ def test_early_steps_are_not_scored_and_a_silent_view_stays_silent():
 
 
 def test_no_view_gets_less_than_the_least_nor_more_than_the_rest():
-    torch.testing.assert_close(_by_score([1.0, 1e-9], least=0.3)[0], torch.tensor([0.3, 0.7]))
-    torch.testing.assert_close(_by_score([1.0, 1e-9], least=0.5)[0], torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(_by_score([1.0, 1e-9], min_weight=0.3)[0], torch.tensor([0.3, 0.7]))
+    torch.testing.assert_close(_by_score([1.0, 1e-9], min_weight=0.5)[0], torch.tensor([0.5, 0.5]))
 
 
 class Readings:
@@ -264,11 +264,11 @@ class Readings:
 
 def test_readings_are_a_running_mean_within_a_sampling_and_none_is_left_to_the_next():
     readings = Readings([0.2, 0.4], [0.4, 0.2], [0.4, 0.2], [0.4, 0.2])
-    weigh = by_score([1.0, 1.0], Reader(readings, smoothing=0.7, least=0.0))
-    memory, known = Memory(), _known(_noises(0.3, 2, shape=SHAPE))
+    weigh = by_score([1.0, 1.0], ViewScorer(readings, smoothing=0.7, min_weight=0.0))
+    memory, known = ScoreMemory(), _known(_noises(0.3, 2, shape=SHAPE))
 
     def at(level, memory):
-        return weigh(Predictions(**{**known.__dict__, "noise": level, "memory": memory}))[0]
+        return weigh(Predictions(**{**known.__dict__, "sigma": level, "memory": memory}))[0]
 
     def wanted(a, b):
         return torch.tensor([a**-1.5, b**-1.5]) / (a**-1.5 + b**-1.5)
@@ -279,7 +279,7 @@ def test_readings_are_a_running_mean_within_a_sampling_and_none_is_left_to_the_n
     assert torch.equal(at(2.0, memory), second)  # a sampler of second order, or a patch, asks at the level again
     assert readings.asked == 2
     torch.testing.assert_close(at(1.0, memory), wanted(0.302, 0.298))
-    torch.testing.assert_close(at(1.0, Memory()), wanted(0.4, 0.2))
+    torch.testing.assert_close(at(1.0, ScoreMemory()), wanted(0.4, 0.2))
 
 
 def test_read_is_the_weighted_picture_with_its_guidance():
@@ -290,6 +290,6 @@ def test_read_is_the_weighted_picture_with_its_guidance():
         read.append(latents)
         return torch.full((len(latents), 2), 0.3)
 
-    by_score([3.0, 1.0], Reader(score))(known)
+    by_score([3.0, 1.0], ViewScorer(score))(known)
     guided = [u + 4 * (c - u) for c, u in zip(known.positive, known.negative, strict=True)]
     torch.testing.assert_close(read[0], 0.75 * guided[0] + 0.25 * guided[1])

@@ -11,7 +11,7 @@ import torch
 from comfyui_concepts.methods.anagram.blend import blend
 from comfyui_concepts.methods.anagram.captions import captioned
 from comfyui_concepts.methods.anagram.film_size import film_size
-from comfyui_concepts.methods.anagram.motion import eased, film, frames, on_canvas, pieces, seen
+from comfyui_concepts.methods.anagram.motion import eased, film, frames, on_canvas, picture_in_view, pieces
 from comfyui_concepts.methods.anagram.score import Readings
 from comfyui_concepts.methods.anagram.sheet import contact_sheet
 from comfyui_concepts.methods.anagram.views import COMPONENTS, RESAMPLED, VIEWS, Settings, view_named
@@ -51,7 +51,7 @@ def test_a_movement_ends_in_the_view_itself(name):
     shots = frames(PICTURE, _view(name), 4)
     assert len(shots) == 4
     assert all(s.shape == (72, 72, 3) and s.dtype == np.uint8 for s in shots)
-    assert np.array_equal(shots[-1][12:60, 12:60], seen(PICTURE, _view(name)))
+    assert np.array_equal(shots[-1][12:60, 12:60], picture_in_view(PICTURE, _view(name)))
     outside = shots[-1].copy()
     outside[12:60, 12:60] = 255
     assert (outside == 255).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfyui_concepts.methods.anagram.overlap import overlap, overlaps, segregation, step, target_overlap
+from comfyui_concepts.methods.anagram.overlap import descent, overlap, overlaps, segregation, target_overlap
 
 
 def _maps(*seeds, shape=(2, 8, 8)):
@@ -56,15 +56,15 @@ def test_ten_steps_halve_the_loss():
             z = x.clone().requires_grad_(True)
             loss = segregation(maps(z))
             (gradient,) = torch.autograd.grad(loss.sum(), z)
-            x = x + step(x, gradient, loss.detach(), 0.2)
+            x = x + descent(x, gradient, loss.detach(), 0.2)
         assert (segregation(maps(x)) < 0.5 * first).all()
 
 
 def test_a_step_has_the_length_that_was_asked_and_stops_where_it_is_close():
     x, gradient = _maps(1, 2, shape=(2, 4, 8, 8))
-    moved = step(x, 1e-9 * gradient, torch.tensor([0.1, 0.001]), 0.05)
+    moved = descent(x, 1e-9 * gradient, torch.tensor([0.1, 0.001]), 0.05)
     assert moved[0].square().mean().sqrt() == pytest.approx(0.05 * x[0].square().mean().sqrt())
-    half = step(x, 1e-9 * gradient, torch.tensor([0.05, 0.4]), 0.05)
+    half = descent(x, 1e-9 * gradient, torch.tensor([0.05, 0.4]), 0.05)
     torch.testing.assert_close(half[0], moved[0] / 2)
     assert half[1].square().mean().sqrt() == pytest.approx(0.05 * x[1].square().mean().sqrt())
     assert (moved[0] * gradient[0]).sum() < 0

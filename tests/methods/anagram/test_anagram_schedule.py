@@ -36,7 +36,7 @@ def test_the_users_own_weight_still_counts():
 
 
 def test_a_schedule_takes_the_place_of_the_balance_and_no_schedule_is_the_balance():
-    mixed = combiner(Combination(schedule=schedule_from("0: 0, 1")), [1.0, 1.0])(_at(0.5))[0]
+    mixed = combiner(Combination(schedule_from("0: 0, 1")), [1.0, 1.0])(_at(0.5))[0]
     assert (mixed == 1).all()
     assert torch.equal(combiner(Combination(), [1.0, 1.0])(_at(0.5))[0], combiner(AVERAGING, [1.0, 1.0])(_at(0.5))[0])
 
@@ -44,8 +44,8 @@ def test_a_schedule_takes_the_place_of_the_balance_and_no_schedule_is_the_balanc
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "is empty"), ("half: 1, 1", "no moment with weights"), ("0.5", "no moment with weights"),
-        ("0: 1; 1", "no moment with weights"), ("1.5: 1, 1", "not between 0 and 1"), ("0.5: 1, 1\n0.2: 1, 1", "sort the lines"),
+        ("", "is empty"), ("half: 1, 1", "not a moment with weights"), ("0.5", "not a moment with weights"),
+        ("0: 1; 1", "not a moment with weights"), ("1.5: 1, 1", "not between 0 and 1"), ("0.5: 1, 1\n0.2: 1, 1", "sort the lines"),
         ("0: 0, 0", "at least one above 0"), ("0: -1, 2", "0 or more"), ("0: nan, 1", "0 or more"),
         ("nan: 1, 1", "not between 0 and 1"), ("0: 1, 1\n1: 1", "another number of weights"),
     ],

@@ -202,16 +202,16 @@ def test_clip_balance_reads_the_pictures_of_latents_in_every_view(demo_model, re
     pictures = vae.decode(model.model.process_latent_out(latents))
     assert pictures.shape[1:3] == (32, 32)
     each = [_wanted(reference, pair[1], shown, PROMPTS)[:, at] for at, shown in enumerate((pictures, pictures.flip(1)))]
-    torch.testing.assert_close(options.reader.score(latents), torch.stack(each, 1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(options.weighing.score(latents), torch.stack(each, 1), rtol=1e-3, atol=1e-4)
     assert (options.rectification, options.contrast) == (MULTI_TASK_FAST.rectification, MULTI_TASK_FAST.contrast)
 
 
 def test_clip_balance_hands_on_how_the_reader_is_listened_to(demo_model, pair):
-    reader = _balanced(demo_model, pair, _listed("identity", "flip")).reader
-    assert (reader.start, reader.smoothing, reader.least) == (0.15, 0.0, 0.15)
+    scorer = _balanced(demo_model, pair, _listed("identity", "flip")).weighing
+    assert (scorer.start, scorer.smoothing, scorer.min_weight) == (0.15, 0.0, 0.15)
     told = {"start_percent": 0.4, "smoothing": 0.2, "least": 0.05}
-    reader = _balanced(demo_model, pair, _listed("identity", "flip"), **told).reader
-    assert (reader.start, reader.smoothing, reader.least) == tuple(told.values())
+    scorer = _balanced(demo_model, pair, _listed("identity", "flip"), **told).weighing
+    assert (scorer.start, scorer.smoothing, scorer.min_weight) == tuple(told.values())
     with pytest.raises(ValueError, match="There are 3 views and 2 lines"):
         _balanced(demo_model, pair, _listed("identity", "flip", "mirror"))
 
