@@ -24,7 +24,8 @@ ANAGRAM_RUN = "concepts_anagram_run"
 PATH_ROWS = "concepts_path_rows"
 """The path and side of every row of the batch (``conduct.paths``)."""
 CONCEPT_SIDES = "concepts_sides"
-"""0 (positive) or 1 (negative) for every entry of the batch, while concepts stand in regions (``compose.injection``)."""
+"""0 (positive) or 1 (negative) for every entry of the batch, while concepts stand in regions
+(``compose.injection``)."""
 BASE_WEIGHT = "concepts_base_weight"
 """While concepts are active: a function (height, width) to (tokens,), the base prompt's weight for each image token."""
 

@@ -1,7 +1,7 @@
 """The host's types as the pack uses them: the values it passes around, and protocols for its objects.
 
-The protocols list only what the pack calls. They serve annotations: nothing checks an object against them at run time. A UNet
-is annotated with the host's own ``UNetModel``, the id of a conditioning entry with ``uuid.UUID``.
+The protocols list only what the pack calls. They serve annotations: nothing checks an object against them at run time.
+A UNet is annotated with the host's own ``UNetModel``, the id of a conditioning entry with ``uuid.UUID``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ ModelOptions: TypeAlias = Options
 """The options of a model and its sampling. ``transformer_options`` is one of its entries."""
 
 TransformerOptions: TypeAlias = Options
-"""The options of one model call: patches, wrappers, ``uuids`` and ``cond_or_uncond`` of its rows. The host passes the same
-dictionary, with the block's name, to patches as ``extra_options``."""
+"""The options of one model call: patches, wrappers, ``uuids`` and ``cond_or_uncond`` of its rows. The host passes the
+same dictionary, with the block's name, to patches as ``extra_options``."""
 
 CondEntry: TypeAlias = Options
 """One entry of a conditioning inside a sampling; ``entry["uuid"]`` is its id."""
@@ -48,7 +48,8 @@ HookInputs: TypeAlias = tuple[torch.Tensor, ...]
 
 
 class Executor(Protocol):
-    """What a wrapper is handed: calling it runs the next wrapper, or the wrapped function. ``class_obj`` owns that function."""
+    """What a wrapper is handed: calling it runs the next wrapper, or the wrapped function. ``class_obj`` owns that
+    function."""
 
     class_obj: Any
 
@@ -82,7 +83,8 @@ class ModelSampling(Protocol):
 
 
 class BaseModel(HasModules, Protocol):
-    """The host's model: the network (``diffusion_model``) with all that a prediction needs. Nodes hold it in a patcher."""
+    """The host's model: the network (``diffusion_model``) with all that a prediction needs. Nodes hold it in a
+    patcher."""
 
     diffusion_model: Any
     model_sampling: ModelSampling
@@ -119,6 +121,7 @@ class ModelPatcher(Protocol):
     def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Wrapper) -> None: ...
     def set_additional_models(self, key: str, models: list[ModelPatcher]) -> None: ...
     def get_nested_additional_models(self) -> list[ModelPatcher]: ...
+    def get_non_dynamic_delegate(self) -> ModelPatcher: ...  # newer hosts
 
 
 class TextEncoder(HasModules, Protocol):

@@ -1,7 +1,7 @@
 """The attentions of a UNet: where they are and what they attend to.
 
-Forward hooks on the projections read queries and keys, after anything that changes them (low-rank branches, other packs'
-contexts). The model computes its own attention as always, and the host's single slots stay free.
+Forward hooks on the projections read queries and keys, after anything that changes them (low-rank branches, other
+packs' contexts). The model computes its own attention as always, and the host's single slots stay free.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Site(NamedTuple):
     """One attention of a UNet.
 
     ``block`` is the host's name and number (``("output", 3)``), ``depth`` the transformer block inside it, ``kind`` is
-    ``self`` or ``cross``. ``factor`` is the side of one token in latent cells. ``layer`` counts the transformer blocks in the
-    order they run (the layer of a layer-wise prompt).
+    ``self`` or ``cross``. ``factor`` is the side of one token in latent cells. ``layer`` counts the transformer blocks
+    in the order they run (the layer of a layer-wise prompt).
     """
 
     block: tuple[str, int]

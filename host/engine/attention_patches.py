@@ -19,7 +19,8 @@ from .model_call import ModelCall, RunCall, around_model_call
 
 
 class OutputSite(NamedTuple):
-    """Where an output comes from: block and depth as in ``Site``, its kind, and the grid (height, width) of its tokens."""
+    """Where an output comes from: block and depth as in ``Site``, its kind, and the grid (height, width) of its
+    tokens."""
 
     block: tuple[str, int]
     depth: int
@@ -30,11 +31,12 @@ class OutputSite(NamedTuple):
 def after_attention(
     model_options: ModelOptions, change: Callable[[torch.Tensor, OutputSite, TransformerOptions], torch.Tensor]
 ) -> ModelOptions:
-    """A copy of the options under which ``change`` gets the output of every attention, after ``to_out``, before the residual.
+    """A copy of the options under which ``change`` gets the output of every attention, after ``to_out``, before the
+    residual.
 
     Args:
-        change: takes the output (rows, tokens, channels), where it comes from, and the transformer options. It returns the new
-            output, and runs after the patches of other packs.
+        change: takes the output (rows, tokens, channels), where it comes from, and the transformer options. It returns
+            the new output, and runs after the patches of other packs.
     """
     options = comfy.model_patcher.create_model_options_clone(model_options)
     patches = dict(options.get("transformer_options", {}).get("patches", {}))
@@ -68,8 +70,8 @@ class Attend:
 
     Attributes:
         occupant: another pack's function in the slot.
-        later: whether it was installed after our copy of the options was made, as perturbed-attention guidance does for one
-            call.
+        later: whether it was installed after our copy of the options was made, as perturbed-attention guidance does for
+            one call.
     """
 
     module: AttentionModule

@@ -1,12 +1,13 @@
 """The one place where gradients of the host's models are taken.
 
-The host runs everything under inference mode, and what it loads there cannot be saved for a backward pass. Inside
-``differentiable(model)`` every weight is exchanged for an alias on the same storage, nothing is copied, and the few
-switches of the host that stand in the way are set; at the end all of it is put back, whatever happened.
+The host runs everything under inference mode, and tensors made there cannot be saved for a backward pass. Inside
+``differentiable(model)`` an alias on the same storage replaces each weight, nothing is copied, and the host's switches
+that are in the way are set. At the end everything is restored, also after an error.
 
     with differentiable(model):
         z = without_inference_tensors(x).requires_grad_(True)
-        out = comfy.samplers.calc_cond_batch(model, differentiable_conds(conds), z, without_inference_tensors(sigma), differentiable_options(options))
+        conds, options = differentiable_conds(conds), differentiable_options(options)
+        out = comfy.samplers.calc_cond_batch(model, conds, z, without_inference_tensors(sigma), options)
         (gradient,) = torch.autograd.grad(loss(out), z)
 """
 
@@ -22,6 +23,8 @@ import comfy.model_patcher
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
+from ..types import BaseModel, CondEntry, Conds, HasModules, ModelOptions, ModelPatcher
+
 log = logging.getLogger(__name__)
 
 _OVERRIDE = "optimized_attention_override"
@@ -31,13 +34,15 @@ _HALF_SCALE = 1024.0  # a float16 gradient of a small loss underflows
 
 
 @contextlib.contextmanager
-def differentiable(*models: torch.nn.Module, in_place: bool = True) -> Iterator[None]:
-    """Inside it, loaded models can be differentiated with respect to what goes in. Not to be nested: name all at once.
+def differentiable(*models: HasModules, in_place: bool = True) -> Iterator[None]:
+    """Inside it, loaded models can be differentiated with respect to their inputs. Do not nest it: name all models at
+    once.
 
     Args:
-        models: the host's models (``patcher.model``, a guider's ``inner_model``, a CLIP's ``cond_stage_model``), loaded.
-        in_place: keeps what the models write over. Text encoders and Flux-like models need it; UNets do not, and without it
-            a small one is a third faster (autograd itself refuses where it would have been needed).
+        models: the host's models (``patcher.model``, a guider's ``inner_model``, a CLIP's ``cond_stage_model``),
+            loaded.
+        in_place: keeps tensors that the models overwrite. Text encoders and Flux-like models need it, UNets do not: a
+            small one is a third faster without. Autograd itself refuses where it is needed and missing.
 
     Raises:
         ValueError: the model is compiled or computes in a quantised form that has no backward pass.
@@ -56,7 +61,7 @@ def differentiable(*models: torch.nn.Module, in_place: bool = True) -> Iterator[
         yield
 
 
-def check_differentiable(model: torch.nn.Module) -> None:
+def check_differentiable(model: HasModules) -> None:
     """Refuses models without a backward pass, before any work is done.
 
     Raises:
@@ -71,14 +76,15 @@ def check_differentiable(model: torch.nn.Module) -> None:
             raise ValueError(_COMPILED)
         if any(word in name for word in _NO_BACKWARD):
             raise ValueError(
-                f"This model computes in a quantised form ({name}) that has no gradient; load it in fp16 or bf16, or in "
-                "fp8 without --fast fp8_matrix_mult."
+                f"This model computes in a quantised form ({name}) that has no gradient; load it in fp16 or bf16, or "
+                "in fp8 without --fast fp8_matrix_mult."
             )
 
 
-def check_patcher(patcher: Any) -> None:
-    """The same for what a MODEL carries beside its weights: the host compiles by a wrapper that the patcher keeps, and that
-    is among the model's own options only while it samples.
+def check_patcher(patcher: ModelPatcher) -> None:
+    """Refuses a MODEL that is compiled or split over GPUs; its weights do not show it.
+
+    The host compiles by a wrapper that the patcher keeps. The model's own options hold it only while it samples.
 
     Raises:
         ValueError: which part stands in the way, and what to do.
@@ -91,7 +97,7 @@ def check_patcher(patcher: Any) -> None:
         raise ValueError(_COMPILED)
 
 
-def plain_patcher(patcher: Any) -> Any:
+def plain_patcher(patcher: ModelPatcher) -> ModelPatcher:
     """The same model in a form whose weights autograd can see: newer hosts keep them in evictable memory by default.
 
     Raises:
@@ -103,13 +109,14 @@ def plain_patcher(patcher: Any) -> Any:
         return patcher.get_non_dynamic_delegate()
     except RuntimeError as error:
         raise ValueError(
-            "Gradients cannot be taken through this model under dynamic VRAM; start ComfyUI with --disable-dynamic-vram."
+            "Gradients cannot be taken through this model under dynamic VRAM; start ComfyUI with "
+            "--disable-dynamic-vram."
         ) from error
 
 
 def without_inference_tensors(value: Any) -> Any:
-    """The value with every inference tensor in it cloned into an ordinary one, through dicts, lists, tuples and the host's
-    conditioning objects. To be called inside the region, for everything that goes into the model call."""
+    """The value with an ordinary clone of every inference tensor in it: through dicts, lists, tuples and the host's
+    conditioning objects. Call it inside the region, for everything that goes into the model call."""
     if isinstance(value, torch.Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, dict):
@@ -122,16 +129,16 @@ def without_inference_tensors(value: Any) -> Any:
 
 
 class _FrozenControl:
-    """A ControlNet whose answer is taken as given: asked without a graph, at the latent as it stands.
+    """A ControlNet whose output counts as a constant: it runs without a graph, at the latent as it is.
 
-    Its weights are as unfit for a backward pass as the model's were, and how it follows the latent is nothing a gradient of
-    the model's own maps wants to know.
+    Its weights cannot take part in a backward pass either, and a gradient of the model's own attention maps does not
+    need the ControlNet's share.
     """
 
     def __init__(self, control: Any) -> None:
         self._control = control
 
-    def get_control(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def get_control(self, x: torch.Tensor, *args: object, **kwargs: object) -> object:
         with torch.no_grad():
             return without_inference_tensors(self._control.get_control(x.detach(), *args, **kwargs))
 
@@ -139,33 +146,33 @@ class _FrozenControl:
         return getattr(self._control, name)
 
 
-def differentiable_conds(conds: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
-    """Processed conditionings as a call with a gradient takes them: ordinary tensors, and ControlNets that are held.
+def differentiable_conds(conds: list[Conds]) -> list[Conds]:
+    """Processed conditionings for a call with a gradient: ordinary tensors, and ControlNets whose output is a constant.
 
-    One ControlNet stays one object in all of them, or the host would tear the call apart.
+    A ControlNet stays one object in all of them; otherwise the host would split the call.
     """
-    held: dict[int, _FrozenControl] = {}
+    frozen: dict[int, _FrozenControl] = {}
 
-    def of(entry: dict[str, Any]) -> dict[str, Any]:
+    def of(entry: CondEntry) -> CondEntry:
         control = entry.get("control")
         own = without_inference_tensors(entry)
-        return own if control is None else own | {"control": held.setdefault(id(control), _FrozenControl(control))}
+        return own if control is None else own | {"control": frozen.setdefault(id(control), _FrozenControl(control))}
 
     return [[of(entry) for entry in cond] for cond in conds]
 
 
-def differentiable_options(model_options: dict[str, Any]) -> dict[str, Any]:
+def differentiable_options(model_options: ModelOptions) -> ModelOptions:
     """A copy of the options under which every attention has a backward pass.
 
-    An override of ours (marked ``differentiable``) is chained; a foreign one, such as one that selects a fast kernel, is
-    left out for this call: hardly any of them has a gradient.
+    An override of ours (marked ``differentiable``) is chained. Another pack's, such as one that selects a fast kernel,
+    is left out for this call, because hardly any of them has a gradient.
     """
     options = comfy.model_patcher.create_model_options_clone(model_options)
     transformer_options = options.setdefault("transformer_options", {})
     previous = transformer_options.get(_OVERRIDE)
     chained = previous if getattr(previous, "differentiable", False) else None
 
-    def override(func: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def override(func: object, *args: object, **kwargs: object) -> torch.Tensor:
         return chained(attention_pytorch, *args, **kwargs) if chained else attention_pytorch(*args, **kwargs)
 
     override.differentiable = True  # type: ignore[attr-defined]
@@ -180,13 +187,14 @@ class Gradient(NamedTuple):
     loss: float
 
 
-def gradient_of(model: torch.nn.Module, x: torch.Tensor, loss_of: Callable[[torch.Tensor], torch.Tensor]) -> Gradient:
-    """The gradient of a scalar of the model's insides with respect to its input.
+def gradient_of(model: BaseModel, x: torch.Tensor, loss_of: Callable[[torch.Tensor], torch.Tensor]) -> Gradient:
+    """The gradient of a scalar computed inside the model with respect to the model's input.
 
     Args:
         x: the noisy latent, (batch, channels, …, height, width); not changed.
-        loss_of: called once inside the region with an ordinary copy of ``x``; returns a scalar, best in float32. Only what
-            it computes from that copy is differentiated; inference tensors must go through ``normal``.
+        loss_of: called once inside the region with an ordinary copy of ``x``; returns a scalar, best in float32. Only
+            its computations from that copy are differentiated. Inference tensors must go through
+            ``without_inference_tensors``.
 
     Returns:
         The gradient with respect to ``x`` (sigma space: an update of a variance-preserving latent has to carry its
@@ -204,15 +212,15 @@ def gradient_of(model: torch.nn.Module, x: torch.Tensor, loss_of: Callable[[torc
         return Gradient(value, float(loss.detach()))
 
 
-def loss_scale(model: Any) -> float:
-    """What a loss is to be multiplied by before a gradient is taken through the host's model, and the gradient divided by."""
+def loss_scale(model: BaseModel) -> float:
+    """The factor for a loss before its gradient is taken through the host's model. Divide the gradient by it."""
     dtype = getattr(model, "manual_cast_dtype", None) or getattr(model.diffusion_model, "dtype", None)
     return _HALF_SCALE if dtype is torch.float16 else 1.0
 
 
 @contextlib.contextmanager
-def temporarily_set(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """A global of the host at another value for a while; hosts that do not have it are left alone."""
+def temporarily_set(owner: object, name: str, value: object) -> Iterator[None]:
+    """Inside it, an attribute of the host has another value. A host without that attribute is left alone."""
     if not hasattr(owner, name):
         yield
         return
@@ -225,8 +233,8 @@ def temporarily_set(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _aliased(model: torch.nn.Module) -> Iterator[None]:
-    """Every parameter and buffer of the model exchanged for an ordinary tensor on the same storage, and put back."""
+def _aliased(model: HasModules) -> Iterator[None]:
+    """Inside it, ordinary tensors on the same storage replace every parameter and buffer of the model."""
     kept: list[tuple[dict[str, Any], str, torch.Tensor]] = []
     try:
         for module in model.modules():

@@ -1,4 +1,5 @@
-"""The base of the pack's guiders: the host's signatures, room for more rows, previews, and one typed object per sampling.
+"""The base of the pack's guiders: the host's signatures, room for more rows, previews, and one typed object per
+sampling.
 
 A guider of a verb says what a run is, how it begins, and how to predict with it::
 
@@ -41,9 +42,9 @@ Run = TypeVar("Run")
 class Sampling(NamedTuple):
     """What a sampling starts with; the model is loaded by then.
 
-    ``noise`` and ``latent`` are (batch, channels, …, height, width) on the model's device, ``latent`` as the model sees clean
-    latents. ``options`` are those of the first prediction. ``unprocessed`` and ``process`` serve guiders that process their
-    conditionings themselves (``RunGuider.host_processes``).
+    ``noise`` and ``latent`` are (batch, channels, …, height, width) on the model's device, ``latent`` as the model sees
+    clean latents. ``options`` are those of the first prediction. ``unprocessed`` and ``process`` serve guiders that
+    process their conditionings themselves (``RunGuider.host_processes``).
     """
 
     sampler: Sampler
@@ -59,12 +60,13 @@ class Sampling(NamedTuple):
 class RunGuider(comfy.samplers.CFGGuider, Generic[Run]):
     """A guider with one run object per sampling.
 
-    ``run`` is made by ``begin`` and dropped at the end, also after an error or a cancel. Where ``is_plain`` says so, the host's
-    own guider samples, bit for bit.
+    ``run`` is made by ``begin`` and dropped at the end, also after an error or a cancel. Where ``is_plain`` says so,
+    the host's own guider samples, bit for bit.
 
     Args:
         key: of ``host.keys``, for the guider's wrappers.
-        row_factor: the host is asked for room for so many times the rows it expects; for want of it, it splits the batch.
+        row_factor: the host is asked for room for so many times the rows it expects; for want of it, it splits the
+            batch.
     """
 
     model_options: ModelOptions
@@ -74,8 +76,8 @@ class RunGuider(comfy.samplers.CFGGuider, Generic[Run]):
     shows_panels: bool = True
     """Whether previews are ``panels``; otherwise they are the host's."""
     host_processes: bool = True
-    """Whether the host processes all conditionings together. If not, ``begin`` does: it gets them in ``sampling.unprocessed``
-    and writes the processed ones into ``self.conds``, under the same names."""
+    """Whether the host processes all conditionings together. If not, ``begin`` does: it gets them in
+    ``sampling.unprocessed`` and writes the processed ones into ``self.conds``, under the same names."""
 
     def __init__(self, model: ModelPatcher, cfg: float, key: str, row_factor: int = 1) -> None:
         super().__init__(model)

@@ -1,8 +1,8 @@
 """Edits of a sampler's latent before a prediction: gradient steps, and when they are due.
 
-An edit is due once per noise level, at the latent that the sampler goes on with. A second-order sampler also evaluates latents
-that it throws away: between the levels of its schedule (dpm_2, dpmpp_sde), or at the next level before it gets there (heun).
-Editing those latents has no effect, and the one that is kept would be missed.
+An edit is due once per noise level, at the latent that the sampler goes on with. A second-order sampler also evaluates
+latents that it throws away: between the levels of its schedule (dpm_2, dpmpp_sde), or at the next level before it gets
+there (heun). Editing those latents has no effect, and the one that is kept would be missed.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def edit_schedule_for(
 def _repeated_calls(passes: Sequence[int], lookahead: int, facts: SamplerFacts) -> list[int]:
     """The lookahead calls per level where steps are repeated, ``passes`` times each.
 
-    Every pass of the step above evaluates at the level too. A sampler that corrects itself does so only within a run of steps,
-    and each step of the window is a run by itself.
+    Every pass of the step above evaluates at the level too. A sampler that corrects itself does so only within a run of
+    steps, and each step of the window is a run by itself.
     """
     within = [above == below == 1 for above, below in pairwise(passes)]
     steps = zip(passes, (*within, 0), strict=True)

@@ -1,7 +1,8 @@
 """The model call: a wrapper around it, the rows of its batch, and the host's batched evaluation that makes the calls.
 
-The host evaluates all conditionings of a step at once and cuts them into model calls. Only their ids tell which rows of a call
-belong to which conditioning entry: a position says nothing, since the host sorts them, splits them and adds others.
+The host evaluates all conditionings of a step at once and cuts them into model calls. Only their ids tell which rows of
+a call belong to which conditioning entry: a position says nothing, since the host sorts them, splits them and adds
+others.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ Evaluation = Callable[[EvaluationArguments], list[torch.Tensor]]
 class ModelCall(NamedTuple):
     """The arguments of one model call. ``call._replace(x=…)`` is the call with another latent.
 
-    ``x`` is (rows, channels, …, height, width); ``c_concat`` holds what an inpainting model sees next to it, ``others`` the
-    further conditioning by the host's names.
+    ``x`` is (rows, channels, …, height, width); ``c_concat`` holds what an inpainting model sees next to it, ``others``
+    the further conditioning by the host's names.
     """
 
     x: torch.Tensor

@@ -1,12 +1,11 @@
-"""Small pictures while something works, on the node that works, through the host's own channel of previews.
+"""Small pictures of a running sampling on its node, through the host's own channel of previews.
 
-A guider calls ``watched`` once; what it adds to the host's callback is a picture after every step. Nothing outlives the run.
+A guider calls ``with_previews`` once: its result adds a picture to the host's callback, after every step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import comfy.utils
 import latent_preview
@@ -14,16 +13,18 @@ import torch
 from PIL import Image
 
 from ...methods.panels import Panel, side_by_side
+from ..types import ModelPatcher, StepCallback
 
 Painter = Callable[[torch.Tensor], torch.Tensor]
-"""The first of clean latents (batch, channels, …, h, w), as the model sees them, to a small picture (h, w, 3) in 0..1."""
+"""The first of clean latents (batch, channels, …, h, w), as the model sees them, to a small picture (h, w, 3) in
+0..1."""
 
 Panels = Callable[[torch.Tensor, Painter], Sequence[Panel]]
-"""What to show of a step: called with its clean latents, as the model sees them, and with what paints latents."""
+"""The panels of a step, from its clean latents, as the model sees them, and a painter of latents."""
 
 
-def painter(model: Any) -> Painter | None:
-    """What paints this model's latents, whatever preview method the host was started with; None where its format has no
+def painter(model: ModelPatcher) -> Painter | None:
+    """A painter of this model's latents, for any preview method of the host. None for a latent format without
     colours."""
     latent_format = model.get_model_object("latent_format")
     factors = getattr(latent_format, "latent_rgb_factors", None)
@@ -35,15 +36,14 @@ def painter(model: Any) -> Painter | None:
 
     def paint(latents: torch.Tensor) -> torch.Tensor:
         picture = previewer.decode_latent_to_preview(latents[:1].float())
-        return torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8).reshape(
-            picture.height, picture.width, 3
-        ) / 255  # fmt: skip
+        pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+        return pixels.reshape(picture.height, picture.width, 3) / 255
 
     return paint
 
 
-def small_picture(model: Any, latents: torch.Tensor) -> torch.Tensor | None:
-    """The first of clean latents as a small picture (h, w, 3) in 0..1, or None where the model's format has no colours.
+def small_picture(model: ModelPatcher, latents: torch.Tensor) -> torch.Tensor | None:
+    """The first of clean latents as a small picture (h, w, 3) in 0..1. None for a latent format without colours.
 
     Args:
         latents: as the host's sampler returns them, (batch, channels, h, w).
@@ -59,21 +59,21 @@ def preview_message(picture: torch.Tensor) -> tuple[str, Image.Image, int]:
 
 
 def show_panels(panels: Sequence[Panel], step: int, steps: int) -> None:
-    """Shows pictures side by side on the node that is working, whose bar stands at this step; raises if the run was cancelled."""
+    """Shows pictures side by side on the running node, with its bar at this step. A cancelled run raises here."""
     comfy.utils.ProgressBar(steps).update_absolute(step, steps, preview_message(side_by_side(panels)))
 
 
-def with_previews(callback: Any, model: Any, panels: Panels) -> Any:
-    """A sampler's callback that also shows panels after each step; where latents cannot be painted, the callback as it was.
+def with_previews(callback: StepCallback | None, model: ModelPatcher, panels: Panels) -> StepCallback | None:
+    """A sampler's callback that also shows panels after each step. Without a painter, the callback as it was.
 
-    The host's own callback goes first: ours is the picture that stays. A run without a callback has nobody who watches.
+    The host's own callback runs first, so our picture stays. A run without a callback has no viewer.
     """
     paint = None if callback is None else painter(model)
-    if paint is None:
+    if callback is None or paint is None:
         return callback
 
-    def watching(step: int, x0: torch.Tensor, x: torch.Tensor, steps: int) -> None:
+    def show_step(step: int, x0: torch.Tensor, x: torch.Tensor, steps: int) -> None:
         callback(step, x0, x, steps)
         show_panels(panels(x0, paint), step + 1, steps)
 
-    return watching
+    return show_step

@@ -33,8 +33,8 @@ class SamplerFacts:
     def lookahead(self, eta: float, flow: bool) -> int:
         """The number of lookahead calls at this eta, for a flow model or another.
 
-        The middle of an ancestral step is the next level at eta 1: σ_down is then σ'² / σ, and √(σ σ_down) is σ'. The 2S form
-        for flow models has its middle elsewhere.
+        The middle of an ancestral step is the next level at eta 1: σ_down is then σ'² / σ, and √(σ σ_down) is σ'. The
+        2S form for flow models has its middle elsewhere.
         """
         in_between = (self.at_eta_1 and eta != 1) or (self.not_in_flow and flow)
         return 0 if in_between else self.lookahead_calls

@@ -1,20 +1,19 @@
-"""Facts about the moment of sampling, read from the host's model."""
+"""Where a sampling is at a noise level, as the host's model tells it."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import comfy.model_sampling
 import torch
 
+from ..types import Executor, ModelSampling, TransformerOptions, Wrapper
 
-def signal_and_noise(model_sampling: Any, sigma: float) -> tuple[float, float]:
-    """Signal and noise level of ``x = signal · x0 + noise · eps`` at this sigma: flow models fade the signal, others do not."""
+
+def signal_and_noise(model_sampling: ModelSampling, sigma: float) -> tuple[float, float]:
+    """The factors of ``x = signal · x0 + noise · eps`` at this sigma. Only flow models fade the signal."""
     return (1.0 - sigma, sigma) if isinstance(model_sampling, comfy.model_sampling.CONST) else (1.0, sigma)
 
 
-def percent_of(model_sampling: Any, sigma: float) -> float:
+def percent_of(model_sampling: ModelSampling, sigma: float) -> float:
     """The sampling percent (0 to 1) at this sigma: the inverse of the host's ``percent_to_sigma``, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(24):
@@ -26,19 +25,24 @@ def percent_of(model_sampling: Any, sigma: float) -> float:
     return low
 
 
-def step_of(transformer_options: dict[str, Any], sigma: float) -> int:
-    """Which step of the schedule has this sigma (or the last one above it: second-order samplers evaluate in between)."""
+def step_of(transformer_options: TransformerOptions, sigma: float) -> int:
+    """The index of the step at this sigma, or of the last one above it: second-order samplers evaluate in between."""
     schedule: torch.Tensor | None = transformer_options.get("sample_sigmas")
     if schedule is None:
         return 0
     return max(int((schedule >= sigma * (1 - 1e-4)).sum()) - 1, 0)
 
 
-def asking_for_room(times: int) -> Callable[..., Any]:
-    """A wrapper of the host's preparation of a sampling (``PREPARE_SAMPLING``), by which the model is loaded with room for so
-    many times the rows the host knows of; for want of memory it would split the batch."""
+def asking_for_room(row_factor: int) -> Wrapper:
+    """A wrapper of the host's ``PREPARE_SAMPLING`` that has the model loaded with room for more rows.
 
-    def wrapper(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
-        return executor(model, [times * noise_shape[0], *noise_shape[1:]], *args, **kwargs)
+    Without that room the host splits the batch.
+
+    Args:
+        row_factor: how many times the rows that the host expects.
+    """
+
+    def wrapper(executor: Executor, model: object, noise_shape: torch.Size, *args: object, **kwargs: object) -> object:
+        return executor(model, [row_factor * noise_shape[0], *noise_shape[1:]], *args, **kwargs)
 
     return wrapper

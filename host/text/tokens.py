@@ -1,8 +1,8 @@
 """Prompts as tokens: where a phrase is in them, and the token rows that an erasure is solved on.
 
-Positions count the tokens of the whole encoded prompt, so they are also places in its CONDITIONING. A phrase of a prompt is
-found at its first occurrence, and brackets around words are weights. An erasure takes the last occurrence, and brackets are part
-of the words.
+Positions count the tokens of the whole encoded prompt, so they are also places in its CONDITIONING. A phrase of a
+prompt is found at its first occurrence, and brackets around words are weights. An erasure takes the last occurrence,
+and brackets are part of the words.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def correct_objects(conditioning: Conditioning, strength: float, window: int, th
     """
     if not all(keys.OBJECT_POSITIONS in values for _, values in conditioning):
         raise ValueError(
-            "This prompt does not say which of its words are objects; encode it with Encode Objects instead of CLIP Text "
-            "Encode."
+            "This prompt does not say which of its words are objects; encode it with Encode Objects instead of CLIP "
+            "Text Encode."
         )
     return [
         [correct(context, values[keys.OBJECT_POSITIONS], strength, window, threshold), values.copy()]
@@ -89,8 +89,8 @@ def encode_prompt(clip: CLIP, text: str, phrase: str = "") -> PromptTokens:
     inside = [(start, end) for start, end in found if start > 0 and end <= part.stop]
     if not inside:
         raise ValueError(
-            f"The tokens of '{phrase}' do not occur in '{text}'; write the concept as it is in prompts, with a space on each "
-            "side."
+            f"The tokens of '{phrase}' do not occur in '{text}'; write the concept as it is in prompts, with a space "
+            "on each side."
         )
     start, end = inside[-1]
     return part._replace(start=start, end=end)
@@ -152,18 +152,20 @@ def phrase_occurrences(clip: CLIP, text: str, phrase: str) -> list[tuple[int, ..
             found.append(tuple(range(start, end)))
     if not found:
         raise ValueError(
-            f"The phrase '{phrase}' is not in the prompt '{text}'; write it the same way in both, or leave the phrase empty."
+            f"The phrase '{phrase}' is not in the prompt '{text}'; write it the same way in both, or leave the phrase "
+            "empty."
         )
     return found
 
 
 def _check_start_token(clip: CLIP) -> None:
-    """Refuses encoders whose prompts begin with a word: row 0 would be left out, and an empty prompt has no end token at 1."""
+    """Refuses encoders whose prompts begin with a word: row 0 would be left out, and an empty prompt has no end token
+    at 1."""
     empty, word = (_sections(clip, text, read_weights=False)[0] for text in ("", "a"))
     if empty[0] != word[0]:
         raise ValueError(
-            "This text encoder has no start token (T5 and language models have none), and closed-form erasure finds words in a "
-            "CLIP only; use a model of the SD 1, SD 2 or SDXL families with its own CLIP."
+            "This text encoder has no start token (T5 and language models have none), and closed-form erasure finds "
+            "words in a CLIP only; use a model of the SD 1, SD 2 or SDXL families with its own CLIP."
         )
 
 

@@ -1,4 +1,5 @@
-"""Adapters' gradients through the host's networks, to the last digits: those of a network that writes nothing over (A19)."""
+"""Adapters' gradients through the host's networks, to the last digits: those of a network that writes nothing over
+(A19)."""
 
 from __future__ import annotations
 

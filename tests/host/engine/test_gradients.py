@@ -1,4 +1,5 @@
-"""Gradients through the host's models: right by finite differences, and the host as it was afterwards, whatever happens."""
+"""Gradients through the host's models: right by finite differences, and the host as it was afterwards, whatever
+happens."""
 
 from __future__ import annotations
 

@@ -75,10 +75,11 @@ def test_what_is_written_into_that_latent_is_in_the_picture(tiny_models, name):
 
 def test_lost_edits_are_told_once(tiny_models, caplog):
     caplog.set_level("INFO")
-    for name, mask, told in (("euler", None, 0), ("heun", torch.ones(1, 1, 8, 8), 1), ("lcm", None, 1), ("sa_solver", None, 1)):  # fmt: skip
+    mask = torch.ones(1, 1, 8, 8)
+    for name, mask_of, messages in (("euler", None, 0), ("heun", mask, 1), ("lcm", None, 1), ("sa_solver", None, 1)):
         caplog.clear()
-        _sampled(tiny_models["EPS"], name, mask)
-        assert sum("acts on the predictions alone" in r.message for r in caplog.records) == told
+        _sampled(tiny_models["EPS"], name, mask_of)
+        assert sum("acts on the predictions alone" in r.message for r in caplog.records) == messages
 
 
 def test_noise_added_above_the_levels_is_a_level_too():

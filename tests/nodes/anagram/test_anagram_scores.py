@@ -120,12 +120,12 @@ def test_encoders_that_are_no_pair_are_refused(pair, monkeypatch):
     def score(vision, clip):
         ConceptsAnagramScore.execute(_pictures(1), _listed("identity"), vision, clip, "a cat")
 
-    with pytest.raises(ValueError, match=r"gives 3 numbers a picture and the CLIP 24.*not a pair"):
+    with pytest.raises(ValueError, match=r"returns 3 numbers per picture and the CLIP 24.*not belong together"):
         score(Colours(), clip)
-    with pytest.raises(ValueError, match=r"gives None numbers.*not a pair"):
+    with pytest.raises(ValueError, match=r"returns None numbers.*not belong together"):
         score(SimpleNamespace(encode_image=lambda *_, **__: {"image_embeds": None}), clip)
     monkeypatch.setattr(clip, "encode_from_tokens", lambda *_, **__: (None, torch.zeros(1, 48)))
-    with pytest.raises(ValueError, match=r"48 numbers a prompt and projects 24.*several in one"):
+    with pytest.raises(ValueError, match=r"48 numbers per prompt and projects 24.*several in one"):
         score(vision, clip)
 
 
