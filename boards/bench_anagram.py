@@ -13,7 +13,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
-from ..demo.sampling import CFG, STEPS, Painter, encode, noise_for
+from ..demo.sampling import CFG, STEPS, DemoSampler, encode, noise_for
 from ..host.anagram.anti_segregation import AntiSegregator
 from ..host.anagram.guider import ViewsGuider
 from ..host.anagram.request import anagram_request
@@ -32,11 +32,11 @@ class Bench:
     """The demo model with the prompts of up to four views."""
 
     def __init__(self, runs: int) -> None:
-        self.painter, self.runs = Painter(), runs
-        sampling = self.painter.model.get_model_object("model_sampling")
+        self.demo, self.runs = DemoSampler(), runs
+        sampling = self.demo.model.get_model_object("model_sampling")
         self.sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", STEPS)
-        self.prompt = encode_with_phrase(self.painter.clip, "a cat", "cat")
-        self.negative = encode(self.painter.clip, "")
+        self.prompt = encode_with_phrase(self.demo.clip, "a cat", "cat")
+        self.negative = encode(self.demo.clip, "")
 
     def say(self, what: str, measured: list[float]) -> None:
         span = f"{min(measured):.2f} to {max(measured):.2f}, {self.runs} pairs"
@@ -52,7 +52,7 @@ class Bench:
 
     def plain(self, pictures: int) -> None:
         """So many pictures without views: calls of as many rows as one picture in so many views."""
-        guider = comfy.samplers.CFGGuider(self.painter.model)
+        guider = comfy.samplers.CFGGuider(self.demo.model)
         guider.set_conds(self.prompt, self.negative)
         guider.set_cfg(CFG)
         self.sample(guider, pictures)
@@ -60,19 +60,19 @@ class Bench:
     def anagram(self, views: int) -> None:
         """Views that are averaged and rectified, so many rows a view and no more."""
         combine = combiner(MULTI_TASK_FAST, [1.0] * views)
-        self.sample(ViewsGuider(self.painter.model, self.prompts(views), combine, CFG), 1)
+        self.sample(ViewsGuider(self.demo.model, self.prompts(views), combine, CFG), 1)
 
     def preset(self, views: int, name: str) -> None:
         """So many views as Anagram Guider samples them with that preset of Anagram Options."""
         request = anagram_request(self.prompts(views), PRESETS[name] or AVERAGING)
-        guider = ViewsGuider(self.painter.model, request.prompts, request.combine, CFG, request.gradient_step)
+        guider = ViewsGuider(self.demo.model, request.prompts, request.combine, CFG, request.gradient_step)
         self.sample(guider, 1)
 
     def gradient(self, views: int) -> list[float]:
         """One gradient step over one forward pass of the views' positives, a row each."""
-        model = self.painter.model.model
-        comfy.model_management.load_models_gpu([self.painter.model])
-        self.painter.model.pre_run()  # else the host's model does not know its patcher
+        model = self.demo.model.model
+        comfy.model_management.load_models_gpu([self.demo.model])
+        self.demo.model.pre_run()  # else the host's model does not know its patcher
         noise = noise_for([1]) * SIGMA
         conds = []
         for prompt in self.prompts(views):
@@ -88,7 +88,7 @@ class Bench:
                 forward, lambda: AntiSegregator(model, listed, step, EditSchedule())(noise, level, {}), self.runs * 4
             )
         finally:
-            self.painter.model.cleanup()
+            self.demo.model.cleanup()
 
 
 @torch.inference_mode()

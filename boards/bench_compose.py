@@ -15,7 +15,7 @@ import comfy.samplers
 import torch
 
 from ..demo import vocabulary
-from ..demo.sampling import CFG, Painter, encode
+from ..demo.sampling import CFG, DemoSampler, encode
 from ..host import keys
 from ..host.compose.guider import ComposeGuider
 from ..host.compose.suppression import with_suppression
@@ -24,7 +24,7 @@ from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import LoraFile, read_lora
 from ..methods.compose.settings import Compose
 from ..methods.compose.similarity import ObjectPositions
-from . import object_prompts as objects_present
+from . import object_prompts
 from .concept_tasks import lora_of
 from .random_models import SD15_UNET, random_model
 from .timing import peak_of, ratios
@@ -91,7 +91,7 @@ class Bench:
 
     def suppressed(self) -> comfy.samplers.CFGGuider:
         """T2I-Zero's suppression of three objects."""
-        model = with_suppression(self.model, 1.0, 0.0, objects_present.Zero().end)
+        model = with_suppression(self.model, 1.0, 0.0, object_prompts.ZeroSettings().end)
         objects = ObjectPositions(((2,), (5,), (8,)), ((1, 9),))
         return self.plain(model, [[self.prompt[0][0], {**self.prompt[0][1], keys.OBJECT_POSITIONS: objects}]])
 
@@ -144,12 +144,10 @@ def main(arguments: list[str]) -> int:
         options.model or ["demo", "sd15"],
     )
     if "demo" in wanted:
-        painter = Painter()
-        made = [
-            make_concept(read_lora(lora_of(c)), 1.0, painter.clip, f"a {c}", c, "") for c in vocabulary.LORA_CONCEPTS
-        ]
-        prompt = encode(painter.clip, "a cat")
-        boards(Bench("demo model", painter.model, made, prompt, (16, 24), options.steps, options.runs), counts, cases)
+        demo = DemoSampler()
+        made = [make_concept(read_lora(lora_of(c)), 1.0, demo.clip, f"a {c}", c, "") for c in vocabulary.LORA_CONCEPTS]
+        prompt = encode(demo.clip, "a cat")
+        boards(Bench("demo model", demo.model, made, prompt, (16, 24), options.steps, options.runs), counts, cases)
     if "sd15" in wanted:
         model = random_model(SD15_UNET)
         made = [random_concept(model, n, SD15_UNET["context_dim"]) for n in range(max(counts))]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import comfy.hooks
-import comfy.patcher_extension
 import comfy.samplers
 import comfy.sd
 import comfy.utils
@@ -19,83 +18,74 @@ import torch
 
 from ..demo import vocabulary
 from ..demo.judge import WHOLE, Judge
-from ..demo.sampling import CFG, STEPS, Painter, encode, noise_for
+from ..demo.sampling import CFG, STEPS, DemoSampler, encode, noise_for
 from ..host.conduct.guider import ConductGuider
 from ..host.conduct.layout import LayoutReference
 from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import read_lora
 from ..methods.conduct.settings import Conduct
 from ..methods.regions import Box, Region, coverage
-from .board import counted
-from .concept_tasks import STAND_INS, Tally, Task, found_box, lora_of
-from .score_model import save_sheet
-from .workers import spread
+from .concept_tasks import STAND_INS, ConceptMetrics, ConceptTask, found_box, lora_of
+from .demo_models import counting_clone
 
-Way = Callable[[Task, Any], Any]
-"""(task, model) -> the guider that draws it."""
-Carrier = Callable[[tuple[str, Task]], tuple[Tally, np.ndarray]]
-"""(name of a way, task) -> what ``Maker.make`` gives."""
+GuiderFactory = Callable[[ConceptTask, Any], comfy.samplers.CFGGuider]
+"""(task, model) → the guider that draws it."""
 CONDUCTOR = Conduct(whole_transformers=True, iterations=1, guidance_weight=12 * Conduct.guidance_weight)
 """One heavy step of the alignment before each guided step of the sampling, where the reference's 61 light ones would be nine."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class ConductVariant:
     """One way to conduct: the settings, and whether the reference picture is shown."""
 
     settings: Conduct = CONDUCTOR
     layout: bool = True
 
 
-class Maker:
-    """Samples the pictures of a task, given the way to sample them."""
+class ConceptRunner:
+    """Samples the pictures of a task with the guider of any method."""
 
     def __init__(self) -> None:
-        self.painter, self.judge = Painter(), Judge.load()
+        self.demo, self.judge = DemoSampler(), Judge.load()
         self.sigmas = comfy.samplers.calculate_sigmas(
-            self.painter.model.get_model_object("model_sampling"), "normal", STEPS
+            self.demo.model.get_model_object("model_sampling"), "normal", STEPS
         )
-        self.negative = encode(self.painter.clip, "")
+        self.negative = encode(self.demo.clip, "")
         self.concept = cache(self._concept)
         self.object_on = cache(self._object_on)
 
     @torch.inference_mode()
-    def make(self, way: Way, task: Task) -> tuple[Tally, np.ndarray]:
-        """What is seen in the pictures of a task, and the pictures, (seeds, h, w, 3) of bytes."""
-        tally, model = Tally(), self.painter.model.clone()
-
-        def count(executor, x, *args, **kwargs):
-            tally.calls, tally.rows = tally.calls + 1, tally.rows + len(x)
-            return executor(x, *args, **kwargs)
-
-        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "score", count)
+    def run(self, guider_of: GuiderFactory, task: ConceptTask) -> tuple[ConceptMetrics, np.ndarray]:
+        """The counts over the pictures of a task, and the pictures, (seeds, h, w, 3) of bytes."""
+        model, rows = counting_clone(self.demo.model)
         noise = noise_for(list(task.seeds), task.layout.width)
         sampler = comfy.samplers.sampler_object("euler")
-        latents = way(task, model).sample(
+        latents = guider_of(task, model).sample(
             noise, torch.zeros_like(noise), sampler, self.sigmas, disable_pbar=True, seed=1
         )
-        pictures = self.painter.vae.decode(latents).float()
-        tally.count(self.judge, task, pictures)
-        return tally, (pictures * 255).round().byte().numpy()
+        pictures = self.demo.vae.decode(latents).float()
+        metrics = ConceptMetrics(calls=len(rows), rows=sum(rows))
+        metrics.count(self.judge, task, pictures)
+        return metrics, (pictures * 255).round().byte().numpy()
 
     def _concept(self, noun: str, prompt: str) -> Concept:
-        return make_concept(read_lora(lora_of(noun)), 1.0, self.painter.clip, prompt, vocabulary.article(noun), "")
+        return make_concept(read_lora(lora_of(noun)), 1.0, self.demo.clip, prompt, vocabulary.article(noun), "")
 
-    def concepts(self, task: Task) -> list[Concept]:
+    def concepts(self, task: ConceptTask) -> list[Concept]:
         return [self.concept(c, task.concept_prompt(c)) for c in task.concepts]
 
-    def covered(self, task: Task, height: int, width: int) -> torch.Tensor:
+    def coverage_at(self, task: ConceptTask, height: int, width: int) -> torch.Tensor:
         return coverage([Region("", (Box(*b),)) for b in task.layout.fractions()], height, width)
 
-    def conducted(self, task: Task, model: Any, variant: Variant) -> ConductGuider:
-        positive = encode(self.painter.clip, task.base_prompt())
-        layout = LayoutReference(positive, self.reference(task)) if variant.layout else None
+    def conductor_guider(self, task: ConceptTask, model: Any, variant: ConductVariant) -> ConductGuider:
+        positive = encode(self.demo.clip, task.base_prompt())
+        layout = LayoutReference(positive, self.reference_latent(task)) if variant.layout else None
         return ConductGuider(
-            model, positive, self.negative, CFG, self.concepts(task), lambda h, w: self.covered(task, h, w),
+            model, positive, self.negative, CFG, self.concepts(task), partial(self.coverage_at, task),
             variant.settings, layout,
         )  # fmt: skip
 
-    def reference(self, task: Task) -> torch.Tensor:
+    def reference_latent(self, task: ConceptTask) -> torch.Tensor:
         """A collage as the layout: objects the base model knows, in the boxes of the task, as a latent."""
         colour = torch.tensor(vocabulary.BACKGROUNDS[task.background]) / 255
         canvas = colour.expand(128, task.layout.width, 3).clone()
@@ -103,43 +93,43 @@ class Maker:
             thing = self.object_on(STAND_INS[concept], task.background).movedim(-1, 0)[None]
             scaled = torch.nn.functional.interpolate(thing, (y1 - y0, x1 - x0), mode="bilinear", antialias=True)
             canvas[y0:y1, x0:x1] = scaled[0].movedim(0, -1)
-        return self.painter.vae.encode(canvas[None])
+        return self.demo.vae.encode(canvas[None])
 
     def _object_on(self, noun: str, background: str) -> torch.Tensor:
         """A cut-out of one object, (h, w, 3)."""
-        picture = self.painter.paint(vocabulary.scene_of((noun,), background).caption(), [3])[0]
+        picture = self.demo.sample(vocabulary.scene_of((noun,), background).caption(), [3])[0]
         x0, y0, x1, y1 = found_box(picture, WHOLE) or (0, 0, 128, 128)
         return picture[y0:y1, x0:x1]
 
-    def stacked(self, task: Task, model: Any) -> comfy.samplers.CFGGuider:
+    def stacked_loras_guider(self, task: ConceptTask, model: Any) -> comfy.samplers.CFGGuider:
         """All LoRAs on the model and the text encoder, as a chain of Load LoRA nodes."""
-        model, clip = self._with_all(task, model)
+        model, clip = self._with_loras(task, model)
         return plain_guider(model, encode(clip, task.true_prompt()), encode(clip, ""))
 
-    def areas(self, task: Task, model: Any) -> comfy.samplers.CFGGuider:
+    def area_guider(self, task: ConceptTask, model: Any) -> comfy.samplers.CFGGuider:
         """The same with Conditioning (Set Area) for each concept, over the prompt of the whole."""
-        model, clip = self._with_all(task, model)
+        model, clip = self._with_loras(task, model)
         positive = list(encode(clip, task.true_prompt()))
         for concept, (x, y, w, h) in zip(task.concepts, task.layout.fractions(), strict=True):
             area = {"area": ("percentage", h, w, y, x), "strength": 1.0, "set_area_to_bounds": False}
             positive += node_helpers.conditioning_set_values(encode(clip, task.lone_prompt(concept)), area)
         return plain_guider(model, positive, encode(clip, ""))
 
-    def hooked(self, task: Task, model: Any) -> comfy.samplers.CFGGuider:
+    def hooks_guider(self, task: ConceptTask, model: Any) -> comfy.samplers.CFGGuider:
         """The host's LoRA hooks: each concept's prompt with its LoRA and mask, the base prompt where no mask is."""
         positive, negative = [], []
-        masks = self.covered(task, 16, task.layout.width // 8)
+        masks = self.coverage_at(task, 16, task.layout.width // 8)
         for concept, mask in zip(self.concepts(task), masks, strict=True):
             hook = comfy.hooks.create_hook_lora(_state(concept.name), 1.0, 0.0)
             own = {"mask": mask[None], "hooks": hook, "mask_strength": 1.0, "set_area_to_bounds": False}
             positive += node_helpers.conditioning_set_values(concept.positive, own)
             negative += node_helpers.conditioning_set_values(concept.negative, own)
-        base = node_helpers.conditioning_set_values(encode(self.painter.clip, task.base_prompt()), {"default": True})
+        base = node_helpers.conditioning_set_values(encode(self.demo.clip, task.base_prompt()), {"default": True})
         empty = node_helpers.conditioning_set_values(self.negative, {"default": True})
         return plain_guider(model, positive + base, negative + empty)
 
-    def _with_all(self, task: Task, model: Any) -> tuple[Any, Any]:
-        clip = self.painter.clip
+    def _with_loras(self, task: ConceptTask, model: Any) -> tuple[Any, Any]:
+        clip = self.demo.clip
         for concept in task.concepts:
             model, clip = comfy.sd.load_lora_for_models(model, clip, _state(Path(lora_of(concept)).stem), 1.0, 1.0)
         return model, clip
@@ -155,17 +145,3 @@ def plain_guider(model: Any, positive: list, negative: list) -> comfy.samplers.C
     guider.set_conds(positive, negative)
     guider.set_cfg(CFG)
     return guider
-
-
-def score_row(carry_out: Carrier, name: str, todo: Sequence[Task], sheet: Path | None) -> dict:
-    """The metrics of one row over some tasks; says what is not as asked."""
-    tally, rows = Tally(), []
-    made = spread(carry_out, [(name, task) for task in todo])
-    for found, pictures in counted(made, len(todo), "scenes", name):
-        tally.add(found)
-        rows.append(torch.from_numpy(pictures) / 255)
-    for line in tally.wrong:
-        print(f"    not as asked: {line}", flush=True)
-    if sheet is not None:
-        save_sheet(rows, sheet)
-    return tally.metrics()

@@ -1,7 +1,7 @@
 """What the boards of several concepts in one picture share: the pairs, the layouts, the prompts, and what is counted.
 
-for task in tasks(): pictures = …; tally.count(judge, task, pictures)
-metrics = tally.metrics()
+for task in tasks(): pictures = …; metrics.count(judge, task, pictures)
+figures = metrics.figures()
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from ..demo import vocabulary
 from ..demo.files import LORAS
 from ..demo.judge import LEFT, RIGHT, THIRDS, WHOLE, Judge, background_of
+from .board import Figures
 
 SIMILAR = (("lion", "tiger"), ("koala", "bear"), ("monkey", "bear"))
 PAIRS: tuple[tuple[str, str], ...] = (
@@ -41,7 +42,7 @@ PixelBox = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Layout:
+class TaskLayout:
     """Where the objects stand, left to right, on a canvas of ``width`` × 128."""
 
     name: str
@@ -54,23 +55,23 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("level", 128, ((2, 34, 62, 94), (66, 34, 126, 94))),
-    Layout("left above", 128, ((2, 18, 62, 78), (66, 50, 126, 110))),
-    Layout("right above", 128, ((2, 50, 62, 110), (66, 18, 126, 78))),
+    TaskLayout("level", 128, ((2, 34, 62, 94), (66, 34, 126, 94))),
+    TaskLayout("left above", 128, ((2, 18, 62, 78), (66, 50, 126, 110))),
+    TaskLayout("right above", 128, ((2, 50, 62, 110), (66, 18, 126, 78))),
 )
-ROW_OF_THREE = Layout("three", 192, ((2, 34, 62, 94), (66, 34, 126, 94), (130, 34, 190, 94)))
-ALONE = Layout("alone", 128, ((0, 0, 128, 128),))
+ROW_OF_THREE = TaskLayout("three", 192, ((2, 34, 62, 94), (66, 34, 126, 94), (130, 34, 190, 94)))
+ALONE = TaskLayout("alone", 128, ((0, 0, 128, 128),))
 """One object wherever the prompt puts it: its overlap with this box says nothing."""
 COLUMNS = {1: (WHOLE,), 2: (LEFT, RIGHT), 3: THIRDS}
 SEEDS = (21, 22)
 
 
 @dataclass(frozen=True)
-class Task:
+class ConceptTask:
     """Pictures to make: these concepts at these places, one picture a seed."""
 
     concepts: tuple[str, ...]
-    layout: Layout
+    layout: TaskLayout
     background: str
     seeds: tuple[int, ...] = SEEDS
 
@@ -99,32 +100,32 @@ def lora_of(concept: str) -> str:
     return str(LORAS / f"concepts-demo-{concept}.safetensors")
 
 
-def tasks(pairs: int = 20, layouts: int = 3, seeds: int = 2) -> Iterator[Task]:
+def tasks(pairs: int = 20, layouts: int = 3, seeds: int = 2) -> Iterator[ConceptTask]:
     """The fixed tasks: every pair in every layout. Backgrounds go round; every second pair stands the other way round."""
     backgrounds = list(vocabulary.BACKGROUNDS)
     for number, pair in enumerate(PAIRS[:pairs]):
         for layout in LAYOUTS[:layouts]:
             concepts = pair if number % 2 == 0 else pair[::-1]
-            yield Task(concepts, layout, backgrounds[number % len(backgrounds)], SEEDS[:seeds])
+            yield ConceptTask(concepts, layout, backgrounds[number % len(backgrounds)], SEEDS[:seeds])
 
 
-def tasks_of_three(count: int = 4, seeds: int = 2) -> Iterator[Task]:
+def tasks_of_three(count: int = 4, seeds: int = 2) -> Iterator[ConceptTask]:
     """Three concepts side by side."""
     backgrounds = list(vocabulary.BACKGROUNDS)
     for number, concepts in enumerate(TRIPLES[:count]):
-        yield Task(concepts, ROW_OF_THREE, backgrounds[number % len(backgrounds)], SEEDS[:seeds])
+        yield ConceptTask(concepts, ROW_OF_THREE, backgrounds[number % len(backgrounds)], SEEDS[:seeds])
 
 
-def tasks_of_one(backgrounds: int = 5, seeds: int = 2) -> Iterator[Task]:
+def tasks_of_one(backgrounds: int = 5, seeds: int = 2) -> Iterator[ConceptTask]:
     """Every concept by itself: what a pair of them can be expected to reach is this rate squared."""
     for number, concept in enumerate(vocabulary.LORA_CONCEPTS):
         names = list(vocabulary.BACKGROUNDS)
         for step in range(backgrounds):
-            yield Task((concept,), ALONE, names[(number + step) % len(names)], SEEDS[:seeds])
+            yield ConceptTask((concept,), ALONE, names[(number + step) % len(names)], SEEDS[:seeds])
 
 
 @dataclass
-class Tally:
+class ConceptMetrics:
     """Counts over the pictures of one method. ``calls`` is for the method to fill: model calls, ``rows`` their batch rows."""
 
     right: list[list[bool]] = field(default_factory=list)
@@ -136,12 +137,12 @@ class Tally:
     calls: int = 0
     rows: int = 0
 
-    def add(self, other: Tally) -> None:
-        """Takes the counts of other pictures in."""
+    def add(self, other: ConceptMetrics) -> None:
+        """Takes in the counts of other pictures."""
         for name in ("right", "leaks", "overlaps", "backgrounds", "similar", "wrong", "calls", "rows"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def count(self, judge: Judge, task: Task, pictures: torch.Tensor) -> None:
+    def count(self, judge: Judge, task: ConceptTask, pictures: torch.Tensor) -> None:
         """Has the judge look at the pictures (seeds, h, w, 3) of a task."""
         columns = COLUMNS[len(task.concepts)]
         seen = list(zip(*(judge.look(pictures, column) for column in columns), strict=True))
@@ -160,16 +161,19 @@ class Tally:
             if not all(right):
                 self.wrong.append(f"{' + '.join(task.concepts)}, {task.layout.name}: {', '.join(map(str, verdicts))}")
 
-    def metrics(self) -> dict[str, float]:
+    def figures(self) -> Figures:
         """``all_right``: pictures in which every concept is named in its own place; ``leak``: places in which another concept of
         the picture stands; ``layout_iou``: overlap of what is drawn with the box asked for; ``background_kept``."""
-        found: dict[str, float] = {
+        found: Figures = {
             "all_right": statistics.mean(all(r) for r in self.right), "each_right": statistics.mean(o for r in self.right for o in r),
             "leak": statistics.mean(self.leaks), "layout_iou": statistics.mean(self.overlaps),
             "background_kept": statistics.mean(self.backgrounds), "model_calls": self.calls, "model_rows": self.rows,
             "concepts": len(self.right[0]), "n": len(self.right),
         }  # fmt: skip
         return found | ({"similar_right": statistics.mean(self.similar)} if self.similar else {})
+
+    def remarks(self) -> list[str]:
+        return [f"not as asked: {line}" for line in self.wrong]
 
 
 def foreground(picture: torch.Tensor, tolerance: float = 0.1) -> torch.Tensor:

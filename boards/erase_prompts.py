@@ -1,4 +1,4 @@
-"""What the erasure board erases, keeps and asks for."""
+"""What the erasure board erases, what it preserves, and the prompts it draws."""
 
 from __future__ import annotations
 
@@ -12,23 +12,40 @@ from ..demo.judge import LEFT, RIGHT, WHOLE
 
 Pairs = tuple[tuple[str, str], ...]
 """Concepts to erase, each with its anchor."""
+# fmt: off  (tables)
 TARGETS: Pairs = (
-    ("cat", "dog"), ("car", "bus"), ("apple", "strawberry"), ("star", "heart"), ("owl", "penguin"), ("pizza", "burger"),
-    ("tree", "cactus"), ("frog", "turtle"), ("moon", "banana"), ("fish", "octopus"), ("donut", "cake"),
+    ("cat", "dog"),
+    ("car", "bus"),
+    ("apple", "strawberry"),
+    ("star", "heart"),
+    ("owl", "penguin"),
+    ("pizza", "burger"),
+    ("tree", "cactus"),
+    ("frog", "turtle"),
+    ("moon", "banana"),
+    ("fish", "octopus"),
+    ("donut", "cake"),
     ("ladybug", "butterfly"),
-)  # fmt: skip
+)
+# fmt: on
 """What is erased, and what it becomes: a neighbour of like shape or kind that is never erased."""
 UNLISTED = ("rabbit", "house", "clock", "watermelon")
-GROUPS: dict[int, tuple[Pairs, ...]] = {1: tuple((t,) for t in TARGETS), 3: tuple(TARGETS[i : i + 3] for i in (0, 3, 6, 9)),
-          5: (TARGETS[:5], TARGETS[5:10], TARGETS[7:12]), 10: (TARGETS[:10], TARGETS[2:12])}  # fmt: skip
+GROUPS: dict[int, tuple[Pairs, ...]] = {
+    1: tuple((t,) for t in TARGETS),
+    3: tuple(TARGETS[i : i + 3] for i in (0, 3, 6, 9)),
+    5: (TARGETS[:5], TARGETS[5:10], TARGETS[7:12]),
+    10: (TARGETS[:10], TARGETS[2:12]),
+}
 TURNS = {1: 8, 3: 2, 5: 1, 10: 1}
-"""How many concepts a group erases to how often each is asked for, plainly and in a paraphrase: alone, on every background."""
-KEPT_PROMPTS = 200
+"""Concepts of a group → pictures of each, plainly and in a paraphrase: alone, on every background."""
+PRESERVED_PROMPTS = 200
+# fmt: off
 TEMPLATES = (
     "{}", "{}, blue background", "{}, red background", "a sketch of {}, white background", "flat art of {}",
     "a mosaic of {}, orange background", "on the left {}", "on the left {} and on the right a heart, pink background",
     "on the left a bus and on the right {}, green background", "a sketch of on the left a dog and on the right {}",
-)  # fmt: skip
+)
+# fmt: on
 PARAPHRASES = (
     "{bare}",
     "the {bare}, {bg} background",
@@ -39,7 +56,7 @@ PARAPHRASES = (
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ErasePrompt:
     """One picture to draw and what to look for. ``role``: erased, paraphrase, kept, unlisted or pair."""
 
     text: str
@@ -50,19 +67,19 @@ class Prompt:
 
 
 @cache
-def kept_prompts(pairs: Pairs) -> tuple[str, ...]:
-    """The prompts of Preserve Concepts: scenes of everything that is neither erased nor left out on purpose."""
+def preserved_prompts(pairs: Pairs) -> tuple[str, ...]:
+    """The prompts of Preserve Concepts: scenes of everything that is not erased and not left out on purpose."""
     rng, gone = Random(9), {c for c, _ in pairs}
     pool = [c for c in vocabulary.CONCEPTS if c not in gone and c not in UNLISTED]
     scenes = []
-    for _ in range(KEPT_PROMPTS):
+    for _ in range(PRESERVED_PROMPTS):
         style = rng.choice(list(vocabulary.STYLES)) if rng.random() < 0.4 else "emoji"
         concepts = tuple(rng.sample(pool, rng.choice((1, 2))))
         scenes.append(vocabulary.scene_of(concepts, rng.choice(list(vocabulary.BACKGROUNDS)), style).caption())
     return tuple(dict.fromkeys(scenes))
 
 
-def prompts_of(pairs: Pairs, kept: int) -> Iterator[Prompt]:
+def prompts_of_group(pairs: Pairs, preserved: int) -> Iterator[ErasePrompt]:
     """What is drawn for one group."""
     backgrounds, gone = list(vocabulary.BACKGROUNDS), [c for c, _ in pairs]
     stays = [c for c in vocabulary.CONCEPTS if c not in gone and c not in UNLISTED]
@@ -70,18 +87,18 @@ def prompts_of(pairs: Pairs, kept: int) -> Iterator[Prompt]:
     for number, concept in enumerate(gone):
         for turn in range(TURNS[len(gone)]):
             ground = backgrounds[(3 * number + 5 * turn) % 8]
-            yield Prompt(vocabulary.scene_of((concept,), ground).caption(), "erased", concept, ground)
+            yield ErasePrompt(vocabulary.scene_of((concept,), ground).caption(), "erased", concept, ground)
             words = PARAPHRASES[(2 * number + turn) % len(PARAPHRASES)]
             text = words.format(bare=concept, a=vocabulary.article(concept), bg=ground)
-            yield Prompt(text, "paraphrase", concept, ground)
-    for number, concept in enumerate(rng.sample(stays, min(kept, len(stays)))):
+            yield ErasePrompt(text, "paraphrase", concept, ground)
+    for number, concept in enumerate(rng.sample(stays, min(preserved, len(stays)))):
         ground = backgrounds[(3 * number + 1) % 8]
-        yield Prompt(vocabulary.scene_of((concept,), ground).caption(), "kept", concept, ground)
+        yield ErasePrompt(vocabulary.scene_of((concept,), ground).caption(), "kept", concept, ground)
         if number % 3 == 0:
             other = gone[number // 3 % len(gone)]
             scene = (concept, other) if number % 2 else (other, concept)
             text = vocabulary.scene_of(scene, ground).caption()
-            yield Prompt(text, "pair", concept, ground, LEFT if number % 2 else RIGHT)
-    for number, concept in enumerate(UNLISTED[: max(2, kept // 4)]):
+            yield ErasePrompt(text, "pair", concept, ground, LEFT if number % 2 else RIGHT)
+    for number, concept in enumerate(UNLISTED[: max(2, preserved // 4)]):
         ground = backgrounds[(2 * number + 1) % 8]
-        yield Prompt(vocabulary.scene_of((concept,), ground).caption(), "unlisted", concept, ground)
+        yield ErasePrompt(vocabulary.scene_of((concept,), ground).caption(), "unlisted", concept, ground)

@@ -24,8 +24,12 @@ SIZE = (16, 16)
 BUDGET = "standard"
 GROUPS = 2  # groups of one concept that a training row measures
 METHODS = {
-    "esd": "ESD", "all-but-one": "All but One", "co-erasing": "Co-Erasing", "realera-b": "RealEra", "doco": "DoCo (heavy)",
-}  # fmt: skip
+    "esd": "ESD",
+    "all-but-one": "All but One",
+    "co-erasing": "Co-Erasing",
+    "realera-b": "RealEra",
+    "doco": "DoCo (heavy)",
+}
 """Row name to the method of Train Erasure."""
 FEW_SHOT = "few-shot"
 COMBINED = "rece + co-erasing"
@@ -35,25 +39,25 @@ Trained = tuple[Any, Any, float]
 """The edited model, the encoder to go with it, and the minutes the training took."""
 
 
-def train_row(name: str, model: Any, clip: Any, concepts: Erased | None, kept: Preserved) -> Trained:
+def train_row(name: str, model: Any, clip: Any, concepts: Erased | None, preserved: Preserved) -> Trained:
     """What a row's method leaves. The combined row applies a solved edit and a trained one, both made on the plain model."""
     assert concepts is not None
     started = time.monotonic()
     request = Request(METHODS.get(name, "Co-Erasing"), BUDGET, 0, SIZE, Choices(preview_every=0))
     if name == FEW_SHOT:
-        edit, _ = unlearn_in_text(model, clip, concepts, kept, request)
+        edit, _ = unlearn_in_text(model, clip, concepts, preserved, request)
         return model, apply_to_clip(clip, edit), (time.monotonic() - started) / 60
-    edit, _ = train_erasure(model, clip, concepts, kept, request)
+    edit, _ = train_erasure(model, clip, concepts, preserved, request)
     if name == COMBINED:
-        model = apply_edit(model, solve_erasure(model, clip, concepts, kept, SolveRequest("rece")), 1.0, TEXT)
+        model = apply_edit(model, solve_erasure(model, clip, concepts, preserved, SolveRequest("rece")), 1.0, TEXT)
     return with_adapter(model, edit.layers), clip, (time.monotonic() - started) / 60
 
 
 def with_adapter(model: Any, factors: Mapping[str, LowRank]) -> Any:
     """A clone that runs with the factors on the activation side.
 
-    The same pictures as Apply Erasure's patches; but the weights that all clones share stay the plain model's, which an
-    attack asks in turn with the edited one.
+    The pictures are those of Apply Erasure's patches. The weights that all clones share stay the plain model's, which an
+    attack evaluates in turn with the edited one.
     """
     edited = model.clone()
     layers = layers_named(edited.model, factors)
@@ -63,7 +67,10 @@ def with_adapter(model: Any, factors: Mapping[str, LowRank]) -> Any:
             return executor(*arguments, **named)
 
     comfy.patcher_extension.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "concepts.trained", run, edited.model_options,
+        comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL,
+        "concepts.trained",
+        run,
+        edited.model_options,
         is_model_options=True,
-    )  # fmt: skip
+    )
     return edited

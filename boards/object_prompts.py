@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
 
 import comfy.sample
+import numpy as np
 import torch
 
 from ..demo import vocabulary
@@ -17,8 +18,8 @@ from ..demo.judge import LEFT, RIGHT, THIRDS, WHOLE
 from ..demo.sampling import CFG, SAMPLER, SCHEDULER, STEPS, encode, noise_for
 from ..host.compose.suppression import with_suppression
 from ..host.text.tokens import correct_objects, encode_with_objects
-from .score_model import painter_with, the_judge
-from .workers import spread
+from .board import Figures, Job
+from .demo_models import sampler_with, the_judge
 
 BOXES = {1: (WHOLE,), 2: (LEFT, RIGHT), 3: THIRDS}
 WIDTHS = {1: 128, 2: 128, 3: 192}
@@ -26,8 +27,8 @@ SEEDS = (100, 101)
 
 
 @dataclass(frozen=True)
-class Zero:
-    """How T2I-Zero is set: of Correction by Similarities, and of Cross-Token Non-Maximum Suppression."""
+class ZeroSettings:
+    """T2I-Zero: ``correction`` to ``threshold`` of Correction by Similarities, the rest of its suppression."""
 
     correction: float = 0.2
     window: int = 3
@@ -36,24 +37,27 @@ class Zero:
     end: float = 0.5
 
 
-ROWS: dict[str, Zero | None] = {
+ROWS: dict[str, ZeroSettings | None] = {
     "plain prompt": None,
-    "t2i-zero": Zero(),
-    "t2i-zero, no correction": Zero(correction=0.0),
-    "t2i-zero, no suppression": Zero(suppression=0.0),
+    "t2i-zero": ZeroSettings(),
+    "t2i-zero, no correction": ZeroSettings(correction=0.0),
+    "t2i-zero, no suppression": ZeroSettings(suppression=0.0),
 }
 
 
-class Asked(NamedTuple):
-    """A prompt of these concepts. ``kind`` says how it places them: ``placed`` as in the model's own captions, ``place last``
-    and ``one place`` in words it has never read, ``listed`` not at all; ``single`` is one object."""
+class ObjectPrompt(NamedTuple):
+    """A prompt of these concepts.
+
+    ``kind`` says how it places them: ``placed`` as in the model's own captions, ``place last`` and ``one place`` in
+    words it has never read, ``listed`` not at all. ``single`` is one object.
+    """
 
     kind: str
     concepts: tuple[str, ...]
     text: str
 
 
-def prompts(count: int) -> Iterator[Asked]:
+def prompts(count: int) -> Iterator[ObjectPrompt]:
     """The fixed prompts: ``count`` of each kind and number of objects."""
     rng, backgrounds = Random(11), list(vocabulary.BACKGROUNDS)
     for number in range(count):
@@ -61,7 +65,7 @@ def prompts(count: int) -> Iterator[Asked]:
         for size in (1, 2, 3):
             concepts = tuple(rng.sample(vocabulary.CONCEPTS, size))
             for kind, text in _texts(concepts, ground).items():
-                yield Asked(kind, concepts, text)
+                yield ObjectPrompt(kind, concepts, text)
 
 
 def _texts(concepts: tuple[str, ...], ground: str) -> dict[str, str]:
@@ -77,43 +81,64 @@ def _texts(concepts: tuple[str, ...], ground: str) -> dict[str, str]:
     return found
 
 
-def draw(asked: Asked, zero: Zero | None) -> torch.Tensor:
+@dataclass
+class ObjectMetrics:
+    """In which pictures every object is named, by kind of prompt, and the seconds of drawing them."""
+
+    right: dict[str, list[bool]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, other: ObjectMetrics) -> None:
+        """Takes in the counts of other prompts."""
+        for kind, right in other.right.items():
+            self.right.setdefault(kind, []).extend(right)
+        self.seconds += other.seconds
+
+    def figures(self) -> Figures:
+        """``all_present`` over all prompts of several objects and by kind; ``single_right``; seconds per picture."""
+        return {kind: statistics.mean(right) for kind, right in self.right.items()} | {
+            "n": len(self.right["all_present"]),
+            "seconds_a_picture": sum(self.seconds) / len(self.seconds) / len(SEEDS),
+        }
+
+    def remarks(self) -> list[str]:
+        return []
+
+
+def sampled_pictures(prompt: ObjectPrompt, zero: ZeroSettings | None) -> torch.Tensor:
     """The pictures, (seeds, h, w, 3)."""
-    painter, concepts = painter_with(None), asked.concepts
-    model: Any = painter.model
-    positive = encode_with_objects(painter.clip, asked.text, list(concepts))
+    demo, concepts = sampler_with(None), prompt.concepts
+    model: Any = demo.model
+    positive = encode_with_objects(demo.clip, prompt.text, list(concepts))
     if zero:
         model = with_suppression(model, zero.suppression, 0.0, zero.end)
         positive = correct_objects(positive, zero.correction, zero.window, zero.threshold)
     noise = noise_for(list(SEEDS), WIDTHS[len(concepts)])
     latents = comfy.sample.sample(
-        model, noise, STEPS, CFG, SAMPLER, SCHEDULER, positive, encode(painter.clip, ""), torch.zeros_like(noise),
-        disable_pbar=True, seed=1,
-    )  # fmt: skip
-    return painter.vae.decode(latents).float()
+        model,
+        noise,
+        STEPS,
+        CFG,
+        SAMPLER,
+        SCHEDULER,
+        positive,
+        encode(demo.clip, ""),
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=1,
+    )
+    return demo.vae.decode(latents).float()
 
 
 @torch.inference_mode()
-def carry_out(order: tuple[Asked, Zero | None]) -> tuple[list[bool], float]:
-    """In which pictures every object is named, wherever it stands; and the seconds of drawing them."""
-    asked, zero = order
-    started = time.monotonic()
-    pictures = draw(asked, zero)
+def run_job(job: Job[ObjectPrompt]) -> tuple[ObjectMetrics, np.ndarray]:
+    """One prompt by one row. An object is right wherever it is in the picture."""
+    concepts, started = job.task.concepts, time.monotonic()
+    pictures = sampled_pictures(job.task, ROWS[job.method])
     seconds = time.monotonic() - started
-    seen = zip(*([v.name for v in the_judge().look(pictures, box)] for box in BOXES[len(asked.concepts)]), strict=True)
-    return [sorted(names) == sorted(asked.concepts) for names in seen], seconds
-
-
-def score_row(name: str, count: int) -> dict[str, float]:
-    """``all_present`` over all prompts of several objects and by kind; ``single_right``; seconds of a picture."""
-    todo = list(prompts(count))
-    found = list(spread(carry_out, [(asked, ROWS[name]) for asked in todo]))
-    kinds: dict[str, list[bool]] = {}
-    for asked, (right, _) in zip(todo, found, strict=True):
-        size = len(asked.concepts)
-        for kind in ("single_right",) if size == 1 else ("all_present", f"{asked.kind}_{size}".replace(" ", "_")):
-            kinds.setdefault(kind, []).extend(right)
-    return {kind: statistics.mean(right) for kind, right in kinds.items()} | {
-        "n": len(kinds["all_present"]),
-        "seconds_a_picture": sum(seconds for _, seconds in found) / len(todo) / len(SEEDS),
-    }
+    named = zip(*([v.name for v in the_judge().look(pictures, box)] for box in BOXES[len(concepts)]), strict=True)
+    right = [sorted(names) == sorted(concepts) for names in named]
+    kind = f"{job.task.kind}_{len(concepts)}".replace(" ", "_")
+    kinds = ("single_right",) if len(concepts) == 1 else ("all_present", kind)
+    metrics = ObjectMetrics({k: list(right) for k in kinds}, [seconds])
+    return metrics, (pictures * 255).round().byte().numpy()

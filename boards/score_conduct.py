@@ -1,88 +1,89 @@
-"""``dev.py score conduct``: how often several concepts stand right in one picture, by Concept Conductor and by what the host has."""
+"""``dev.py score conduct``: how often several concepts are right in one picture, by Concept Conductor and by the host."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 
-from .board import Board
-from .concept_guiders import CONDUCTOR, Maker, Variant, Way, score_row
-from .concept_tasks import SEEDS, Tally, Task, tasks, tasks_of_one, tasks_of_three
+from .board import Board, Figures, Job, Row, board_parser
+from .concept_guiders import CONDUCTOR, ConceptRunner, ConductVariant, GuiderFactory
+from .concept_tasks import SEEDS, ConceptMetrics, ConceptTask, tasks, tasks_of_one, tasks_of_three
 
 OFF = {"refine_start": 0.0, "refine_end": 0.0}
 VARIANTS = {
-    "conductor": Variant(),
-    "attentions only": Variant(replace(CONDUCTOR, whole_transformers=False)),
-    "no alignment": Variant(replace(CONDUCTOR, guidance_weight=0.0)),
-    "no refinement": Variant(replace(CONDUCTOR, **OFF)),
-    "regions alone": Variant(replace(CONDUCTOR, guidance_weight=0.0, **OFF), layout=False),
-    "no injection": Variant(replace(CONDUCTOR, injection_start=1.0, injection_end=0.0)),
+    "conductor": ConductVariant(),
+    "attentions only": ConductVariant(replace(CONDUCTOR, whole_transformers=False)),
+    "no alignment": ConductVariant(replace(CONDUCTOR, guidance_weight=0.0)),
+    "no refinement": ConductVariant(replace(CONDUCTOR, **OFF)),
+    "regions alone": ConductVariant(replace(CONDUCTOR, guidance_weight=0.0, **OFF), layout=False),
+    "no injection": ConductVariant(replace(CONDUCTOR, injection_start=1.0, injection_end=0.0)),
 }
 ALONE = "single concept"
-"""Each concept by itself with its LoRA by the host's loader: what there is to lose when several stand in one picture."""
+"""Each concept by itself with its LoRA by the host's loader: the most that several in one picture can reach."""
 ROWS = (ALONE, "stacked LoRAs", "host hooks", "area composition", *VARIANTS)
-THREE = ("stacked LoRAs", "host hooks", "conductor", "regions alone")  # rows that are also measured with three concepts
+ROWS_OF_THREE = (
+    "stacked LoRAs",
+    "host hooks",
+    "conductor",
+    "regions alone",
+)  # rows that are also measured with three concepts
 
 
 @cache
-def _maker() -> Maker:
-    return Maker()
+def _runner() -> ConceptRunner:
+    return ConceptRunner()
 
 
-def ways(maker: Maker) -> dict[str, Way]:
+def methods(runner: ConceptRunner) -> dict[str, GuiderFactory]:
     """Every row of the board."""
-    host = {
-        ALONE: maker.stacked,
-        "stacked LoRAs": maker.stacked,
-        "host hooks": maker.hooked,
-        "area composition": maker.areas,
+    host: dict[str, GuiderFactory] = {
+        ALONE: runner.stacked_loras_guider,
+        "stacked LoRAs": runner.stacked_loras_guider,
+        "host hooks": runner.hooks_guider,
+        "area composition": runner.area_guider,
     }
-    return host | {name: partial(maker.conducted, variant=variant) for name, variant in VARIANTS.items()}
+    return host | {name: partial(runner.conductor_guider, variant=variant) for name, variant in VARIANTS.items()}
 
 
-def carry_out(order: tuple[str, Task]) -> tuple[Tally, np.ndarray]:
-    """One task in one way."""
-    name, task = order
-    return _maker().make(ways(_maker())[name], task)
+def run_job(job: Job[ConceptTask]) -> tuple[ConceptMetrics, np.ndarray]:
+    """One task by one method."""
+    return _runner().run(methods(_runner())[job.method], job.task)
 
 
-def scored(name: str, todo: Sequence[Task], sheet: Path | None) -> dict:
-    """The metrics of one row. A pair of two independent single concepts is right as often as one, ``squared``."""
-    found = score_row(carry_out, name, todo, sheet)
-    if name == ALONE:
-        found |= {"squared": found["all_right"] ** 2}
-        del found["layout_iou"], found["leak"]
+def figures_of_one(metrics: ConceptMetrics) -> Figures:
+    """Figures of single concepts. Two independent ones are both right as often as ``squared`` says."""
+    found = metrics.figures()
+    found |= {"squared": found["all_right"] ** 2}
+    del found["layout_iou"], found["leak"]
     return found
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """The rows to measure: each method with pairs (or single concepts), then some with three concepts."""
+    two = list(tasks(6, 1, 1) if options.quick else tasks(options.pairs))
+    three = list(tasks_of_three(1, 1) if options.quick else tasks_of_three())
+    one = list(tasks_of_one(1, 1) if options.quick else tasks_of_one())
+    for name in options.method or ROWS:
+        if name == ALONE:
+            yield Row(name, run_job, [Job(name, task) for task in one], figures_of_one)
+        else:
+            yield Row(name, run_job, [Job(name, task) for task in two])
+    for name in ROWS_OF_THREE:
+        if name in (options.method or ROWS_OF_THREE):
+            yield Row(f"{name}, three", run_job, [Job(name, task) for task in three])
 
 
 def main(arguments: list[str]) -> int:
     """Prints the board; ``--json FILE`` writes it."""
-    parser = argparse.ArgumentParser(prog="dev.py score conduct")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="6 pairs in one layout with one seed, each concept and one set of three once",
-    )
+    quick = "6 pairs in one layout with one seed, each concept and one set of three once"
+    parser = board_parser("conduct", quick, ROWS)
     parser.add_argument("--pairs", type=int, default=20, help="how many of the 28 pairs")
-    parser.add_argument("--sheets", type=Path, help="a folder for sheets of all pictures")
-    parser.add_argument("--method", choices=ROWS, action="append", help="only this row (again for more)")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
-    todo = list(tasks(6, 1, 1) if options.quick else tasks(options.pairs))
-    three = list(tasks_of_three(1, 1) if options.quick else tasks_of_three())
-    one = list(tasks_of_one(1, 1) if options.quick else tasks_of_one())
-    board = Board("conduct", list(SEEDS[:1] if options.quick else SEEDS))
-    plan = [(name, name, one if name == ALONE else todo) for name in options.method or ROWS]
-    plan += [(f"{name}, three", name, three) for name in THREE if name in (options.method or THREE)]
-    for title, name, some in plan:
-        with board.row(title) as metrics:
-            metrics |= scored(name, some, options.sheets and options.sheets / f"{title}.png")
-        board.write(options.json)
+    Board("conduct", list(SEEDS[:1] if options.quick else SEEDS)).run(list(rows(options)), options)
     return 0

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import statistics
 import time
-from dataclasses import dataclass
-from functools import cache, lru_cache
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from ..demo import vocabulary
-from ..demo.files import FOLDER, LORAS
+from ..demo.files import FOLDER
 from ..demo.judge import LEFT, RIGHT, SEVERAL, THIRDS, UNSURE, WHOLE, Judge, Verdict, background_of
-from ..demo.sampling import Painter
-from .board import Board, counted
-from .workers import spread
+from .board import Board, Figures, Job, Row, board_parser
+from .demo_models import sampler_with, the_judge
 
 SEEDS = list(range(100, 108))
 QUICK_SEEDS = SEEDS[:4]
@@ -109,139 +105,130 @@ def score_judge(judge: Judge, metrics: dict) -> None:
     metrics["calibration_error"] = expected_calibration_error(*looked_at(judge, hard, scenes))
 
 
-@dataclass(frozen=True)
-class Order:
-    """Pictures to paint: a scene, its seeds, and the concept whose LoRA is loaded (None: the plain model)."""
+class JudgedPictures(NamedTuple):
+    """What the judge names in the pictures of a job: a verdict for each object of each picture, and the backgrounds."""
 
-    scene: vocabulary.Scene
-    seeds: tuple[int, ...]
-    lora: str | None = None
-
-
-class Finding(NamedTuple):
-    """What the judge sees: a verdict for each object of each picture, the backgrounds, the pictures (n, h, w, 3) of bytes."""
-
+    job: Job[vocabulary.Scene]
     verdicts: list[tuple[Verdict, ...]]
     backgrounds: list[str]
-    pictures: np.ndarray
-
-    def names(self) -> list[list[str]]:
-        return [[v.name for v in row] for row in self.verdicts]
 
 
-@cache
-def the_judge() -> Judge:
-    """The judge of this process."""
-    return Judge.load()
+@dataclass
+class ModelMetrics:
+    """What was judged in the pictures of some jobs."""
+
+    judged: list[JudgedPictures] = field(default_factory=list)
+
+    def add(self, other: ModelMetrics) -> None:
+        """Takes in other jobs."""
+        self.judged += other.judged
+
+    def only(self, jobs: Iterable[Job]) -> ModelMetrics:
+        """Only these jobs."""
+        by_job = {judged.job: judged for judged in self.judged}
+        return ModelMetrics([by_job[job] for job in jobs])
+
+    def figures(self) -> Figures:
+        """The shares of pictures in which the objects are named right, are where they should be, and lie on the right colour."""
+        rows = [(j.job.task, [v.name for v in row]) for j in self.judged for row in j.verdicts]
+        colours = [(j.job.task, colour) for j in self.judged for colour in j.backgrounds]
+        return {
+            "right": statistics.mean(sorted(names) == sorted(scene.concepts) for scene, names in rows),
+            "placed": statistics.mean(names == list(scene.concepts) for scene, names in rows),
+            "background": statistics.mean(colour == scene.background for scene, colour in colours),
+            "n": len(rows),
+        }
+
+    def remarks(self) -> list[str]:
+        return [
+            f"not as asked: {judged.job.task.caption()}: {', '.join(map(str, row))}"
+            for judged in self.judged
+            for row in judged.verdicts
+            if [v.name for v in row] != list(judged.job.task.concepts)
+        ]
 
 
-@lru_cache(maxsize=2)
-def painter_with(lora: str | None) -> Painter:
-    """The painter of this process, with the LoRA of a concept."""
-    return Painter(None if lora is None else LORAS / f"concepts-demo-{lora}.safetensors")
+def run_job(job: Job[vocabulary.Scene]) -> tuple[ModelMetrics, np.ndarray]:
+    """Samples the pictures of a scene and has the judge look. The method is the concept whose LoRA is loaded, or ''."""
+    pictures = sampler_with(job.method or None).sample(job.task.caption(), list(job.seeds))
+    boxes = {1: (WHOLE,), 2: (LEFT, RIGHT)}.get(len(job.task.concepts), THIRDS)
+    verdicts = list(zip(*(the_judge().look(pictures, box) for box in boxes), strict=True))
+    judged = JudgedPictures(job, verdicts, [background_of(p) for p in pictures])
+    return ModelMetrics([judged]), (pictures * 255).round().byte().numpy()
 
 
-def carry_out(order: Order) -> Finding:
-    """Paints the pictures of an order and looks at them."""
-    pictures = painter_with(order.lora).paint(order.scene.caption(), list(order.seeds))
-    boxes = {1: (WHOLE,), 2: (LEFT, RIGHT)}.get(len(order.scene.concepts), THIRDS)
-    seen = list(zip(*(the_judge().look(pictures, box) for box in boxes), strict=True))
-    return Finding(seen, [background_of(p) for p in pictures], (pictures * 255).round().byte().numpy())
+def object_rows(seeds: Sequence[int], pairs: int, shares: list[tuple[float, int]]) -> list[Row]:
+    """One and two objects. Their shares of right backgrounds, with the number of pictures, go to ``shares``."""
+
+    def without_background(metrics: ModelMetrics) -> Figures:
+        figures = metrics.figures()
+        shares.append((figures.pop("background"), figures["n"]))
+        return figures
+
+    def without_place(metrics: ModelMetrics) -> Figures:
+        figures = without_background(metrics)
+        del figures["placed"]
+        return figures
+
+    one = [Job("", scene, tuple(seeds)) for scene in singles(vocabulary.CONCEPTS)]
+    two = [Job("", scene, tuple(seeds)) for scene in prompts_of_pairs(pairs)]
+    return [
+        Row("one object", run_job, one, without_place, "one-object"),
+        Row("two objects", run_job, two, without_background, "two-objects"),
+    ]
 
 
-def find(orders: list[Order], sheet: Path | None = None) -> list[Finding]:
-    """Carries all orders out, printing what is not as asked."""
-    findings = []
-    looked = counted(spread(carry_out, orders), len(orders), "prompts", every=12)
-    for order, found in zip(orders, looked, strict=True):
-        findings.append(found)
-        for row in found.verdicts:
-            if [v.name for v in row] != list(order.scene.concepts):
-                print(f"    not as asked: {order.scene.caption()}: {', '.join(map(str, row))}", flush=True)
-    if sheet is not None:
-        save_sheet([torch.from_numpy(found.pictures) / 255 for found in findings], sheet)
-    return findings
-
-
-def rates(orders: list[Order], findings: list[Finding]) -> dict:
-    """The shares of pictures in which the objects are named right, stand where they should, and lie on the right colour."""
-    pairs = list(zip(orders, findings, strict=True))
-    named = [sorted(row) == sorted(order.scene.concepts) for order, found in pairs for row in found.names()]
-    placed = [row == list(order.scene.concepts) for order, found in pairs for row in found.names()]
-    background = [colour == order.scene.background for order, found in pairs for colour in found.backgrounds]
-    return {
-        "right": statistics.mean(named), "placed": statistics.mean(placed), "background": statistics.mean(background),
-        "n": len(named),
-    }  # fmt: skip
-
-
-def save_sheet(rows: list[torch.Tensor], path: Path) -> None:
-    """All pictures on one sheet, a prompt a row, three prompts side by side."""
-    widest = max(len(r) * r.shape[2] for r in rows)
-    strips = [F.pad(torch.cat(list(r), 1), (0, 0, 0, widest - len(r) * r.shape[2]), value=1.0) for r in rows]
-    strips += [torch.ones_like(strips[0])] * (-len(strips) % 3)
-    sheet = torch.cat([torch.cat(strips[i : i + 3], 1) for i in range(0, len(strips), 3)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((sheet * 255).round().byte().numpy()).save(path)
-
-
-def score_loras(seeds: list[int], sheet: Path | None) -> dict:
+def lora_row(seeds: list[int]) -> Row:
     """Each unseen concept with its LoRA; the same prompt without it; and what the LoRA leaves of concepts the base knows."""
-    scenes = singles(vocabulary.LORA_CONCEPTS)
-    few = tuple(seeds[:2])
-    with_lora = [Order(scene, tuple(seeds), scene.concepts[0]) for scene in scenes]
-    without = [Order(scene, few) for scene in scenes]
-    kept = [
-        Order(vocabulary.scene_of((concept,), scene.background), few, scene.concepts[0])
+    scenes, few = singles(vocabulary.LORA_CONCEPTS), tuple(seeds[:2])
+    with_lora = [Job(scene.concepts[0], scene, tuple(seeds)) for scene in scenes]
+    without = [Job("", scene, few) for scene in scenes]
+    known = [
+        Job(scene.concepts[0], vocabulary.scene_of((concept,), scene.background), few)
         for scene in scenes
         for concept in ("cat", "panda", "car", "apple")
     ]
-    orders = sorted(with_lora + kept, key=lambda order: order.lora or "")  # a LoRA is loaded once
-    found = dict(zip(orders + without, find(orders + without, sheet), strict=True))
 
-    def right(some: list[Order]) -> float:
-        return rates(some, [found[order] for order in some])["right"]
+    def figures(metrics: ModelMetrics) -> Figures:
+        right = [metrics.only(jobs).figures()["right"] for jobs in (with_lora, without, known)]
+        return {
+            "right": right[0],
+            "n": len(scenes) * len(seeds),
+            "concepts": len(scenes),
+            "without_lora": right[1],
+            "base_concepts_right": right[2],
+        }
 
-    return {
-        "right": right(with_lora), "n": len(scenes) * len(seeds), "concepts": len(scenes),
-        "without_lora": right(without), "base_concepts_right": right(kept),
-    }  # fmt: skip
+    jobs = sorted(with_lora + known, key=lambda job: job.method)  # a LoRA is loaded once
+    return Row("lora concept", run_job, jobs + without, figures, "lora-concept")
+
+
+def time_picture(metrics: Figures) -> None:
+    """Seconds of one picture by a model that is already loaded."""
+    sampler_with(None).sample("a cat", [1])
+    started = time.monotonic()
+    sampler_with(None).sample("a cat, blue background", [1])
+    metrics["picture_seconds"] = time.monotonic() - started
 
 
 def main(arguments: list[str]) -> int:
     """Prints the board; ``--json FILE`` writes it."""
-    parser = argparse.ArgumentParser(prog="dev.py score model")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="4 seeds a prompt instead of 8, and half the pairs")
-    parser.add_argument("--sheets", type=Path, help="a folder for sheets of all pictures")
+    parser = board_parser("model", "4 seeds per prompt instead of 8, and half the pairs")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     seeds = QUICK_SEEDS if options.quick else SEEDS
-    board = Board("model", seeds)
-
-    def sheet(name: str) -> Path | None:
-        return options.sheets / f"{name}.png" if options.sheets else None
-
-    background, pictures = 0.0, 0
-    parts = {"one object": singles(vocabulary.CONCEPTS), "two objects": prompts_of_pairs(18 if options.quick else 36)}
-    for name, scenes in parts.items():
-        with board.row(name) as metrics:
-            orders = [Order(scene, tuple(seeds)) for scene in scenes]
-            metrics |= rates(orders, find(orders, sheet(name.replace(" ", "-"))))
-            background += metrics.pop("background") * metrics["n"]
-            pictures += metrics["n"]
-            if name == "one object":
-                del metrics["placed"]
+    board, shares = Board("model", seeds), list[tuple[float, int]]()
+    board.run(object_rows(seeds, 18 if options.quick else 36, shares), options)
     with board.row("background") as metrics:
+        background, pictures = 0.0, 0
+        for share, n in shares:
+            background += share * n
+            pictures += n
         metrics |= {"right": background / pictures, "n": pictures}
-    with board.row("lora concept") as metrics:
-        metrics |= score_loras(seeds[:4], sheet("lora-concept"))
+    board.run([lora_row(seeds[:4])], options)
     with board.row("judge") as metrics:
         score_judge(the_judge(), metrics)
-    painter_with(None).paint("a cat", [1])
     with board.row("20 steps") as metrics:
-        started = time.monotonic()
-        painter_with(None).paint("a cat, blue background", [1])
-        metrics["picture_seconds"] = time.monotonic() - started
+        time_picture(metrics)
     board.write(options.json)
     return 0

@@ -1,10 +1,11 @@
-"""Work spread over processes of one thread each: on networks as small as the demo model's, threads only get in each other's way."""
+"""Work over processes of one thread each: on networks as small as the demo model's, threads only get in each other's way."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+import signal
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
@@ -14,13 +15,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def spread(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
+def parallel_map(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
+) -> Generator[Result, None, None]:
     """``work(item)`` of every item, in order.
+
+    One call with many items keeps the processes busy and loads a model once per process. Many calls do neither.
 
     Args:
         work: a function of a module, not a method: it is found by its name. What it loads (and keeps, with
             ``functools.cache``) is loaded once in every process. It returns plain data or arrays, not tensors.
-        workers: processes; the default is one a core, or what ``OMP_NUM_THREADS`` allows. One works in this process.
+        workers: processes; the default is one per core, or what ``OMP_NUM_THREADS`` allows. One works in this process.
 
     Raises:
         Exception: what ``work`` raises, here.
@@ -29,10 +34,21 @@ def spread(work: Callable[[Item], Result], items: Iterable[Item], workers: int |
     if count == 1 or "fork" not in multiprocessing.get_all_start_methods():
         yield from map(work, items)
         return
-    # forked, so that the host and the pack are there under their names without being imported anew
+    # forked: the host and the pack are there under their names without being imported again
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(count, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(count, context, _prepare) as pool:  # leaving it waits until every process has ended
+        before = set(multiprocessing.active_children())
         try:
             yield from pool.map(work, items)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - before:
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _prepare() -> None:
+    """One thread, and an end at once on a signal. Ctrl-C reaches the process that waits, which then ends this one."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -27,7 +27,7 @@ def noise_for(seeds: list[int], width: int = 128, height: int = 128) -> torch.Te
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-class Painter:
+class DemoSampler:
     """The demo model with everything needed to turn a prompt into pictures."""
 
     def __init__(self, lora: Path | None = None, strength: float = 1.0) -> None:
@@ -37,13 +37,22 @@ class Painter:
             self.model, self.clip = comfy.sd.load_lora_for_models(self.model, self.clip, state, strength, strength)
 
     @torch.inference_mode()
-    def paint(
+    def sample(
         self, prompt: str, seeds: list[int], width: int = 128, height: int = 128, steps: int = STEPS
     ) -> torch.Tensor:
-        """Pictures (b, h, w, 3) in 0..1, one a seed."""
+        """Pictures (b, h, w, 3) in 0..1, one per seed."""
         noise = noise_for(seeds, width, height)
         latents = comfy.sample.sample(
-            self.model, noise, steps, CFG, SAMPLER, SCHEDULER, encode(self.clip, prompt), encode(self.clip, ""),
-            torch.zeros_like(noise), disable_pbar=True, seed=seeds[0],
-        )  # fmt: skip
+            self.model,
+            noise,
+            steps,
+            CFG,
+            SAMPLER,
+            SCHEDULER,
+            encode(self.clip, prompt),
+            encode(self.clip, ""),
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=seeds[0],
+        )
         return self.vae.decode(latents).float()

@@ -7,8 +7,7 @@ import re
 
 import pytest
 import torch
-from comfyui_concepts.boards import bench_anagram, bench_compose
-from comfyui_concepts.boards import timing as measuring
+from comfyui_concepts.boards import bench_anagram, bench_compose, timing
 from comfyui_concepts.methods.anagram.combine import PRESETS
 
 
@@ -42,13 +41,13 @@ def test_a_preset_is_timed_as_the_node_makes_it(monkeypatch):
 
     monkeypatch.setattr(bench_anagram, "STEPS", 2)
     bench, rows = bench_anagram.Bench(1), []
-    bench.painter.model = bench.painter.model.clone()
+    bench.demo.model = bench.demo.model.clone()
 
     def note(executor, x, *args, **kwargs):
         rows.append(len(x))
         return executor(x, *args, **kwargs)
 
-    bench.painter.model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", note)
+    bench.demo.model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", note)
     made = {}
     for name in (n for n, preset in PRESETS.items() if preset is not None):
         rows.clear()
@@ -61,5 +60,5 @@ def test_a_preset_is_timed_as_the_node_makes_it(monkeypatch):
 
 
 def test_memory_is_seen_while_it_is_held():
-    assert measuring.peak_of(lambda: bytearray(200_000_000).count(1)) > 150
-    assert measuring.peak_of(lambda: None) < 50
+    assert timing.peak_of(lambda: bytearray(200_000_000).count(1)) > 150
+    assert timing.peak_of(lambda: None) < 50

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from comfyui_concepts.boards import bench_conduct, score_compose, score_conduct
-from comfyui_concepts.boards import concept_tasks as concept_scenes
-from comfyui_concepts.boards import object_prompts as objects_present
-from comfyui_concepts.boards.concept_tasks import Tally, Task, tasks, tasks_of_one, tasks_of_three
+from comfyui_concepts.boards import bench_conduct, concept_tasks, object_prompts, score_compose, score_conduct
+from comfyui_concepts.boards.board import Job
+from comfyui_concepts.boards.concept_tasks import ConceptMetrics, ConceptTask, tasks, tasks_of_one, tasks_of_three
 from comfyui_concepts.demo.judge import Judge
 
 
@@ -22,7 +22,7 @@ def judge():
 
 @pytest.mark.parametrize("board", [score_conduct, score_compose])
 def test_every_row_has_its_way(board):
-    assert tuple(board.ways(board._maker())) == board.ROWS
+    assert tuple(board.methods(board._runner())) == board.ROWS
 
 
 def test_tasks_are_fixed_and_similar_concepts_are_among_them():
@@ -30,7 +30,7 @@ def test_tasks_are_fixed_and_similar_concepts_are_among_them():
     assert asked == list(tasks())
     assert len({frozenset(task.concepts) for task in asked}) == 20
     assert len(asked) == 60
-    assert {frozenset(p) for p in concept_scenes.SIMILAR} <= {frozenset(task.concepts) for task in asked}
+    assert {frozenset(p) for p in concept_tasks.SIMILAR} <= {frozenset(task.concepts) for task in asked}
     assert all(len(task.concepts) == len(task.layout.boxes) == 3 for task in tasks_of_three())
 
 
@@ -40,32 +40,33 @@ def test_a_single_concept_is_asked_for_by_itself_and_its_rate_squared_is_what_a_
     assert sorted(Counter(task.concepts for task in asked).values()) == [5] * 8
     task = asked[0]
     assert task.true_prompt() == task.lone_prompt("lion")
-    tally, picture = score_conduct.carry_out((score_conduct.ALONE, replace(task, seeds=(21,))))
+    metrics, picture = score_conduct.run_job(Job(score_conduct.ALONE, replace(task, seeds=(21,))))
     assert picture.shape == (1, 128, 128, 3)
-    assert tally.right == [[judge.look(torch.from_numpy(picture) / 255)[0].name == "lion"]]
+    assert metrics.right == [[judge.look(torch.from_numpy(picture) / 255)[0].name == "lion"]]
     half = {"all_right": 0.5, "layout_iou": 0.1, "leak": 0.0}
-    monkeypatch.setattr(score_conduct, "score_row", lambda *_: dict(half))
-    assert score_conduct.scored(score_conduct.ALONE, asked, None) == {"all_right": 0.5, "squared": 0.25}
-    assert score_conduct.scored("conductor", asked, None) == half
+    monkeypatch.setattr(ConceptMetrics, "figures", lambda _: dict(half))
+    rows = {row.title: row for row in score_conduct.rows(Namespace(quick=True, method=None, pairs=1))}
+    assert rows[score_conduct.ALONE].figures(metrics) == {"all_right": 0.5, "squared": 0.25}
+    assert rows["conductor"].figures(metrics) == half
 
 
 def test_counts_of_two_tasks_add_up(judge):
     """As if one tally had counted both."""
-    first, second = (Task(pair, concept_scenes.LAYOUTS[0], "white", (1,)) for pair in concept_scenes.PAIRS[:2])
+    first, second = (ConceptTask(pair, concept_tasks.LAYOUTS[0], "white", (1,)) for pair in concept_tasks.PAIRS[:2])
     pictures = torch.rand(2, 1, 128, 128, 3, generator=torch.Generator().manual_seed(1))
-    whole, added = Tally(), Tally()
+    whole, added = ConceptMetrics(), ConceptMetrics()
     for task, picture in zip((first, second), pictures, strict=True):
         whole.count(judge, task, picture)
-        part = Tally(calls=1, rows=2)
+        part = ConceptMetrics(calls=1, rows=2)
         part.count(judge, task, picture)
         added.add(part)
-    assert added.metrics() == whole.metrics() | {"model_calls": 2, "model_rows": 4}
+    assert added.figures() == whole.figures() | {"model_calls": 2, "model_rows": 4}
     assert added.wrong == whole.wrong
 
 
 def test_prompts_of_several_objects_are_fixed_and_those_that_only_list_say_no_place():
-    asked = list(objects_present.prompts(5))
-    assert asked == list(objects_present.prompts(5))
+    asked = list(object_prompts.prompts(5))
+    assert asked == list(object_prompts.prompts(5))
     listed = [a.text for a in asked if a.kind == "listed"]
     assert len(listed) == 10
     assert not any(word in text for text in listed for word in ("left", "right", "middle"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import pytest
 import torch
-from comfyui_concepts.boards import erase_attacks, erase_prompts, score_erase
+from comfyui_concepts.boards import erase_attacks, erase_methods, erase_metrics, erase_prompts, score_erase
+from comfyui_concepts.boards.board import Job
 from comfyui_concepts.boards.erase_attacks import PREFIX, learn, with_prefix, with_word
 from comfyui_concepts.demo import vocabulary
 
@@ -24,34 +26,34 @@ def test_anchors_stay_and_what_is_left_out_is_neither():
 @pytest.mark.parametrize("count", erase_prompts.GROUPS)
 def test_prompts_are_fixed_and_kept_ones_name_nothing_that_is_erased(count):
     pairs = erase_prompts.GROUPS[count][0]
-    prompts, gone = list(erase_prompts.prompts_of(pairs, 8)), {c for c, _ in pairs}
-    assert prompts == list(erase_prompts.prompts_of(pairs, 8))
+    prompts, gone = list(erase_prompts.prompts_of_group(pairs, 8)), {c for c, _ in pairs}
+    assert prompts == list(erase_prompts.prompts_of_group(pairs, 8))
     assert {p.role for p in prompts} == {"erased", "paraphrase", "kept", "unlisted", "pair"}
     for prompt in prompts:
         assert (prompt.concept in gone) == (prompt.role in ("erased", "paraphrase"))
-    for text in erase_prompts.kept_prompts(pairs):
+    for text in erase_prompts.preserved_prompts(pairs):
         assert not any(f" {word}" in f" {text}" for word in (*gone, *erase_prompts.UNLISTED))
 
 
 def test_kept_figures_are_relative_to_the_plain_model():
-    tally = score_erase.Tally(
+    counts = erase_metrics.EraseMetrics(
         {"kept": [True, False], "erased": [False], "prefix": [True, False]}, [True], minutes=[2.0]
     )
-    metrics = tally.metrics({"kept_right": 0.5})
+    metrics = counts.figures({"kept_right": 0.5})
     assert metrics["kept_right"] == 1.0
     assert metrics["erased_named"] == 0.0
     assert metrics["erased_named_attack"] == 0.5
     assert metrics["minutes"] == 2.0
-    assert "erased_named_attack" not in score_erase.Tally({"kept": [True]}, [True], minutes=[0.0]).metrics({})
+    assert "erased_named_attack" not in erase_metrics.EraseMetrics({"kept": [True]}, [True], minutes=[0.0]).figures({})
 
 
 def test_layout_is_compared_coarsely_and_without_the_mean_colour():
     x = torch.randn(2, 4, 16, 16)
     checked = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(8, 8)  # finer than what is compared
     torch.testing.assert_close(
-        score_erase.low_pass_correlation(x, 3 * x + 5 + checked), torch.ones(2, dtype=torch.float64)
+        erase_metrics.low_pass_correlation(x, 3 * x + 5 + checked), torch.ones(2, dtype=torch.float64)
     )
-    assert (score_erase.low_pass_correlation(x, -x) < -0.99).all()
+    assert (erase_metrics.low_pass_correlation(x, -x) < -0.99).all()
 
 
 def test_a_silhouette_knows_where_something_stands_and_not_its_colours():
@@ -59,12 +61,12 @@ def test_a_silhouette_knows_where_something_stands_and_not_its_colours():
     there = torch.zeros(2, 1, 16, 16)
     there[..., 4:12, 4:12] = 1
     one, two = ((1 - there) * ground + there * colour for colour in (thing, other))
-    assert (score_erase.silhouette(one)[there == 0] == 0).all()
-    alike = score_erase.low_pass_correlation(score_erase.silhouette(one), score_erase.silhouette(two))
+    assert (erase_metrics.silhouette(one)[there == 0] == 0).all()
+    alike = erase_metrics.low_pass_correlation(erase_metrics.silhouette(one), erase_metrics.silhouette(two))
     torch.testing.assert_close(alike, torch.ones(2, dtype=torch.float64))
-    moved = score_erase.silhouette(two).roll(4, -1)
-    assert (score_erase.low_pass_correlation(score_erase.silhouette(one), moved) < 0.8).all()
-    assert (score_erase.low_pass_correlation(score_erase.silhouette(one), torch.zeros(2, 1, 16, 16)) == 0).all()
+    moved = erase_metrics.silhouette(two).roll(4, -1)
+    assert (erase_metrics.low_pass_correlation(erase_metrics.silhouette(one), moved) < 0.8).all()
+    assert (erase_metrics.low_pass_correlation(erase_metrics.silhouette(one), torch.zeros(2, 1, 16, 16)) == 0).all()
 
 
 def test_learned_tokens_stand_where_they_should():
@@ -82,9 +84,9 @@ def test_learned_tokens_stand_where_they_should():
 def test_an_attack_comes_nearer_to_the_concept_and_leaves_the_model_alone(demo_model, monkeypatch, kind):
     """A few iterations: the edited model's answer comes nearer to the plain one's for the honest prompt."""
     model, clip, _ = demo_model
-    ground = score_erase.Ground.__new__(score_erase.Ground)
-    ground.model, ground.clip, ground.encode = model, clip, score_erase.PromptEncoder(clip)
-    edited = score_erase.METHODS["uce"](ground, erase_prompts.TARGETS[:1])
+    runner = erase_methods.EraseRunner.__new__(erase_methods.EraseRunner)
+    runner.model, runner.clip, runner.encode = model, clip, erase_methods.PromptEncoder(clip)
+    edited = score_erase.METHODS["uce"](runner, erase_prompts.TARGETS[:1])
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
     losses = []
     real = torch.Tensor.backward
@@ -134,8 +136,9 @@ def test_the_plan_of_the_board(given, parts):
 def test_a_group_is_drawn_counted_and_attacked(monkeypatch):
     monkeypatch.setattr(erase_attacks, "ITERATIONS", 1)
     pairs = erase_prompts.TARGETS[:1]
-    orders = [score_erase.Order(name, pairs, 3, attacked) for name, attacked in (("none", False), ("uce", True))]
-    (plain, _), (edited, pictures) = map(score_erase.carry_out, orders)
+    task = score_erase.EraseTask(pairs, 3, attacked=False)
+    jobs = [Job("none", task), Job("uce", replace(task, attacked=True))]
+    (plain, _), (edited, pictures) = map(score_erase.run_job, jobs)
     assert {role: len(seen) for role, seen in plain.named.items()} == {
         "erased": 8, "paraphrase": 8, "kept": 3, "pair": 1, "unlisted": 2
     }  # fmt: skip
@@ -155,9 +158,9 @@ def test_a_group_is_drawn_counted_and_attacked(monkeypatch):
     kept = {"kept_right", "kept_unlisted", "position_kept", "background_kept"}
     kept |= {"layout_kept", "silhouette_kept", "anchor_named"}
     attacks = {"erased_named_attack", "attack_prefix", "attack_inversion", "attack_img2img"}
-    assert plain.metrics({}).keys() == shown | kept | {"n", "minutes"}
-    metrics = edited.metrics({"kept_right": 1.0})
+    assert plain.figures({}).keys() == shown | kept | {"n", "minutes"}
+    metrics = edited.figures({"kept_right": 1.0})
     assert metrics.keys() == shown | kept | attacks | {"n", "minutes"}
     assert metrics["n"] == 28
     plain.add(edited)
-    assert plain.metrics({})["n"] == 50
+    assert plain.figures({})["n"] == 50
