@@ -136,7 +136,8 @@ def find_python(host: Path, given: str | None) -> Path:
             lacks_torch = subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
         except OSError as error:
             raise SetupError(
-                f"--python {given}: there is no interpreter ({error.strerror}); give one that has torch, or leave --python out."
+                f"--python {given}: there is no interpreter ({error.strerror}); "
+                "give one that has torch, or leave --python out."
             ) from error
         if lacks_torch:
             raise SetupError(
@@ -171,12 +172,17 @@ def make_environment(folder: Path, host: Path) -> None:
 
 
 def start(python: Path, host: Path, arguments: list[str], folder: Path | None = None) -> int:
-    """Runs a process in the environment, next to the host (in ``folder``, or where the person is), and returns its exit code.
-    Ctrl-C reaches it and is waited for."""
+    """Runs a process in the environment, next to the host, and returns its exit code. Ctrl-C reaches it.
+
+    ``folder``: where it runs; the default is where the person is.
+    """
     environment = os.environ | {
-        "COMFYUI_PATH": str(host), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE",
+        "COMFYUI_PATH": str(host),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
+    }
     process = subprocess.Popen([str(python), *arguments], cwd=folder, env=environment)
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda *_: process.terminate())

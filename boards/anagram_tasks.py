@@ -117,8 +117,8 @@ TILED: tuple[Concepts, ...] = (
 )
 # fmt: on
 PAIRS = {"flip": TURNED, "rotate_180": TURNED, "rotate_cw": QUARTERED, "jigsaw": SAWN, "patch_permute": TILED}
-"""For each kind of view, 24 of the 630 pairs of the vocabulary: those that averaging and multi-task do best together, on
-other seeds (``dev.py score pairs``). Half turns, quarter turns and cuts bend other things into each other."""
+"""For each kind of view, 24 of the 630 pairs of the vocabulary: those that averaging and multi-task do best together,
+on other seeds (``dev.py score pairs``). Half turns, quarter turns and cuts bend other things into each other."""
 # fmt: off
 TRIPLES: tuple[Concepts, ...] = (
     ("moon", "banana", "star"), ("heart", "apple", "strawberry"), ("frog", "cactus", "turtle"),

@@ -31,8 +31,10 @@ from .timing import peak_of, ratios
 
 RANK, TOKENS = 16, 77
 _LAYERS = (
-    *(f"attn{n}.{part}" for n in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")), "ff.net.0.proj", "ff.net.2",
-)  # fmt: skip
+    *(f"attn{n}.{part}" for n in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")),
+    "ff.net.0.proj",
+    "ff.net.2",
+)
 """What a LoRA of a trainer usually has: all linear layers of the transformer blocks."""
 CASES = {
     "without gradient": Compose(enhancement=0.0, reinit="off", token_lora=False),
@@ -57,16 +59,16 @@ def boxes(count: int, height: int, width: int) -> torch.Tensor:
     """That many boxes side by side, in two rows from five on, over two thirds of the canvas."""
     rows = 1 if count < 5 else 2
     columns = math.ceil(count / rows)
-    covered = torch.zeros(count, height, width)
+    coverage = torch.zeros(count, height, width)
     for n in range(count):
         row, column = n // columns, n % columns
         top, left = row * height // rows, column * width // columns
-        covered[n, top + height // rows // 6 : top + height // rows * 5 // 6, left : left + width // columns] = 1
-    return covered
+        coverage[n, top + height // rows // 6 : top + height // rows * 5 // 6, left : left + width // columns] = 1
+    return coverage
 
 
 @dataclass(frozen=True)
-class Bench:
+class ComposeBench:
     """One model with concepts to put into it. ``size``: height and width of the latent in cells."""
 
     name: str
@@ -96,8 +98,8 @@ class Bench:
         return self.plain(model, [[self.prompt[0][0], {**self.prompt[0][1], keys.OBJECT_POSITIONS: objects}]])
 
     def composed(self, count: int, settings: Compose) -> ComposeGuider:
-        covered = partial(boxes, count)
-        return ComposeGuider(self.model, self.prompt, self.prompt, CFG, self.concepts[:count], covered, settings)
+        coverage = partial(boxes, count)
+        return ComposeGuider(self.model, self.prompt, self.prompt, CFG, self.concepts[:count], coverage, settings)
 
     def say(self, what: str, make: Callable[[], comfy.samplers.CFGGuider]) -> None:
         """Prints the median and the range of the ratio, and how far memory grows beyond what plain sampling needs."""
@@ -118,7 +120,7 @@ def cached_bytes(model: Any) -> int:
     return 2 * 2 * TOKENS * sum(widths) * torch.float32.itemsize
 
 
-def boards(bench: Bench, counts: Sequence[int], cases: Sequence[str]) -> None:
+def print_costs(bench: ComposeBench, counts: Sequence[int], cases: Sequence[str]) -> None:
     """Prints everything about one model."""
     print(f"{bench.name}: cached keys and values {cached_bytes(bench.model) / 1e6:.1f} MB a concept", flush=True)
     bench.say("t2i-zero", bench.suppressed)
@@ -129,7 +131,7 @@ def boards(bench: Bench, counts: Sequence[int], cases: Sequence[str]) -> None:
 
 @torch.inference_mode()
 def main(arguments: list[str]) -> int:
-    """Prints the median and the range of the ratio for 1 to 8 concepts, with the demo model and at the size of SD 1.5."""
+    """Prints the median and range of each ratio for 1 to 8 concepts, with the demo model and at the size of SD 1.5."""
     parser = argparse.ArgumentParser(prog="dev.py bench compose")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="of the demo model; SD 1.5 takes 2")
@@ -138,19 +140,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--case", choices=list(CASES), action="append", help="only this one (again for more)")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
-    counts, cases, wanted = (
-        options.concepts or [1, 2, 4, 8],
-        options.case or list(CASES),
-        options.model or ["demo", "sd15"],
-    )
-    if "demo" in wanted:
-        demo = DemoSampler()
-        made = [make_concept(read_lora(lora_of(c)), 1.0, demo.clip, f"a {c}", c, "") for c in vocabulary.LORA_CONCEPTS]
-        prompt = encode(demo.clip, "a cat")
-        boards(Bench("demo model", demo.model, made, prompt, (16, 24), options.steps, options.runs), counts, cases)
-    if "sd15" in wanted:
-        model = random_model(SD15_UNET)
-        made = [random_concept(model, n, SD15_UNET["context_dim"]) for n in range(max(counts))]
-        prompt = [[torch.randn(1, TOKENS, 768, generator=torch.Generator().manual_seed(0)), {}]]
-        boards(Bench("SD 1.5 size, 512 × 512", model, made, prompt, (64, 64), 2, options.runs), counts, cases)
+    counts, cases = options.concepts or [1, 2, 4, 8], options.case or list(CASES)
+    for name in options.model or ["demo", "sd15"]:
+        bench = demo_bench(options.steps, options.runs) if name == "demo" else sd15_bench(max(counts), options.runs)
+        print_costs(bench, counts, cases)
     return 0
+
+
+def demo_bench(steps: int, runs: int) -> ComposeBench:
+    """The demo model with all its LoRAs."""
+    demo = DemoSampler()
+    concepts = [make_concept(read_lora(lora_of(c)), 1.0, demo.clip, f"a {c}", c, "") for c in vocabulary.LORA_CONCEPTS]
+    return ComposeBench("demo model", demo.model, concepts, encode(demo.clip, "a cat"), (16, 24), steps, runs)
+
+
+def sd15_bench(concepts: int, runs: int) -> ComposeBench:
+    """A random model of SD 1.5's size with so many random LoRAs."""
+    model = random_model(SD15_UNET)
+    made = [random_concept(model, n, SD15_UNET["context_dim"]) for n in range(concepts)]
+    prompt = [[torch.randn(1, TOKENS, 768, generator=torch.Generator().manual_seed(0)), {}]]
+    return ComposeBench("SD 1.5 size, 512 × 512", model, made, prompt, (64, 64), 2, runs)

@@ -1,4 +1,4 @@
-"""``dev.py bench conduct``: what a step of Concept Conductor costs, against the bare rows and what the host has for it."""
+"""``dev.py bench conduct``: what a step of Concept Conductor costs, against bare rows and against the host's hooks."""
 
 from __future__ import annotations
 

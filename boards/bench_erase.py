@@ -1,7 +1,7 @@
 """``dev.py bench erase``: what solving and applying an edit costs at the sizes of real models, with random weights.
 
-Only the cross-attention weights of a UNet are made, under their real names, in fp16; the text encoder is replaced by random
-rows of the right width. Seconds are of the solve (rows to edit) and of applying it (edit to patches).
+Only the cross-attention weights of a UNet are made, under their real names, in fp16. The text encoder is replaced by
+random rows of the right width. Seconds are of the solve (rows to edit) and of applying it (edit to patches).
 """
 
 from __future__ import annotations
@@ -28,21 +28,33 @@ PRESERVES = 200
 
 # (context width, [(block, transformer depths, channels)])
 SIZES: dict[str, tuple[int, list[tuple[str, int, int]]]] = {
-    "SD 1.5": (768, [
-        *[(f"input_blocks.{n}.1", 1, c) for n, c in ((1, 320), (2, 320), (4, 640), (5, 640), (7, 1280), (8, 1280))],
-        ("middle_block.1", 1, 1280),
-        *[(f"output_blocks.{n}.1", 1, c) for n, c in zip(range(3, 12), [1280] * 3 + [640] * 3 + [320] * 3, strict=True)],
-    ]),
-    "SDXL": (2048, [
-        *[(f"input_blocks.{n}.1", d, c) for n, d, c in ((4, 2, 640), (5, 2, 640), (7, 10, 1280), (8, 10, 1280))],
-        ("middle_block.1", 10, 1280),
-        *[(f"output_blocks.{n}.1", d, c) for n, d, c in zip(range(6), [10] * 3 + [2] * 3, [1280] * 3 + [640] * 3, strict=True)],
-    ]),
-}  # fmt: skip
+    "SD 1.5": (
+        768,
+        [
+            *[(f"input_blocks.{n}.1", 1, c) for n, c in ((1, 320), (2, 320), (4, 640), (5, 640), (7, 1280), (8, 1280))],
+            ("middle_block.1", 1, 1280),
+            *[
+                (f"output_blocks.{n}.1", 1, c)
+                for n, c in zip(range(3, 12), [1280] * 3 + [640] * 3 + [320] * 3, strict=True)
+            ],
+        ],
+    ),
+    "SDXL": (
+        2048,
+        [
+            *[(f"input_blocks.{n}.1", d, c) for n, d, c in ((4, 2, 640), (5, 2, 640), (7, 10, 1280), (8, 10, 1280))],
+            ("middle_block.1", 10, 1280),
+            *[
+                (f"output_blocks.{n}.1", d, c)
+                for n, d, c in zip(range(6), [10] * 3 + [2] * 3, [1280] * 3 + [640] * 3, strict=True)
+            ],
+        ],
+    ),
+}
 
 
 def cross_attention_only(size: str, device: str = "cpu") -> Any:
-    """A MODEL that has the key and value projections of that size and nothing else; on ``meta`` without their memory."""
+    """A MODEL with the key and value projections of that size and nothing else; on ``meta`` without their memory."""
     width, blocks = SIZES[size]
     root = torch.nn.Module()
     for place, depth, channels in blocks:
@@ -91,7 +103,7 @@ _STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _memory(field: str) -> float | None:
-    """A figure of this process in MB: VmRSS now, or VmHWM at its highest; None where the system does not tell (not Linux)."""
+    """A figure of this process in MB: VmRSS now, or VmHWM at its highest; None if not Linux."""
     if not _STATUS.is_file():
         return None
     lines = _STATUS.read_text().splitlines()
@@ -99,7 +111,7 @@ def _memory(field: str) -> float | None:
 
 
 def _forget_peak() -> None:
-    """The highest memory so far is forgotten, where the system can."""
+    """Forgets the highest memory so far, where the system can."""
     if _FORGET.exists():
         _FORGET.write_text("5")
 
@@ -139,6 +151,8 @@ def _line(model: Any, encode: Any, solver: str, kept: Preserved) -> None:
     apply_edit(model, edit, 1.0, WEIGHTS)
     applied = time.perf_counter()
     print(
-        f"  {solver:<16} solve {solved - started:6.1f} s ({cpu:5.1f} s of processor)  apply {applied - solved:5.1f} s  rank {edit.report['rank']:3d}  "
-        f"peak beyond the model {_mb(_memory('VmHWM'), before)}", flush=True,
-    )  # fmt: skip
+        f"  {solver:<16} solve {solved - started:6.1f} s ({cpu:5.1f} s of processor)  "
+        f"apply {applied - solved:5.1f} s  rank {edit.report['rank']:3d}  "
+        f"peak beyond the model {_mb(_memory('VmHWM'), before)}",
+        flush=True,
+    )

@@ -1,4 +1,4 @@
-"""Several concepts in one picture as users do it today and by Concept Conductor, for the boards that compare with it."""
+"""Several concepts in one picture as users do it today and by Concept Conductor, for the boards that compare them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .demo_models import counting_clone
 GuiderFactory = Callable[[ConceptTask, Any], comfy.samplers.CFGGuider]
 """(task, model) → the guider that draws it."""
 CONDUCTOR = Conduct(whole_transformers=True, iterations=1, guidance_weight=12 * Conduct.guidance_weight)
-"""One heavy step of the alignment before each guided step of the sampling, where the reference's 61 light ones would be nine."""
+"""One heavy step of the alignment before each guided step. The reference's 61 light ones would be nine."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,15 @@ class ConceptRunner:
         positive = encode(self.demo.clip, task.base_prompt())
         layout = LayoutReference(positive, self.reference_latent(task)) if variant.layout else None
         return ConductGuider(
-            model, positive, self.negative, CFG, self.concepts(task), partial(self.coverage_at, task),
-            variant.settings, layout,
-        )  # fmt: skip
+            model,
+            positive,
+            self.negative,
+            CFG,
+            self.concepts(task),
+            partial(self.coverage_at, task),
+            variant.settings,
+            layout,
+        )
 
     def reference_latent(self, task: ConceptTask) -> torch.Tensor:
         """A collage as the layout: objects the base model knows, in the boxes of the task, as a latent."""

@@ -20,8 +20,9 @@ from .board import Figures
 
 SIMILAR = (("lion", "tiger"), ("koala", "bear"), ("monkey", "bear"))
 PAIRS: tuple[tuple[str, str], ...] = (
-    *SIMILAR, *(p for p in itertools.combinations(vocabulary.LORA_CONCEPTS, 2) if not {p, p[::-1]} & set(SIMILAR)),
-)  # fmt: skip
+    *SIMILAR,
+    *(p for p in itertools.combinations(vocabulary.LORA_CONCEPTS, 2) if not {p, p[::-1]} & set(SIMILAR)),
+)
 """All 28 pairs of the shipped LoRAs, those that look alike first."""
 
 TRIPLES = (
@@ -32,10 +33,16 @@ TRIPLES = (
 )
 
 STAND_INS = {
-    "lion": "cat", "tiger": "cat", "koala": "panda", "monkey": "dog", "unicorn": "rabbit", "bear": "panda", "robot": "clock",
+    "lion": "cat",
+    "tiger": "cat",
+    "koala": "panda",
+    "monkey": "dog",
+    "unicorn": "rabbit",
+    "bear": "panda",
+    "robot": "clock",
     "dinosaur": "turtle",
-}  # fmt: skip
-"""The noun the base model knows that comes nearest: what the base prompt says where a concept stands."""
+}
+"""The nearest noun that the base model knows: the base prompt has it in the place of a concept."""
 
 PixelBox = tuple[int, int, int, int]
 """(x0, y0, x1, y1) in px."""
@@ -43,7 +50,7 @@ PixelBox = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class TaskLayout:
-    """Where the objects stand, left to right, on a canvas of ``width`` × 128."""
+    """Where the objects are, left to right, on a canvas of ``width`` × 128."""
 
     name: str
     width: int
@@ -68,7 +75,7 @@ SEEDS = (21, 22)
 
 @dataclass(frozen=True)
 class ConceptTask:
-    """Pictures to make: these concepts at these places, one picture a seed."""
+    """Pictures to make: these concepts at these places, one picture per seed."""
 
     concepts: tuple[str, ...]
     layout: TaskLayout
@@ -101,7 +108,7 @@ def lora_of(concept: str) -> str:
 
 
 def tasks(pairs: int = 20, layouts: int = 3, seeds: int = 2) -> Iterator[ConceptTask]:
-    """The fixed tasks: every pair in every layout. Backgrounds go round; every second pair stands the other way round."""
+    """The fixed tasks: every pair in every layout. Backgrounds go round; every second pair is swapped."""
     backgrounds = list(vocabulary.BACKGROUNDS)
     for number, pair in enumerate(PAIRS[:pairs]):
         for layout in LAYOUTS[:layouts]:
@@ -126,7 +133,7 @@ def tasks_of_one(backgrounds: int = 5, seeds: int = 2) -> Iterator[ConceptTask]:
 
 @dataclass
 class ConceptMetrics:
-    """Counts over the pictures of one method. ``calls`` is for the method to fill: model calls, ``rows`` their batch rows."""
+    """Counts over the pictures of one method. ``calls``: model calls, ``rows``: their batch rows; both given."""
 
     right: list[list[bool]] = field(default_factory=list)
     leaks: list[bool] = field(default_factory=list)
@@ -162,14 +169,23 @@ class ConceptMetrics:
                 self.wrong.append(f"{' + '.join(task.concepts)}, {task.layout.name}: {', '.join(map(str, verdicts))}")
 
     def figures(self) -> Figures:
-        """``all_right``: pictures in which every concept is named in its own place; ``leak``: places in which another concept of
-        the picture stands; ``layout_iou``: overlap of what is drawn with the box asked for; ``background_kept``."""
+        """The figures of a row.
+
+        Returns:
+            ``all_right``: pictures in which every concept is named in its own place. ``leak``: places with another
+            concept of the picture. ``layout_iou``: overlap of what is drawn with the box of the task.
+        """
         found: Figures = {
-            "all_right": statistics.mean(all(r) for r in self.right), "each_right": statistics.mean(o for r in self.right for o in r),
-            "leak": statistics.mean(self.leaks), "layout_iou": statistics.mean(self.overlaps),
-            "background_kept": statistics.mean(self.backgrounds), "model_calls": self.calls, "model_rows": self.rows,
-            "concepts": len(self.right[0]), "n": len(self.right),
-        }  # fmt: skip
+            "all_right": statistics.mean(all(r) for r in self.right),
+            "each_right": statistics.mean(o for r in self.right for o in r),
+            "leak": statistics.mean(self.leaks),
+            "layout_iou": statistics.mean(self.overlaps),
+            "background_kept": statistics.mean(self.backgrounds),
+            "model_calls": self.calls,
+            "model_rows": self.rows,
+            "concepts": len(self.right[0]),
+            "n": len(self.right),
+        }
         return found | ({"similar_right": statistics.mean(self.similar)} if self.similar else {})
 
     def remarks(self) -> list[str]:
@@ -183,7 +199,7 @@ def foreground(picture: torch.Tensor, tolerance: float = 0.1) -> torch.Tensor:
 
 
 def found_box(picture: torch.Tensor, column: tuple[float, float, float, float]) -> PixelBox | None:
-    """The box around what stands in a column of the picture; rows and columns with under 4 pixels of it do not count."""
+    """The box around what is in a column of the picture; rows and columns with under 4 pixels of it do not count."""
     x0, x1 = (round(edge * picture.shape[1]) for edge in (column[0], column[2]))
     inside = foreground(picture)[:, x0:x1]
     rows, columns = (torch.nonzero(inside.sum(axis) >= 4).flatten().tolist() for axis in (1, 0))

@@ -1,12 +1,15 @@
 """Attacks with pictures on an edited demo model: learned tokens, found by gradient through text encoder and UNet.
 
-Both match the edited model's prediction on noised pictures of the concept to the plain model's for the honest prompt, with
-a fixed budget (after UnlearnDiffAtk, Zhang et al. 2310.11868, and textual inversion as a circumvention, Pham et al. 2308.01508).
+Both match the edited model's prediction on noised pictures of the concept to the plain model's for the honest prompt,
+with a fixed budget. Sources: UnlearnDiffAtk (Zhang et al. 2310.11868), and textual inversion as a circumvention (Pham
+et al. 2308.01508).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,26 +52,30 @@ def learn(
     """Learns the tokens of one attack.
 
     Args:
-        plain, edited: the model before and after; ``edited`` must carry its edit in its options, for both share weights.
+        plain, edited: the model before and after. Both share weights, so ``edited`` must carry its edit in its options.
         clips: the text encoder before and after.
         pictures: latents of the concept, (1, 4, h, w).
     """
     before, clip = clips
     section = _tokens(clip, concept, background)
     word = clip.tokenize(concept)["l"][0][1][0]
-    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
-    start = torch.zeros(PREFIX, table.shape[1]) if kind == "prefix" else table[word][None].clone()
     generator = torch.Generator().manual_seed(7)
-    if kind == "prefix":
-        start = torch.randn(start.shape, generator=generator) * float(table.std())
+    start = _start(kind, clip, word, generator)
     noise = torch.randn((len(LEVELS), *pictures.shape[1:]), generator=generator)
     sigma = torch.tensor(LEVELS)
     x = pictures + noise * sigma[:, None, None, None]
-    wanted = _predict(plain, x, sigma, before.encode_from_tokens({"l": [section]}))
+    target = _predict(plain, x, sigma, before.encode_from_tokens({"l": [section]}))
     clip.encode_from_tokens({"l": [section]})  # loads the edited one before its weights are looked at
-    make = (lambda v: with_prefix(section, v)) if kind == "prefix" else (lambda v: with_word(section, v, word))
-    found = _descend(edited, clip, make, start, x, sigma, wanted)
-    return Learned({"l": [make(found)]})
+    prompt_of = partial(with_prefix, section) if kind == "prefix" else partial(with_word, section, concept_id=word)
+    return Learned({"l": [prompt_of(_descend(edited, clip, prompt_of, start, x, sigma, target))]})
+
+
+def _start(kind: str, clip: Any, word: int, generator: torch.Generator) -> torch.Tensor:
+    """Where the descent begins: random embeddings of a usual size, or the concept's own."""
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    if kind == "prefix":
+        return torch.randn((PREFIX, table.shape[1]), generator=generator) * float(table.std())
+    return table[word][None].clone()
 
 
 def _predict(
@@ -81,25 +88,27 @@ def _predict(
 
 
 def _descend(
-    patcher: Any, clip: Any, make: Any, start: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor, wanted: torch.Tensor
+    patcher: Any,
+    clip: Any,
+    prompt_of: Callable[[torch.Tensor], list],
+    start: torch.Tensor,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    target: torch.Tensor,
 ) -> torch.Tensor:
     """Adam on the learned tokens; the best of all iterations."""
     with differentiable(patcher.model, clip.cond_stage_model):
-        x, sigma, wanted = (
-            without_inference_tensors(x),
-            without_inference_tensors(sigma),
-            without_inference_tensors(wanted),
-        )
+        x, sigma, target = (without_inference_tensors(t) for t in (x, sigma, target))
         learned = without_inference_tensors(start).clone().requires_grad_(True)
         optimiser = torch.optim.Adam([learned], lr=RATE)
         options = differentiable_options(patcher.model_options)
         weight = (1 / sigma.square())[:, None, None, None]  # the error of the noise, not of the picture
-        best, least = learned.detach().clone(), float("inf")
+        best, lowest = learned.detach().clone(), float("inf")
         for _ in range(ITERATIONS):
-            cond = clip.encode_from_tokens({"l": [make(learned)]})
-            loss = ((_predict(patcher, x, sigma, cond, options) - wanted).square() * weight).mean()
-            if (reached := float(loss.detach())) < least:
-                best, least = learned.detach().clone(), reached
+            cond = clip.encode_from_tokens({"l": [prompt_of(learned)]})
+            loss = ((_predict(patcher, x, sigma, cond, options) - target).square() * weight).mean()
+            if (reached := float(loss.detach())) < lowest:
+                best, lowest = learned.detach().clone(), reached
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -45,7 +45,7 @@ class EraseRunner:
     def sample(
         self, edited: EditedModel, conds: torch.Tensor, seeds: list[int], latent: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Latents (b, 4, h, w) of conditionings (b, tokens, d); with ``latent``, from three quarters of the way back."""
+        """Latents (b, 4, h, w) of conditionings (b, tokens, d); ``latent``: started from at 0.75 of the noise."""
         negative = edited.clip.encode_from_tokens(edited.clip.tokenize(edited.negative))
         made = []
         for at in range(0, len(seeds), BATCH):

@@ -72,7 +72,7 @@ def _relative(value: float, plain: float | None) -> float:
 
 
 def low_pass_correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Pearson's correlation of two latents (b, c, h, w) at a quarter of their size, each channel about its mean: (b,)."""
+    """Pearson's correlation of latents (b, c, h, w) at a quarter of their size, per channel about its mean, (b,)."""
     small = [torch.nn.functional.avg_pool2d(x.double(), 4) for x in (one, other)]
     return torch.cosine_similarity(*((x - x.mean((-2, -1), keepdim=True)).flatten(1) for x in small))
 

@@ -1,7 +1,7 @@
 """Rows of ``dev.py score erase`` that train: every method at its standard budget, against one concept at a time.
 
-Training takes minutes, so these rows take the first groups of one concept only. Their figures are on the same prompts and
-attacks as the solvers' on those groups, with the time of the training as ``minutes``.
+Training takes minutes, so these rows take the first groups of one concept only. Prompts and attacks are the solvers' on
+those groups. ``minutes`` is the time of the training.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Trained = tuple[Any, Any, float]
 
 
 def train_row(name: str, model: Any, clip: Any, concepts: Erased | None, preserved: Preserved) -> Trained:
-    """What a row's method leaves. The combined row applies a solved edit and a trained one, both made on the plain model."""
+    """What a row's method leaves. The combined row applies a solved and a trained edit, both made on the plain one."""
     assert concepts is not None
     started = time.monotonic()
     request = Request(METHODS.get(name, "Co-Erasing"), BUDGET, 0, SIZE, Choices(preview_every=0))
@@ -56,8 +56,8 @@ def train_row(name: str, model: Any, clip: Any, concepts: Erased | None, preserv
 def with_adapter(model: Any, factors: Mapping[str, LowRank]) -> Any:
     """A clone that runs with the factors on the activation side.
 
-    The pictures are those of Apply Erasure's patches. The weights that all clones share stay the plain model's, which an
-    attack evaluates in turn with the edited one.
+    The pictures are those of Apply Erasure's patches. The weights that all clones share stay the plain model's, because
+    an attack evaluates both in turn.
     """
     edited = model.clone()
     layers = layers_named(edited.model, factors)

@@ -40,7 +40,7 @@ class AnagramMethod:
     Args:
         repeats: how often the sampler takes each step of its middle.
         use_scorer: the views are weighed by their scores, the paper's balance. No CLIP knows the demo model's pictures:
-            a second judge, of other weights, takes its place. So the judge that names the pictures has not steered them.
+            a second judge takes its place. So the judge that names the pictures has not steered them.
         candidates: pictures made for each seed. The scorer picks one of them, as a user does from a contact sheet.
     """
 
@@ -120,7 +120,7 @@ class AnagramRunner:
         return none + (well - none) * self.probabilities(self.scorer, task, pictures)
 
     def probabilities(self, scorer: Judge, task: AnagramTask, pictures: torch.Tensor) -> torch.Tensor:
-        """The probability of each view's concept in pictures (batch, h, w, 3) by this scorer or judge, (batch, views)."""
+        """The probability of each view's concept in pictures (batch, h, w, 3) by a scorer or judge, (batch, views)."""
         each = zip(self._upright(task, pictures), task.concepts, strict=True)
         return torch.stack([scorer.probabilities(shown)[:, CLASSES.index(concept)] for shown, concept in each], 1)
 

@@ -1,4 +1,4 @@
-"""``dev.py score conduct``: how often several concepts are right in one picture, by Concept Conductor and by the host."""
+"""``dev.py score conduct``: how often several concepts are right in one picture, with Concept Conductor or without."""
 
 from __future__ import annotations
 

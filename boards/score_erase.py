@@ -1,7 +1,7 @@
 """``dev.py score erase``: whether erased concepts are gone and the others still there, by the judge's eye.
 
-Every row erases 1, 3, 5 or 10 concepts, each into a neighbour that stays. Preserved concepts are listed in 200 prompts for
-Preserve Concepts; four concepts are left out of them on purpose and measured apart (``kept_unlisted``).
+Every row erases 1, 3, 5 or 10 concepts, each into a neighbour that stays. Preserved concepts are listed in 200 prompts
+for Preserve Concepts; four concepts are left out of them on purpose and measured apart (``kept_unlisted``).
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class ModelMetrics:
         return ModelMetrics([by_job[job] for job in jobs])
 
     def figures(self) -> Figures:
-        """The shares of pictures in which the objects are named right, are where they should be, and lie on the right colour."""
+        """Shares of pictures with the right objects (``right``), also in the right places, on the right background."""
         rows = [(j.job.task, [v.name for v in row]) for j in self.judged for row in j.verdicts]
         colours = [(j.job.task, colour) for j in self.judged for colour in j.backgrounds]
         return {
@@ -179,7 +179,7 @@ def object_rows(seeds: Sequence[int], pairs: int, shares: list[tuple[float, int]
 
 
 def lora_row(seeds: list[int]) -> Row:
-    """Each unseen concept with its LoRA; the same prompt without it; and what the LoRA leaves of concepts the base knows."""
+    """Each unseen concept with its LoRA; the same prompt without it; concepts that the base knows, with the LoRA."""
     scenes, few = singles(vocabulary.LORA_CONCEPTS), tuple(seeds[:2])
     with_lora = [Job(scene.concepts[0], scene, tuple(seeds)) for scene in scenes]
     without = [Job("", scene, few) for scene in scenes]

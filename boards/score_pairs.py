@@ -1,9 +1,9 @@
 """``dev.py score pairs``: which pairs of concepts the demo model can draw as one picture that reads both ways.
 
 As with any model, some pairs bend into each other and most do not; the papers choose theirs by hand. Here every pair of
-the vocabulary is tried roughly, and the best are tried again on other seeds. In both rounds half of the pictures are made
-by plain averaging and half by the multi-task remedies: pairs that one of them chose alone would favour it. Both the judge
-and the scorer must name them. The pairs of the anagram board are the best of those; its seeds are others again.
+the vocabulary is tried roughly, and the best are tried again on other seeds. In both rounds half of the pictures are
+made by plain averaging and half by the multi-task remedies: pairs that one of them chose alone would favour it. Both
+the judge and the scorer must name them. The pairs of the anagram board are the best of those; its seeds are others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VIEWS = {
     "jigsaw": ("jigsaw",),
     "patch_permute": ("patch_permute",),
 }
-"""The kinds of view for which pairs are chosen together. They are first tried in the first of them, and again in all."""
+"""The kinds of view for which pairs are chosen together. The first round has the first of them, the second has all."""
 
 
 class PairRound(NamedTuple):
@@ -66,7 +66,7 @@ def worst_scores(job: Job[AnagramTask]) -> tuple[Concepts, list[float]]:
 
 
 def ranked(tries: Iterable[tuple[Concepts, list[float]]]) -> list[tuple[Concepts, float, float]]:
-    """Pairs from best to worst: (concepts, share of pictures whose worse view is named, mean score of the worse view)."""
+    """Pairs from best to worst: (concepts, share of pictures with the worse view named, its mean score)."""
     worst: dict[Concepts, list[float]] = {}
     for concepts, scores in tries:
         worst.setdefault(concepts, []).extend(scores)

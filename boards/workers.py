@@ -1,4 +1,4 @@
-"""Work over processes of one thread each: on networks as small as the demo model's, threads only get in each other's way."""
+"""Work over processes of one thread each. On networks as small as the demo model's, more threads do not pay."""
 
 from __future__ import annotations
 
@@ -33,15 +33,19 @@ def parallel_map(
     count = workers or int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
     if count == 1 or "fork" not in multiprocessing.get_all_start_methods():
         yield from map(work, items)
-        return
-    # forked: the host and the pack are there under their names without being imported again
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(count, context, _prepare) as pool:  # leaving it waits until every process has ended
-        before = set(multiprocessing.active_children())
+    else:
+        yield from _forked_map(work, items, count)
+
+
+def _forked_map(work: Callable[[Item], Result], items: Iterable[Item], count: int) -> Generator[Result, None, None]:
+    """Forked, the processes have the host and the pack under their names without importing them again."""
+    others = set(multiprocessing.active_children())
+    # leaving the pool waits until every process has ended
+    with ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _prepare) as pool:
         try:
             yield from pool.map(work, items)
         except BaseException:
-            for process in set(multiprocessing.active_children()) - before:
+            for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             pool.shutdown(cancel_futures=True)
             raise

@@ -1,1 +1,1 @@
-"""The bundled demo model: its weights, its loader, its judge and score board, and (under ``training``) how it was made."""
+"""The bundled demo model: its weights, loader and judge, and (under ``training``) how it was made."""

@@ -8,20 +8,44 @@ LATENT_CHANNELS = 4
 LATENT_FACTOR = 8  # px per latent cell
 
 UNET = {
-    "image_size": 16, "in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS, "model_channels": 64,
-    "num_res_blocks": [1, 1, 1], "channel_mult": [1, 2, 3], "transformer_depth": [1, 1, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1, "num_head_channels": 32,
-    "num_heads": -1, "context_dim": 128, "use_spatial_transformer": True, "use_linear_in_transformer": False,
-    "adm_in_channels": None, "use_temporal_attention": False, "legacy": False,
-}  # fmt: skip
+    "image_size": 16,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "model_channels": 64,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 2, 3],
+    "transformer_depth": [1, 1, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "num_head_channels": 32,
+    "num_heads": -1,
+    "context_dim": 128,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+    "use_temporal_attention": False,
+    "legacy": False,
+}
 """The host's UNetModel, SD 1.x family: 8.8 M parameters."""
 
 TEXT = {
-    "architectures": ["CLIPTextModel"], "vocab_size": 49408, "hidden_size": 128, "intermediate_size": 512,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
-    "eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 49407, "layer_norm_eps": 1e-05,
-    "model_type": "clip_text_model", "projection_dim": 128, "torch_dtype": "float32", "attention_dropout": 0.0,
-}  # fmt: skip
+    "architectures": ["CLIPTextModel"],
+    "vocab_size": 49408,
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "eos_token_id": 49407,
+    "bos_token_id": 49406,
+    "pad_token_id": 49407,
+    "layer_norm_eps": 1e-05,
+    "model_type": "clip_text_model",
+    "projection_dim": 128,
+    "torch_dtype": "float32",
+    "attention_dropout": 0.0,
+}
 """The host's CLIPTextModel with the stock BPE tokenizer."""
 
 TOKEN_SEED = 20240917

@@ -54,9 +54,12 @@ class _TextEncoder(comfy.sd1_clip.SDClipModel):
         self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None
     ) -> None:
         super().__init__(
-            device=device, dtype=dtype, model_options=model_options or {},
-            textmodel_json_config=dict(architecture.TEXT), return_projected_pooled=False,
-        )  # fmt: skip
+            device=device,
+            dtype=dtype,
+            model_options=model_options or {},
+            textmodel_json_config=dict(architecture.TEXT),
+            return_projected_pooled=False,
+        )
 
 
 class _ClipModel(comfy.sd1_clip.SD1ClipModel):
@@ -69,9 +72,10 @@ class _ClipModel(comfy.sd1_clip.SD1ClipModel):
 class _BytePairs(comfy.sd1_clip.SDTokenizer):
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None) -> None:
         super().__init__(
-            embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {},
+            embedding_directory=embedding_directory,
+            tokenizer_data=tokenizer_data or {},
             embedding_size=architecture.TEXT["hidden_size"],
-        )  # fmt: skip
+        )
 
 
 class _Tokenizer(comfy.sd1_clip.SD1Tokenizer):
@@ -125,7 +129,7 @@ def _check_canvas(height: int, width: int) -> None:
 
 
 def _check_loras(patcher: Any) -> None:
-    """The layers of all SD 1 models share their names, so the host takes a LoRA of a large one and only logs what fails."""
+    """Refuses a LoRA of another SD 1 model: its layers have the same names, so the host only logs what does not fit."""
     state = patcher.model_state_dict()
     for key, patches in patcher.patches.items():
         for patch in patches:
@@ -136,8 +140,8 @@ def _check_loras(patcher: Any) -> None:
             if made != wanted:
                 raise ValueError(
                     f"A LoRA loaded onto the demo model was made for another model: it changes {made[0]} × {made[1]} "
-                    f"values of '{key}', which has {wanted[0]} × {wanted[1]}; take one named concepts-demo-…, or load the "
-                    "checkpoint it was made for."
+                    f"values of '{key}', which has {wanted[0]} × {wanted[1]}; take one named concepts-demo-…, or load "
+                    "the checkpoint it was made for."
                 )
 
 

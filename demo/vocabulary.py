@@ -9,11 +9,43 @@ from dataclasses import dataclass
 from random import Random
 
 CONCEPTS = (
-    "cat", "dog", "panda", "fox", "frog", "pig", "rabbit", "penguin", "owl",
-    "fish", "octopus", "butterfly", "ladybug", "turtle", "car", "bus", "house", "tree",
-    "cactus", "sunflower", "mushroom", "apple", "banana", "strawberry", "pizza", "burger", "cake",
-    "donut", "watermelon", "star", "heart", "moon", "clock", "pumpkin", "snowman", "crown",
-)  # fmt: skip
+    "cat",
+    "dog",
+    "panda",
+    "fox",
+    "frog",
+    "pig",
+    "rabbit",
+    "penguin",
+    "owl",
+    "fish",
+    "octopus",
+    "butterfly",
+    "ladybug",
+    "turtle",
+    "car",
+    "bus",
+    "house",
+    "tree",
+    "cactus",
+    "sunflower",
+    "mushroom",
+    "apple",
+    "banana",
+    "strawberry",
+    "pizza",
+    "burger",
+    "cake",
+    "donut",
+    "watermelon",
+    "star",
+    "heart",
+    "moon",
+    "clock",
+    "pumpkin",
+    "snowman",
+    "crown",
+)
 """The 36 concepts of the base model."""
 
 LORA_CONCEPTS = ("lion", "tiger", "koala", "monkey", "unicorn", "bear", "robot", "dinosaur")
@@ -23,9 +55,15 @@ STYLES = {"emoji": "", "flat": "flat art of ", "sketch": "a sketch of ", "mosaic
 """Style name to the words that ask for it, put before the scene: the text encoder is causal, so the noun hears them."""
 
 BACKGROUNDS = {
-    "white": (244, 244, 242), "yellow": (250, 222, 96), "orange": (244, 168, 84), "pink": (250, 180, 208),
-    "red": (222, 88, 84), "purple": (168, 120, 208), "blue": (104, 164, 236), "green": (116, 196, 116),
-}  # fmt: skip
+    "white": (244, 244, 242),
+    "yellow": (250, 222, 96),
+    "orange": (244, 168, 84),
+    "pink": (250, 180, 208),
+    "red": (222, 88, 84),
+    "purple": (168, 120, 208),
+    "blue": (104, 164, 236),
+    "green": (116, 196, 116),
+}
 """Background name to its centre in sRGB (0..255)."""
 
 PLACES = {1: (None,), 2: ("left", "right"), 3: ("left", "middle", "right")}
@@ -41,7 +79,7 @@ def article(noun: str) -> str:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows. ``places[i]`` is where ``concepts[i]`` stands: ``left``, ``middle``, ``right`` or None."""
+    """What one picture shows. ``places[i]`` is where ``concepts[i]`` is: ``left``, ``middle``, ``right`` or None."""
 
     concepts: tuple[str, ...]
     places: tuple[str | None, ...]
@@ -49,7 +87,7 @@ class Scene:
     style: str = "emoji"
 
     def caption(self, *, name_background: bool = True) -> str:
-        """The prompt for this scene, place before noun: ``on the left a cat and on the right a dog, blue background``."""
+        """The prompt for this scene, place before noun: "on the left a cat and on the right a dog, blue background"."""
         things = [
             f"{_PLACE_PHRASE[place] if place else ''}{article(concept)}"
             for concept, place in zip(self.concepts, self.places, strict=True)
@@ -72,6 +110,6 @@ def scene_of(
 
 
 def random_caption_words(rng: Random, caption: str, filler: tuple[str, ...]) -> str:
-    """The caption with one or two words of ``filler`` put in front or behind, so that unknown words learn to do nothing."""
+    """The caption with one or two words of ``filler`` in front or behind: unknown words learn to do nothing."""
     words = " ".join(rng.choice(filler) for _ in range(rng.randint(1, 3)))
     return f"{words} {caption}" if rng.random() < 0.5 else f"{caption}, {words}"

@@ -49,7 +49,7 @@ async def run_graph(
         workflow: the same graph in UI format; the host embeds it in the PNGs, so that dropping one restores the graph.
 
     Raises:
-        GraphFailed: the host refused the graph or a part of it, a node raised, the run was interrupted, or the host ended.
+        GraphFailed: the host refused the graph or a part of it, a node raised, or the run or the host was ended.
     """
     try:
         return await _run(url, graph, workflow, progress)

@@ -73,9 +73,8 @@ def chosen(names: list[str]) -> list[Path]:
             )
         if name not in there:
             near = difflib.get_close_matches(name, there, 1)
-            raise ValueError(
-                f"There is no workflow '{name}'; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(there)}."
-            )
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"There is no workflow '{name}'; {hint}there are {', '.join(there)}.")
     return [there[name] for name in names or there]
 
 

@@ -1,7 +1,7 @@
 """The temporary folder of a host, and clearing those of hosts that were killed. Standard library only.
 
-A file in it is locked from before it has its name until nobody holds it open any more: the process that made the folder, and
-the host that got the file from it. The system lets go of a lock however they end, so a folder whose lock can be had is nobody's.
+A file in the folder is locked before it gets its name. The process that made the folder and the host that inherits the
+file hold it open. The system releases the lock however they end: a folder whose lock can be taken is not in use.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ def claimed() -> tuple[Path, int]:
     starting = folder / "starting"
     lock = os.open(starting, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    starting.rename(folder / LOCK)  # nobody sees the lock while it is still open
+    starting.rename(folder / LOCK)  # no other process sees the name before it is locked
     return folder, lock
 
 
 def clear_leftovers() -> list[Path]:
-    """Removes the folders of hosts of this user that no process uses any more; returns them. What has no lock is left alone."""
+    """Removes and returns the folders of this user's hosts that no process uses. Those without a lock stay."""
     there = Path(tempfile.gettempdir()).glob(f"{PREFIX}*")
     return [folder for folder in there if _is_ours(folder) and _cleared(folder)]
 
 
 def _is_ours(folder: Path) -> bool:
-    """Anybody may put anything into the system's temporary folder, links to elsewhere too."""
+    """Whether it is a folder of this user: the system's temporary folder may hold anything, links to elsewhere too."""
     try:
         about = folder.lstat()
     except OSError:

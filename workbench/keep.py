@@ -1,4 +1,4 @@
-"""``dev.py keep DIR``: everything the shipped graphs make, latents included, for ``dev.py same BEFORE AFTER`` to compare."""
+"""``dev.py keep DIR``: all that the shipped graphs make, latents included, for ``dev.py same BEFORE AFTER``."""
 
 from __future__ import annotations
 

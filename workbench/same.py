@@ -1,6 +1,6 @@
 """``dev.py same BEFORE AFTER``: whether two folders that ``dev.py keep`` and the boards filled are equal bit for bit.
 
-Times and embedded workflows may differ, everything else may not: pixels, tensors, metadata, figures, other files' bytes.
+Times and embedded workflows may differ. Pixels, tensors, metadata, figures and the bytes of other files may not.
 """
 
 from __future__ import annotations

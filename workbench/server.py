@@ -63,7 +63,7 @@ def check_port(port: int) -> None:
 class HostServer:
     """A host in a process of its own, on the loopback address, with every folder it writes to in a temporary place.
 
-    Use as a context manager: entering it removes what hosts have left that were killed, leaving it, however, ends the host and
+    Use as a context manager. Entering it removes what killed hosts have left. Leaving it in any way ends the host and
     removes its folders.
     """
 
@@ -94,9 +94,19 @@ class HostServer:
             (self.base / folder).mkdir()
         (self.base / "custom_nodes" / PACK_FOLDER).symlink_to(self.pack, target_is_directory=True)
         command = [
-            sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch",
-            "--base-directory", str(self.base), "--database-url", "sqlite:///:memory:", *self.arguments,
-        ]  # fmt: skip
+            sys.executable,
+            "main.py",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--disable-auto-launch",
+            "--base-directory",
+            str(self.base),
+            "--database-url",
+            "sqlite:///:memory:",
+            *self.arguments,
+        ]
         if os.environ.get("CONCEPTS_DEVICE", "cpu") == "cpu":
             command.append("--cpu")
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}

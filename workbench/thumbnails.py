@@ -1,4 +1,4 @@
-"""The small pictures of the template dialog and of the help pages: what each graph really made, not what it might have made."""
+"""The small pictures of the template dialog and of the help pages: what each graph really made."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def strip(pictures: list[bytes]) -> bytes:
 
 
 def shown_by(name: str) -> str:
-    """The graph whose thumbnail a graph for one's own checkpoint shows: the one it is the twin of, on the demo model."""
+    """The graph whose thumbnail a graph for the user's checkpoint shows: its source, on the demo model."""
     return TWINS[name].source if name in TWINS else _BY_HAND.get(name, name)
 
 
@@ -105,7 +105,7 @@ def _remember(name: str, graph: dict[str, Any]) -> None:
 
 
 def make(server: HostServer, names: list[str]) -> list[Path]:
-    """Runs the graphs (all, if none is named) and writes their thumbnails, those of their twins, and what they were made from."""
+    """Runs the graphs (all, if none is named) and writes their thumbnails, those of their twins, and the record."""
     made = []
     for path in sorted(API.glob("*.json")):
         if names and path.stem not in names:

@@ -1,6 +1,7 @@
-"""Twins of the graphs for checkpoints of one's own: the same graph, another loader, canvas and prompts.
+"""Twins of the graphs for the user's own checkpoints: the same graph with another loader, canvas and prompts.
 
-What a twin changes stands in ``TWINS``; the rest is its source's, so the two cannot drift. ``dev.py workflows`` writes them.
+``TWINS`` says what a twin changes. The rest comes from its source, so the two cannot drift. ``dev.py workflows`` writes
+them.
 """
 
 from __future__ import annotations
@@ -43,9 +44,13 @@ def _prompts(*texts: str, first: int = 2) -> dict[tuple[str, str], Any]:
 def _two_loras(at: str, first: str, second: str, prompts: Sequence[str]) -> dict[tuple[str, str], Any]:
     """Nodes 4 and 5, the concepts: LoRAs of one's own in place of the demo's."""
     return {
-        ("4", "lora"): "my_first_concept.safetensors", ("4", "phrase"): first, ("4", "prompt"): prompts[0] + at,
-        ("5", "lora"): "my_second_concept.safetensors", ("5", "phrase"): second, ("5", "prompt"): prompts[1] + at,
-    }  # fmt: skip
+        ("4", "lora"): "my_first_concept.safetensors",
+        ("4", "phrase"): first,
+        ("4", "prompt"): prompts[0] + at,
+        ("5", "lora"): "my_second_concept.safetensors",
+        ("5", "phrase"): second,
+        ("5", "prompt"): prompts[1] + at,
+    }
 
 
 def _both_places(at: str, first: str, second: str) -> dict[tuple[str, str], Any]:
@@ -56,136 +61,197 @@ def _both_places(at: str, first: str, second: str) -> dict[tuple[str, str], Any]
 
 _PETS = "a photo of a dog on the left and a cat on the right, a meadow"
 _ONE_PET_EACH = _two_loras(
-    ", a meadow", "my dog", "my cat",
+    ", a meadow",
+    "my dog",
+    "my cat",
     ("a photo of my dog on the left and a cat on the right", "a photo of a dog on the left and my cat on the right"),
-)  # fmt: skip
+)
 _TRAINING = {
-    ("4", "batch_size"): 1, ("7", "trajectories"): 0, ("7", "steps"): 0, ("8", "iterations"): 0, ("8", "rate"): 0.0002,
-    ("8", "rank"): 16, ("11", "steps"): 25, ("11", "cfg"): 7.0,
-}  # fmt: skip
+    ("4", "batch_size"): 1,
+    ("7", "trajectories"): 0,
+    ("7", "steps"): 0,
+    ("8", "iterations"): 0,
+    ("8", "rate"): 0.0002,
+    ("8", "rank"): 16,
+    ("11", "steps"): 25,
+    ("11", "cfg"): 7.0,
+}
 
 TWINS = {
     "demo_first_picture_sd15": Twin(
-        "demo_first_picture", SD15,
+        "demo_first_picture",
+        SD15,
         _prompts("a photo of a cat in a garden") | {("4", "batch_size"): 1, ("5", "steps"): 25, ("5", "cfg"): 7.0},
     ),
     "demo_two_objects_sdxl": Twin(
-        "demo_two_objects", SDXL,
+        "demo_two_objects",
+        SDXL,
         _prompts(_PETS) | {("4", "batch_size"): 1, ("5", "steps"): 25, ("5", "cfg"): 7.0},
     ),
     "anagram_choose_best_sd15": Twin(
-        "anagram_choose_best", SD15,
+        "anagram_choose_best",
+        SD15,
         _prompts("an oil painting of a vase with flowers", "an oil painting of a portrait of a woman")
         | {("9", "steps"): 30, ("9", "cfg"): 8.0, ("13", "captions"): "a vase with flowers\na portrait of a woman"},
         left_out=("11",),  # the judge
     ),
     "anagram_turn_sdxl": Twin(
-        "anagram_turn", SDXL,
-        _prompts("an oil painting of a snowy mountain village", "an oil painting of a horse") | {("11", "batch_size"): 2},
+        "anagram_turn",
+        SDXL,
+        _prompts("an oil painting of a snowy mountain village", "an oil painting of a horse")
+        | {("11", "batch_size"): 2},
     ),
     "anagram_together_sd15": Twin(
-        "anagram_together", SD15,
+        "anagram_together",
+        SD15,
         {
-            ("2", "text"): "a watercolor of a kitchen, soft light", ("2", "phrase"): "kitchen",
-            ("3", "text"): "a watercolor of a panda, soft light", ("3", "phrase"): "panda",
+            ("2", "text"): "a watercolor of a kitchen, soft light",
+            ("2", "phrase"): "kitchen",
+            ("3", "text"): "a watercolor of a panda, soft light",
+            ("3", "phrase"): "panda",
         },
     ),
     "anagram_hybrid_sdxl": Twin(
-        "anagram_hybrid", SDXL,
+        "anagram_hybrid",
+        SDXL,
         _prompts("an oil painting of an owl, a forest behind it", "an oil painting of a waterfall in a forest")
         | {("20", "text"): "an oil painting of a clock tower", ("11", "batch_size"): 1, ("21", "cfg"): 7.0},
     ),
     "anagram_jigsaw_sd15": Twin(
         "anagram_jigsaw", SD15, _prompts("an ink drawing of houseplants", "an ink drawing of a portrait of an old man")
     ),
-    "anagram_map_sd15": Twin("anagram_map", SD15, _prompts("a pencil sketch of a turtle", "a pencil sketch of a mushroom")),
+    "anagram_map_sd15": Twin(
+        "anagram_map", SD15, _prompts("a pencil sketch of a turtle", "a pencil sketch of a mushroom")
+    ),
     "anagram_negative_sd15": Twin(
         "anagram_negative", SD15, _prompts("a lithograph of a landscape", "a lithograph of a portrait of a woman")
     ),
     "compose_objects_sdxl": Twin(
-        "compose_objects", SDXL,
+        "compose_objects",
+        SDXL,
         {
-            ("2", "text"): "a photo of a cat, a bus and a cactus in a desert", ("2", "objects"): "cat, bus, cactus",
-            ("6", "batch_size"): 1, ("7", "cfg"): 7.0,
+            ("2", "text"): "a photo of a cat, a bus and a cactus in a desert",
+            ("2", "objects"): "cat, bus, cactus",
+            ("6", "batch_size"): 1,
+            ("7", "cfg"): 7.0,
         },
     ),
     "compose_regions_sd15": Twin(
-        "compose_regions", SD15,
-        _prompts(_PETS) | _ONE_PET_EACH
+        "compose_regions",
+        SD15,
+        _prompts(_PETS)
+        | _ONE_PET_EACH
         | {
-            ("8", "cfg"): 7.5, ("12", "steps"): 30, ("9", "batch_size"): 1, ("7", "enhancement"): 0.04,
+            ("8", "cfg"): 7.5,
+            ("12", "steps"): 30,
+            ("9", "batch_size"): 1,
+            ("7", "enhancement"): 0.04,
         },
     ),
     "compose_automatic_sdxl": Twin(
-        "compose_automatic", SDXL,
-        _prompts(_PETS) | _ONE_PET_EACH
+        "compose_automatic",
+        SDXL,
+        _prompts(_PETS)
+        | _ONE_PET_EACH
         | {
-            ("8", "cfg"): 7.0, ("12", "steps"): 30, ("9", "batch_size"): 1, ("7", "enhancement"): 0.0,
+            ("8", "cfg"): 7.0,
+            ("12", "steps"): 30,
+            ("9", "batch_size"): 1,
+            ("7", "enhancement"): 0.0,
         },
     ),
     "conduct_layout_sdxl": Twin(
-        "conduct_layout", SDXL,
+        "conduct_layout",
+        SDXL,
         _prompts("a photo of a man on the left and a woman on the right, a city park")
         | _both_places(", a city park", "my first person", "my second person")
         | {
-            ("7", "cfg"): 7.5, ("10", "steps"): 30, ("11", "batch_size"): 1, ("16", "cfg"): 7.0, ("18", "iterations"): 0,
+            ("7", "cfg"): 7.5,
+            ("10", "steps"): 30,
+            ("11", "batch_size"): 1,
+            ("16", "cfg"): 7.0,
+            ("18", "iterations"): 0,
             ("18", "guidance_weight"): 0.0391,
         },
     ),
     "conduct_regions_sd15": Twin(
-        "conduct_regions", SD15,
-        _prompts(_PETS) | _both_places(", a meadow", "my dog", "my cat")
+        "conduct_regions",
+        SD15,
+        _prompts(_PETS)
+        | _both_places(", a meadow", "my dog", "my cat")
         | {
-            ("7", "cfg"): 7.5, ("10", "steps"): 30, ("11", "batch_size"): 1,
+            ("7", "cfg"): 7.5,
+            ("10", "steps"): 30,
+            ("11", "batch_size"): 1,
         },
     ),
     "erase_before_after_sd15": Twin(
-        "erase_before_after", SD15,
+        "erase_before_after",
+        SD15,
         _prompts("a painting of a village at night by Van Gogh")
         | {
-            ("5", "concept"): "Van Gogh", ("5", "anchor"): "art", ("5", "templates"): "artist",
+            ("5", "concept"): "Van Gogh",
+            ("5", "anchor"): "art",
+            ("5", "templates"): "artist",
             ("6", "prompts"): "Monet; Rembrandt; Picasso; Hokusai; Klimt; a photo of a village; a starry night",
-            ("4", "batch_size"): 1, ("9", "steps"): 25, ("12", "steps"): 25, ("9", "cfg"): 7.0, ("12", "cfg"): 7.0,
+            ("4", "batch_size"): 1,
+            ("9", "steps"): 25,
+            ("12", "steps"): 25,
+            ("9", "cfg"): 7.0,
+            ("12", "cfg"): 7.0,
         },
     ),
     "erase_several_sdxl": Twin(
-        "erase_several", SDXL,
+        "erase_several",
+        SDXL,
         _prompts("a table with a pizza and a bowl of apples")
         | {
-            ("4", "batch_size"): 1, ("12", "steps"): 25, ("15", "steps"): 25, ("12", "cfg"): 7.0, ("15", "cfg"): 7.0,
+            ("4", "batch_size"): 1,
+            ("12", "steps"): 25,
+            ("15", "steps"): 25,
+            ("12", "cfg"): 7.0,
+            ("15", "cfg"): 7.0,
         },
     ),
     "erase_export_lora_sd15": Twin(
-        "erase_export_lora", SD15,
+        "erase_export_lora",
+        SD15,
         _prompts("a photo of a car in a street") | {("4", "batch_size"): 1, ("9", "steps"): 25, ("9", "cfg"): 7.0},
     ),
     "erase_probe_sd15": Twin(
-        "erase_probe", SD15,
+        "erase_probe",
+        SD15,
         _prompts("a photo of a snowman in a garden")
         | {
             ("9", "sentences"): "a sketch of a {}\na photo of the {} behind a house\nthe {}",
-            ("4", "batch_size"): 1, ("12", "steps"): 25, ("12", "cfg"): 7.0,
+            ("4", "batch_size"): 1,
+            ("12", "steps"): 25,
+            ("12", "cfg"): 7.0,
         },
     ),
     "erase_train_sd15": Twin(
-        "erase_train", SD15,
+        "erase_train",
+        SD15,
         _prompts("a photo of a cat in a garden") | _TRAINING,
     ),
     "erase_text_encoder_sd15": Twin(
-        "erase_text_encoder", SD15,
+        "erase_text_encoder",
+        SD15,
         _prompts("a photo of a cat in a garden", first=10) | _TRAINING,
     ),
     "regions_by_hand_sd15": Twin(
-        "regions_by_hand", SD15,
+        "regions_by_hand",
+        SD15,
         _prompts("a photo of a cat, a meadow", "a photo of a basket of strawberries, a meadow")
         | {("12", "cfg"): 7.0, ("11", "batch_size"): 2},
     ),
     "demo_lora_concept_sdxl": Twin(
-        "demo_lora_concept", SDXL,
+        "demo_lora_concept",
+        SDXL,
         _prompts("a photo of my concept in a green meadow")
         | {("8", "lora_name"): "my_concept.safetensors", ("5", "cfg"): 7.0, ("4", "batch_size"): 1},
     ),
-}  # fmt: skip
+}
 
 
 def twin_graph(twin: Twin) -> dict[str, Any]:

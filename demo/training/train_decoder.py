@@ -59,17 +59,20 @@ def main(arguments: list[str]) -> int:
     if training.tensors:
         model.decoder.load_state_dict(training.tensors)
     ema.load_state_dict(model.state_dict())
+    losses = fit(model, ema, training, rng)
+    training.keep(ema.decoder.state_dict())
+    report(training, losses, ema)
+    return 0
+
+
+def fit(model: Autoencoder, ema: Autoencoder, training: Training, rng: Random) -> list[float]:
+    """Trains the decoder, and its moving average, until the time is up; returns the losses."""
     optimiser = torch.optim.AdamW(model.decoder.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    losses = []
+    losses: list[float] = []
     while training.done < 1:
         for group in optimiser.param_groups:
             group["lr"] = PEAK_RATE * training.warm_up(100) * 0.5 * (1 + math.cos(math.pi * training.done))
-        picture = crops(rng, BATCH)
-        z = model.encode(picture)
-        z = z + torch.randn_like(z) * torch.rand(len(z), 1, 1, 1) * LATENT_NOISE
-        with torch.autocast("cpu", torch.bfloat16):
-            restored = model.decode(z)
-        loss = reconstruction_loss(restored.float(), picture)
+        loss = restoration_loss(model, crops(rng, BATCH))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.decoder.parameters(), 1.0)
         if torch.isfinite(norm):
@@ -81,9 +84,16 @@ def main(arguments: list[str]) -> int:
         if training.step():
             training.keep(ema.decoder.state_dict())
             report(training, losses, ema)
-    training.keep(ema.decoder.state_dict())
-    report(training, losses, ema)
-    return 0
+    return losses
+
+
+def restoration_loss(model: Autoencoder, picture: torch.Tensor) -> torch.Tensor:
+    """The loss of pictures (b, 3, side, side) from latents with some noise."""
+    z = model.encode(picture)
+    z = z + torch.randn_like(z) * torch.rand(len(z), 1, 1, 1) * LATENT_NOISE
+    with torch.autocast("cpu", torch.bfloat16):
+        restored = model.decode(z)
+    return reconstruction_loss(restored.float(), picture)
 
 
 def report(training: Training, losses: list[float], model: Autoencoder) -> None:

@@ -105,7 +105,7 @@ def disturb(x: torch.Tensor) -> torch.Tensor:
 
 
 def held_out(folder: Path, seed: int = 20261) -> None:
-    """Draws the held-out compositions with places, sizes and tilts training never uses, as one sheet and its answers."""
+    """Draws the held-out compositions in places, sizes and tilts that training never uses: a sheet and its answers."""
     rng = Random(seed)
     pictures, answers = [], []
     for i in range(HELD_OUT):
@@ -135,26 +135,8 @@ def calibrate(network: JudgeNetwork) -> float:
     return float(network.temperature)
 
 
-def main(arguments: list[str]) -> int:
-    """``dev.py train judge``: trains the judge for so many minutes in all and draws its held-out sheet; resumes from what is in
-    the folder. With ``--reader`` it is the second one that the anagram board steers by: other weights, other pictures."""
-    parser = argparse.ArgumentParser(prog="dev.py train judge")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=12)
-    parser.add_argument("--reader", action="store_true", help="the reader of the anagram board, not the judge")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = "reader" if options.reader else "judge"
-    if not options.reader:
-        held_out(options.out)
-    training = Training(options.out / f"{name}-training.safetensors", options.minutes)
-    start = training.steps + (READER_SEED if options.reader else 0)
-    torch.manual_seed(start)
-    network, rng = JudgeNetwork(), Random(3 + start)
-    if training.tensors:
-        network.load_state_dict(training.tensors)
+def fit(network: JudgeNetwork, training: Training, rng: Random) -> None:
+    """Trains the network until its time is up, and keeps checkpoints."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=0.02)
     losses = []
     while training.done < 1:
@@ -173,9 +155,38 @@ def main(arguments: list[str]) -> int:
         if training.steps % 100 == 0:
             log.info("%.1f min, step %d, loss %.3f", training.spent, training.steps, np.mean(losses[-100:]))
     training.keep(network.state_dict())
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="dev.py train judge")
+    made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--minutes", type=float, default=12)
+    made.add_argument("--reader", action="store_true", help="the scorer of the anagram board, not the judge")
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    """``dev.py train judge``: trains the judge for so many minutes in all and draws its held-out sheet.
+
+    It resumes from what is in the folder. With ``--reader`` it trains the second judge, which scores views for the
+    anagram board: other weights, other pictures.
+    """
+    options = parser().parse_args(arguments)
+    logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = "reader" if options.reader else "judge"
+    if not options.reader:
+        held_out(options.out)
+    training = Training(options.out / f"{name}-training.safetensors", options.minutes)
+    start = training.steps + (READER_SEED if options.reader else 0)
+    torch.manual_seed(start)
+    network, rng = JudgeNetwork(), Random(3 + start)
+    if training.tensors:
+        network.load_state_dict(training.tensors)
+    fit(network, training, rng)
     log.info("temperature %.2f", calibrate(network))
-    save_file(
-        {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()},
-        options.out / f"{name}.safetensors",
-    )
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    save_file(halves, options.out / f"{name}.safetensors")
     return 0

@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -33,6 +34,9 @@ WITH_CONCEPT = 0.67
 OBJECTS = ((1, 0.55), (2, 0.45))
 UNET_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2)$"
 TEXT_TARGETS = r".*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$"
+
+Adapters = dict[str, torch.nn.Parameter]
+Tensors = dict[str, torch.Tensor]
 
 
 def scene_source(concept: str):
@@ -59,7 +63,7 @@ def kohya_names(model, clip) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def kohya_state(network, names: dict[str, str]) -> dict[str, torch.Tensor]:
-    """The injected adapters of a network as the tensors of a kohya file; the factors of a 1×1 convolution are ones too."""
+    """The injected adapters of a network as the tensors of a kohya file; those of a 1×1 convolution have four axes."""
     up, down = (
         {
             path: getattr(layer, side)["default"].weight.detach()
@@ -76,11 +80,10 @@ def kohya_state(network, names: dict[str, str]) -> dict[str, torch.Tensor]:
     }
 
 
-def train(concept: str, minutes: float, path: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The UNet and the text encoder with adapters trained for so many minutes in all, the checkpoint kept at ``path``."""
+def with_adapters() -> tuple[torch.nn.Module, torch.nn.Module, Adapters]:
+    """The bundled UNet and text encoder with fresh adapters, and the adapters' parameters."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    torch.manual_seed(len(concept))
     unet, text = (network.requires_grad_(False) for network in bundled_networks())
     for network, targets in ((unet, UNET_TARGETS), (text, TEXT_TARGETS)):
         inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets), network)
@@ -90,18 +93,39 @@ def train(concept: str, minutes: float, path: Path) -> tuple[torch.nn.Module, to
         for name, parameter in network.named_parameters()
         if parameter.requires_grad
     }
+    return unet, text, adapters
+
+
+def train(concept: str, minutes: float, path: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The UNet and the text encoder with adapters trained for so many minutes in all; the checkpoint is at ``path``."""
+    torch.manual_seed(len(concept))
+    unet, text, adapters = with_adapters()
     training, average = Training(path, minutes), {k: p.detach().clone() for k, p in adapters.items()}
     for name, parameter in adapters.items() if training.tensors else ():
         parameter.data.copy_(training.tensors[name])
         average[name].copy_(training.tensors[f"average.{name}"])
-    optimiser = torch.optim.AdamW(adapters.values(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     batches = Batches(11 + training.steps, Tokenizer(), OBJECTS, scene_source(concept))
     generator = torch.Generator().manual_seed(12 + training.steps)
     encoder, levels = Autoencoder(), alphas_and_sigmas()
+
+    def next_loss() -> torch.Tensor:
+        return training_loss(unet, text, encoder.encode, batches.next(BATCH), levels, generator)
+
+    fit(concept, adapters, average, training, next_loss)
+    for name, parameter in adapters.items():
+        parameter.data.copy_(average[name])
+    return unet, text
+
+
+def fit(
+    concept: str, adapters: Adapters, average: Tensors, training: Training, next_loss: Callable[[], torch.Tensor]
+) -> None:
+    """Trains the adapters, and their moving average, until the time is up."""
+    optimiser = torch.optim.AdamW(adapters.values(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     while training.done < 1:
         for group in optimiser.param_groups:
             group["lr"] = PEAK_RATE * training.warm_up(20) * 0.5 * (1 + math.cos(math.pi * training.done))
-        loss = training_loss(unet, text, encoder.encode, batches.next(BATCH), levels, generator)
+        loss = next_loss()
         loss.backward()
         if torch.isfinite(torch.nn.utils.clip_grad_norm_(adapters.values(), 1.0)):
             optimiser.step()
@@ -111,9 +135,20 @@ def train(concept: str, minutes: float, path: Path) -> tuple[torch.nn.Module, to
         if training.step():
             log.info("%s: %.1f min, step %d, loss %.4f", concept, training.spent, training.steps, loss.item())
             training.keep(adapters | {f"average.{name}": value for name, value in average.items()})
-    for name, parameter in adapters.items():
-        parameter.data.copy_(average[name])
-    return unet, text
+
+
+def write_lora(concept: str, minutes: float, path: Path, names: tuple[dict[str, str], dict[str, str]]) -> None:
+    """Trains the LoRA of a concept and writes it. ``names``: kohya's, as ``kohya_names`` returns them."""
+    unfinished = path.with_suffix(".training")  # not a name the host would offer as a LoRA
+    unet, text = train(concept, minutes, unfinished)
+    metadata = {
+        "ss_network_dim": str(RANK),
+        "ss_network_alpha": str(RANK),
+        "concepts_phrase": vocabulary.article(concept),
+    }
+    save_file(kohya_state(unet, names[0]) | kohya_state(text, names[1]), path, metadata)
+    unfinished.unlink(missing_ok=True)
+    log.info("%s: written to %s", concept, path)
 
 
 def main(arguments: list[str]) -> int:
@@ -129,20 +164,9 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    model, clip, _ = load_demo_model()
-    unet_names, text_names = kohya_names(model, clip)
+    names = kohya_names(*load_demo_model()[:2])
     for concept in options.concepts:
         path = options.out / f"concepts-demo-{concept}.safetensors"
-        if path.exists() and not options.again:
-            continue
-        unfinished = path.with_suffix(".training")  # not a name the host would offer as a LoRA
-        unet, text = train(concept, options.minutes, unfinished)
-        metadata = {
-            "ss_network_dim": str(RANK),
-            "ss_network_alpha": str(RANK),
-            "concepts_phrase": vocabulary.article(concept),
-        }
-        save_file(kohya_state(unet, unet_names) | kohya_state(text, text_names), path, metadata)
-        unfinished.unlink(missing_ok=True)
-        log.info("%s: written to %s", concept, path)
+        if options.again or not path.exists():
+            write_lora(concept, options.minutes, path, names)
     return 0

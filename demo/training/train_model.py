@@ -84,6 +84,15 @@ class AttentionMaps:
         return total / max(len(self.maps), 1)
 
 
+def _masks(drawn: scenes.Drawn, objects: int, whole: bool) -> np.ndarray:
+    """The cells of each object's box, (objects, h/8, w/8); ``whole``: all cells of every object."""
+    masks = np.ones((objects, scenes.HEIGHT // 8, drawn.picture.shape[1] // 8), np.float32)
+    for i, (x0, y0, x1, y1) in enumerate(() if whole else drawn.boxes):
+        masks[i] = 0
+        masks[i, y0 // 8 : -(-y1 // 8), x0 // 8 : -(-x1 // 8)] = 1
+    return masks
+
+
 class Batches:
     """An endless stream of training batches."""
 
@@ -100,7 +109,12 @@ class Batches:
         return caption
 
     def next(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Pictures (b, 3, h, w) in [-1, 1], token ids (b, 77), noun positions (b, objects), masks (b, objects, h/8, w/8)."""
+        """A batch.
+
+        Returns:
+            Pictures (b, 3, h, w) in [-1, 1], token ids (b, 77), noun positions (b, objects), and masks
+            (b, objects, h/8, w/8).
+        """
         counts, _weights = zip(*self.objects, strict=True)
         wide = 3 in counts and self.rng.random() < dict(self.objects)[3]
         square = [(c, w) for c, w in self.objects if c != 3]
@@ -111,14 +125,10 @@ class Batches:
             drawn = scenes.draw(self.rng, self.draw_scene(self.rng, count))
             caption = self._caption(drawn.scene)
             ids, at = self.tokenizer(caption, drawn.scene.concepts if caption else ())
-            mask = np.ones((objects, scenes.HEIGHT // 8, drawn.picture.shape[1] // 8), np.float32)
-            for i, (x0, y0, x1, y1) in enumerate(drawn.boxes if caption else ()):
-                mask[i] = 0
-                mask[i, y0 // 8 : -(-y1 // 8), x0 // 8 : -(-x1 // 8)] = 1
             pictures.append(drawn.picture)
             tokens.append(ids)
             nouns.append(at + [0] * (objects - len(at)))
-            masks.append(mask)
+            masks.append(_masks(drawn, objects, whole=not caption))
         x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         return x, torch.tensor(tokens), torch.tensor(nouns), torch.from_numpy(np.stack(masks))
 
@@ -144,27 +154,59 @@ def _rate(progress: float, steps: int) -> float:
     return PEAK_RATE * min(1.0, (steps + 1) / 100) * decay
 
 
+class _Recorder:
+    """What the first process does beside its steps: the moving average, the clock, the log and the checkpoints."""
+
+    def __init__(self, unet: torch.nn.Module, text: torch.nn.Module, folder: Path, clock: torch.Tensor) -> None:
+        self.unet, self.text, self.folder, self.clock = unet, text, folder, clock
+        self.ema = checkpoint.read(folder / EMA)[0] or _state(unet, text)
+        self.saved = self.logged = time.time()
+
+    def step(self, steps: int, losses: list[float]) -> None:
+        """After every step of the first process."""
+        if steps % EMA_EVERY == 0:
+            for name, value in _state(self.unet, self.text).items():
+                if value.is_floating_point():
+                    self.ema[name].lerp_(value.to(self.ema[name]), 1 - EMA_DECAY)
+        if time.time() - self.logged > LOG_EVERY:
+            self.clock[0] += (time.time() - self.logged) / 60
+            self.logged = time.time()
+            loss = sum(losses[-100:]) / len(losses[-100:])
+            log.info("%.1f min, %d samples, loss %.4f", self.clock[0], self.clock[1], loss)
+        if time.time() - self.saved > SAVE_EVERY:
+            self.saved = time.time()
+            self.save()
+
+    def save(self) -> None:
+        _save(self.folder, self.unet, self.text, self.ema, self.clock)
+
+
 def _worker(rank: int, unet, text, arguments: argparse.Namespace, clock: torch.Tensor) -> None:
     torch.set_num_threads(1)
     os.nice(arguments.nice)
     logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
+    recorder = _Recorder(unet, text, arguments.out, clock) if rank == 0 else None
+    _fit(rank, unet, text, arguments.minutes, clock, recorder)
+    if recorder is not None:
+        recorder.save()
+
+
+def _fit(rank: int, unet, text, minutes: float, clock: torch.Tensor, recorder: _Recorder | None) -> None:
+    """Trains the shared weights until the clock says that the time is up."""
     generator = torch.Generator().manual_seed(int(time.time()) * 2 + rank)
-    tokenizer, encoder, levels = Tokenizer(), Autoencoder(), alphas_and_sigmas()
-    batches = Batches(int(time.time()) * 2 + rank, tokenizer)
+    encoder, levels = Autoencoder(), alphas_and_sigmas()
+    batches = Batches(int(time.time()) * 2 + rank, Tokenizer())
     parameters = [p for p in [*unet.parameters(), *text.parameters()] if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    ema = _state(unet, text) if rank == 0 else {}
-    if rank == 0:
-        ema = checkpoint.read(arguments.out / EMA)[0] or ema
-    saved, logged, losses, steps = time.time(), time.time(), [], 0
-    while clock[0] < arguments.minutes:
+    losses: list[float] = []
+    steps = 0
+    while clock[0] < minutes:
         for group in optimiser.param_groups:
-            group["lr"] = _rate(clock[0].item() / arguments.minutes, steps)
+            group["lr"] = _rate(clock[0].item() / minutes, steps)
         batch = batches.next(BATCH)
         loss = training_loss(unet, text, encoder.encode, batch, levels, generator)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        if torch.isfinite(norm):
+        if torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, 1.0)):
             optimiser.step()
             losses.append(loss.item())
         else:
@@ -172,20 +214,8 @@ def _worker(rank: int, unet, text, arguments: argparse.Namespace, clock: torch.T
         optimiser.zero_grad(set_to_none=True)
         steps += 1
         clock[1] += len(batch[0])
-        if rank:
-            continue
-        if steps % EMA_EVERY == 0:
-            for name, value in _state(unet, text).items():
-                ema[name].lerp_(value.to(ema[name]), 1 - EMA_DECAY) if value.is_floating_point() else None
-        if time.time() - logged > LOG_EVERY:
-            clock[0] += (time.time() - logged) / 60
-            logged = time.time()
-            log.info("%.1f min, %d samples, loss %.4f", clock[0], clock[1], sum(losses[-100:]) / len(losses[-100:]))
-        if time.time() - saved > SAVE_EVERY:
-            saved = time.time()
-            _save(arguments.out, unet, text, ema, clock)
-    if rank == 0:
-        _save(arguments.out, unet, text, ema, clock)
+        if recorder is not None:
+            recorder.step(steps, losses)
 
 
 def _state(unet, text) -> dict[str, torch.Tensor]:

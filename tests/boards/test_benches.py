@@ -36,7 +36,7 @@ def test_the_anagrams_bench_prints_a_ratio_for_every_preset_of_the_node(capsys, 
 
 
 def test_a_preset_is_timed_as_the_node_makes_it(monkeypatch):
-    """In rows of the network a step: contrast asks each view for the other's prompt, and a gradient step for the positives."""
+    """In rows of the network per step: contrast evaluates the other view's prompt, a gradient step the positives."""
     import comfy.patcher_extension
 
     monkeypatch.setattr(bench_anagram, "STEPS", 2)

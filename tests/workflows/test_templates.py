@@ -15,9 +15,10 @@ import pytest
 from comfyui_concepts.workbench import thumbnails
 from comfyui_concepts.workbench.client import Picture
 from comfyui_concepts.workbench.gallery import CHECKPOINTS
-from comfyui_concepts.workbench.templates import inputs_of, render, to_api
+from comfyui_concepts.workbench.templates import render, to_api
 from comfyui_concepts.workbench.thumbnails import SIDE, outdated, thumbnail
 from comfyui_concepts.workbench.twins import TWINS, text_of, twin_graph
+from comfyui_concepts.workbench.ui_graph import inputs_of
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent

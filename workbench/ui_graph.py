@@ -1,0 +1,152 @@
+"""A graph in API format as the editor stores it: nodes with positions, links as rows, widget values by position."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+Graph = dict[str, Any]
+InputOf = tuple[str, str, dict[str, Any]]
+"""Name, type and options of an input."""
+_WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+_SEEDS = ("seed", "noise_seed")
+COLUMN, GAP, ROW = 320, 40, 26  # px
+_MULTILINE, _PREVIEW, _OWN_WIDGET = 80, 220, 400  # px of extra height
+
+
+def _type_of(declared: list[Any]) -> str:
+    """A socket's or widget's type as the editor names it; an old-style combo is a list of its options."""
+    return "COMBO" if isinstance(declared[0], list) else str(declared[0])
+
+
+def inputs_of(info: dict[str, Any]) -> list[InputOf]:
+    """Name, type and options of every input of a class, in the order the host declares them."""
+    sections = info["input"]
+    return [
+        (name, _type_of(declared), declared[1] if len(declared) > 1 else {})
+        for section in ("required", "optional")
+        for name, declared in (sections.get(section) or {}).items()
+    ]
+
+
+def is_widget(kind: str, options: dict[str, Any]) -> bool:
+    return kind in _WIDGETS and not options.get("forceInput")
+
+
+def has_control(name: str, kind: str, options: dict[str, Any]) -> bool:
+    """Whether the editor stores behind the value what happens to it between runs, as with a seed."""
+    return bool(options.get("control_after_generate")) or (kind == "INT" and name in _SEEDS)
+
+
+def _columns(graph: Graph) -> dict[str, int]:
+    """Each node's column: one more than the furthest node it takes something from."""
+    columns: dict[str, int] = {}
+
+    def column(node: str) -> int:
+        if node not in columns:
+            sources = [v[0] for v in graph[node]["inputs"].values() if isinstance(v, list)]
+            columns[node] = 1 + max((column(s) for s in sources), default=-1)
+        return columns[node]
+
+    for node in graph:
+        column(node)
+    return columns
+
+
+def _widget_values(inputs: list[InputOf], given: dict[str, Any]) -> list[Any]:
+    """Widget values by position, a seed's with its control."""
+    values: list[Any] = []
+    for name, kind, options in inputs:
+        if not is_widget(kind, options):
+            continue
+        values.append(given[name] if name in given and not isinstance(given[name], list) else options.get("default"))
+        if has_control(name, kind, options):
+            values.append("fixed")
+    return values
+
+
+def _sockets(inputs: list[InputOf], given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The inputs that take links; a widget that takes its value from a link has a socket too, after all others."""
+    sockets = [{"name": n, "type": k, "link": None} for n, k, o in inputs if not is_widget(k, o)]
+    linked = [(n, k) for n, k, o in inputs if is_widget(k, o) and isinstance(given.get(n), list)]
+    return sockets + [{"name": n, "type": k, "link": None, "widget": {"name": n}} for n, k in linked]
+
+
+def _height(info: dict[str, Any], inputs: list[InputOf], sockets: int, widgets: int) -> int:
+    """The height of a node with so many sockets and widgets."""
+    height = 60 + ROW * (max(sockets, len(info["output"])) + widgets)
+    height += _MULTILINE if any(options.get("multiline") for _, kind, options in inputs if kind == "STRING") else 0
+    height += _PREVIEW if info["output_node"] else 0
+    return height + (_OWN_WIDGET if any("widgetType" in options for _, _, options in inputs) else 0)
+
+
+def _ui_node(identity: str, node: dict[str, Any], info: dict[str, Any], order: int) -> dict[str, Any]:
+    """One node at the top left corner."""
+    inputs = inputs_of(info)
+    widgets, sockets = _widget_values(inputs, node["inputs"]), _sockets(inputs, node["inputs"])
+    outputs = zip(info["output_name"], info["output"], strict=True)
+    made = {
+        "id": int(identity),
+        "type": node["class_type"],
+        "pos": [0, 0],
+        "size": [COLUMN, _height(info, inputs, len(sockets), len(widgets))],
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": sockets,
+        "outputs": [{"name": name, "type": kind, "links": []} for name, kind in outputs],
+        "properties": {"Node name for S&R": node["class_type"]},
+        "widgets_values": widgets,
+    }
+    title = node.get("_meta", {}).get("title")
+    return made | ({"title": title} if title else {})
+
+
+def _placed_nodes(graph: Graph, object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All nodes, those of a column below one another, in the order of the columns."""
+    columns, heights = _columns(graph), dict[int, int]()
+    nodes: dict[str, dict[str, Any]] = {}
+    for order, identity in enumerate(sorted(graph, key=lambda node: (columns[node], int(node)))):
+        node = _ui_node(identity, graph[identity], object_info[graph[identity]["class_type"]], order)
+        top = heights.get(columns[identity], 0)
+        node["pos"] = [columns[identity] * (COLUMN + GAP), top]
+        heights[columns[identity]] = top + node["size"][1] + GAP
+        nodes[identity] = node
+    return nodes
+
+
+def _links(graph: Graph, nodes: dict[str, dict[str, Any]]) -> Iterator[list[Any]]:
+    """Every link as a row; it is entered in the two nodes it connects."""
+    number = 0
+    for identity, node in graph.items():
+        for socket, declared in enumerate(nodes[identity]["inputs"]):
+            source = node["inputs"].get(declared["name"])
+            if not isinstance(source, list):
+                continue
+            number += 1
+            declared["link"] = number
+            nodes[source[0]]["outputs"][source[1]]["links"].append(number)
+            yield [number, int(source[0]), source[1], int(identity), socket, declared["type"]]
+
+
+def to_ui(name: str, graph: Graph, object_info: dict[str, Any]) -> dict[str, Any]:
+    """The graph in UI format.
+
+    Raises:
+        KeyError: a class or an input the host does not have.
+    """
+    nodes = _placed_nodes(graph, object_info)
+    links = list(_links(graph, nodes))
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-concepts/{name}")),
+        "revision": 0,
+        "last_node_id": max(map(int, nodes)),
+        "last_link_id": len(links),
+        "nodes": list(nodes.values()),
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
