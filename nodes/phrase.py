@@ -18,8 +18,8 @@ class ConceptsEncodePhrase(io.ComfyNode):
             node_id="ConceptsEncodePhrase",
             display_name="Encode Concept Phrase",
             category="concepts",
-            description="CLIP Text Encode that also marks which words of the prompt are the concept, for nodes that use "
-            "the attention of those words.",
+            description="CLIP Text Encode that also marks which words of the prompt are the concept, for nodes that "
+            "use the attention of those words.",
             search_aliases=["clip text encode", "prompt", "token"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder."),
@@ -27,7 +27,8 @@ class ConceptsEncodePhrase(io.ComfyNode):
                 io.String.Input(
                     "phrase",
                     default="",
-                    tooltip="The words of the prompt that are the concept, such as 'old man'. Empty takes the whole prompt.",
+                    tooltip="The words of the prompt that are the concept, such as 'old man'. Empty takes the whole "
+                    "prompt.",
                 ),
             ],
             outputs=[

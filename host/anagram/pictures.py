@@ -10,6 +10,7 @@ from ...methods.anagram.blend import blend
 from ...methods.anagram.views import View
 from ..engine.auxiliary_models import keep_model_loaded
 from ..engine.vae import cell_side, check_turned_latent, decoded_pictures
+from ..text.clip_score import cosine_similarities
 from ..types import VAE, ClipVision, ModelPatcher
 
 ViewAtCells = Callable[[int], View]
@@ -75,7 +76,7 @@ def clip_score_of(
         with keep_model_loaded(model.model, latents):
             pictures = decoded_pictures(vae, to_wire(latents))
             upright = upright_pictures(pictures, views_on(pictures, views, vae))
-            cosines = cosines(clip_vision, upright.flatten(0, 1), texts).unflatten(0, upright.shape[:2])
+            cosines = cosine_similarities(clip_vision, upright.flatten(0, 1), texts).unflatten(0, upright.shape[:2])
         frames = cosines.diagonal(dim1=1, dim2=2)  # more than one per latent in films only
         return frames.unflatten(0, (len(latents), -1)).mean(1)
 

@@ -51,7 +51,7 @@ def text_embeddings(clip: CLIP, prompts: Sequence[str]) -> torch.Tensor:
     return F.normalize(F.linear(pooled, projection), dim=-1)
 
 
-def cosines(clip_vision: ClipVision, pictures: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+def cosine_similarities(clip_vision: ClipVision, pictures: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     """Cosine of every picture (IMAGE, (n, height, width, 3) in 0..1) with every text embedding, (n, prompts).
 
     Raises:
@@ -71,6 +71,6 @@ def similarities(clip_vision: ClipVision, clip: CLIP, pictures: torch.Tensor, pr
     """Cosine of every picture with every prompt, (n, prompts).
 
     Raises:
-        ValueError: as ``text_embeddings`` and ``cosines``.
+        ValueError: as ``text_embeddings`` and ``cosine_similarities``.
     """
-    return cosines(clip_vision, pictures, text_embeddings(clip, prompts))
+    return cosine_similarities(clip_vision, pictures, text_embeddings(clip, prompts))
