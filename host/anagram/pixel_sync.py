@@ -31,8 +31,7 @@ from ..engine.sampling import step_of
 from ..engine.time_travel import sampler_name
 from ..engine.vae import cell_side, decoded_pictures, encoded_latents
 from ..types import VAE, BaseModel, EvaluationArguments, ModelOptions, ModelPatcher, Sampler
-from .guidance import AnagramRun
-from .guider import ViewsGuider
+from .guider import AnagramRun, ViewsGuider
 from .views import ViewConds, ViewPrompt, check_latent, needs_own_frame
 
 _SEES_ONE_LATENT = (EVALUATION_SLOT, "context_handler", "model_function_wrapper")

@@ -65,10 +65,11 @@ def pieces(view: View, height: int, width: int) -> list[Piece]:
     keys = torch.stack(
         [
             ((to_row - a * from_row - b * from_column) + span // 2) * span
-            + (to_column - c * from_row - d * from_column) + span // 2
+            + (to_column - c * from_row - d * from_column)
+            + span // 2
             for (a, b), (c, d) in SYMMETRIES
         ]
-    )  # fmt: skip
+    )
     shared = torch.stack([_share(row) for row in keys])
     chosen = shared.argmax(0)  # the movement most pixels share with this one; the plainest of equals
     label = chosen * span**2 + keys.gather(0, chosen[None])[0]

@@ -1,5 +1,4 @@
-"""Anagrams, judged: how well each view reads, after the sampling and in the middle of it, and the sheet to choose
-from."""
+"""Anagrams, scored: how well each view reads, during the sampling and after it, and a sheet to choose from."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _at_cells(name: str, parts: int, seed: int, angle: float, cell: int) -> View
 
 
 def lines_of(text: str, views: int, what: str) -> list[str]:
-    """A line for each view.
+    """One line per view.
 
     Args:
         what: the lines' name in a refusal.
@@ -81,8 +81,8 @@ def lines_of(text: str, views: int, what: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) != views:
         raise ValueError(
-            f"There are {views} views and {len(lines)} lines of {what}; write what each view shows on a line of its "
-            "own, in the order of the views."
+            f"There are {views} views and {len(lines)} lines of {what}; write one line per view, in "
+            "the order of the views."
         )
     return lines
 

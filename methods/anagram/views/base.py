@@ -28,10 +28,12 @@ of pixels."""
 Symmetry = tuple[tuple[int, int], tuple[int, int]]
 
 # the symmetries of the square as matrices on (row, column), the ones without a mirror first
+# fmt: off
 SYMMETRIES: tuple[Symmetry, ...] = (
     ((1, 0), (0, 1)), ((0, 1), (-1, 0)), ((-1, 0), (0, -1)), ((0, -1), (1, 0)),
     ((-1, 0), (0, 1)), ((1, 0), (0, -1)), ((0, 1), (1, 0)), ((0, -1), (-1, 0)),
-)  # fmt: skip
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,7 @@ def raster(height: int, width: int) -> torch.Tensor:
 
 
 def shuffled(count: int, seed: int) -> torch.Tensor:
-    """A random order of ``count`` things that depends on the seed alone; never the order they were in, if there is
-    another."""
+    """A random order of ``count`` things, the same for the same seed; another than their own, if there is one."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(count, generator=generator)
     while count > 1 and torch.equal(order, torch.arange(count)):

@@ -84,5 +84,4 @@ COMPONENTS: dict[str, Callable[[Settings], View]] = {
     "motion_residual": _component("motion_residual", SMEAR, lambda x: x - _smear(x), None),
     "scale": _component("scale", SCALE, _same, None),
 }
-"""Name to component. Of ``scale`` a list holds as many as one likes, and their weights say how much of the whole each
-is."""
+"""Name to component. A list may hold several ``scale``; their weights are their shares of the whole."""

@@ -31,8 +31,10 @@ def inner_circle(settings: Settings) -> View:
 
 
 def rings(settings: Settings) -> View:
-    """Rings about the centre, every second one turned a quarter clockwise; 3 rings by default. The
-    corners go with the outermost."""
+    """Rings about the centre, every second one turned a quarter clockwise; 3 rings by default.
+
+    The corners go with the outermost.
+    """
     parts = settings.parts or 3
 
     def index(height: int, width: int) -> torch.Tensor:
@@ -48,12 +50,12 @@ def rings(settings: Settings) -> View:
 
 
 def disc(settings: Settings) -> View:
-    """The inner disc turned by any angle, the rest left as it is ("LookingGlass", 2504.08902, has 135°). Resampled:
-    where ``inner_circle`` is exact, this loses the finest details of a picture, and has no meaning on noise."""
+    """The inner disc turned by any angle, the rest left as it is ("LookingGlass", 2504.08902, has 135°).
+
+    It resamples: unlike ``inner_circle`` it loses the finest details of a picture, and it has no meaning on noise.
+    """
     angle = settings.angle
-    return View(
-        "disc", _turned_disc(angle), _turned_disc(-angle), square=True, latent="finished pixels", angle=angle
-    )  # fmt: skip
+    return View("disc", _turned_disc(angle), _turned_disc(-angle), square=True, latent="finished pixels", angle=angle)
 
 
 def _turned_disc(degrees: float) -> Transform:

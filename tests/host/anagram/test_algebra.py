@@ -100,7 +100,16 @@ def test_each_step_of_alternate_is_a_step_of_the_view_whose_turn_it_is(tiny_mode
     assert seen == list(range(STEPS))
 
 
-@pytest.mark.parametrize("names", [("low_pass", "high_pass"), ("triple_low", "triple_medium", "triple_high"), ("motion", "motion_residual"), ("scale", "scale")], ids="+".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("low_pass", "high_pass"),
+        ("triple_low", "triple_medium", "triple_high"),
+        ("motion", "motion_residual"),
+        ("scale", "scale"),
+    ],
+    ids="+".join,
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_components_of_one_prompt_are_plain_sampling(tiny_models, kind, names):
     model, views = tiny_models[kind], [view_named(n) for n in names]

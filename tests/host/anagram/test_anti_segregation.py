@@ -54,9 +54,15 @@ def _sample(guider, sampler="euler", steps=6, batch=1, mask=None, callback=None)
     sampling = guider.model_patcher.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
     return guider.sample(
-        noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, denoise_mask=mask,
-        callback=callback, disable_pbar=True, seed=3,
-    )  # fmt: skip
+        noise,
+        torch.zeros_like(noise),
+        comfy.samplers.sampler_object(sampler),
+        sigmas,
+        denoise_mask=mask,
+        callback=callback,
+        disable_pbar=True,
+        seed=3,
+    )
 
 
 @pytest.fixture
@@ -330,12 +336,16 @@ def test_a_control_sees_its_view_upright_in_the_gradient_step(model):
 
 
 def _maps_with(model, *views, **values):
-    """Each view's map at the first step, with these values in the last view's prompt, which is always of the same text."""
+    """Each view's map at the first step, with these values in the last view's prompt, which is always of the same
+    text."""
     seen = []
     gradient_step = GradientStep(
-        lambda maps: (seen.append([m.detach().clone() for m in maps]), segregation(maps))[1], partial(descent, strength=0.05),
-        0, 1, 1,
-    )  # fmt: skip
+        lambda maps: (seen.append([m.detach().clone() for m in maps]), segregation(maps))[1],
+        partial(descent, strength=0.05),
+        0,
+        1,
+        1,
+    )
     _sample(_with_values(_guider(model, gradient_step, views), len(views) - 1, values), steps=1)
     return seen[0]
 

@@ -90,9 +90,7 @@ def test_what_is_drawn_for_another_view_stays_there():
 def test_the_others_are_asked_under_what_is_drawn_for_this_view():
     """Or guidance away from them would be guidance towards its control."""
     control = _Control()
-    own = [
-        *_cond(0, mask=_half(True), mask_strength=0.5, control=control, strength=2.0), *_cond(5, mask=_half(False))
-    ]  # fmt: skip
+    own = [*_cond(0, mask=_half(True), mask_strength=0.5, control=control, strength=2.0), *_cond(5, mask=_half(False))]
     prompts = [ViewPrompt(view_named("identity"), own, _cond(99)), *_prompts("flip")]
     plain, upper, lower = (values for _, values in contrasted_prompts(prompts, 0.5)[0].negative)
     assert not plain

@@ -49,9 +49,20 @@ def _ksampler(model, positive, negative, sampler="euler", cfg=7.0, denoise=1.0, 
     noise = _noise(batch, size)
     latent = torch.zeros_like(noise) if denoise == 1.0 else torch.full_like(noise, 0.3)
     return comfy.sample.sample(
-        model, noise, 5, cfg, sampler, "normal", positive, negative, latent, denoise=denoise, noise_mask=mask,
-        disable_pbar=True, seed=3,
-    )  # fmt: skip
+        model,
+        noise,
+        5,
+        cfg,
+        sampler,
+        "normal",
+        positive,
+        negative,
+        latent,
+        denoise=denoise,
+        noise_mask=mask,
+        disable_pbar=True,
+        seed=3,
+    )
 
 
 def _guided(model, prompts, combine, sampler="euler", cfg=7.0, gradient_step=None):
@@ -237,7 +248,8 @@ def test_a_given_component_is_in_the_result(tiny_models, kind):
     low, high = view_named("low_pass"), view_named("high_pass")
     prompts = [ViewPrompt(low, _cond(99), _cond(99), reference_latent=given), ViewPrompt(high, _cond(1), _cond(99))]
     result = _guided(model, prompts, _combine(["low_pass", "high_pass"]))
-    # a blur is no projection, so a little of the prompt's part is seen in it as well; what is left of it is not the given
+    # a blur is no projection, so a little of the prompt's part is seen in it as well; what is left of it is not the
+    # given
     known = result - _guided(
         model,
         [ViewPrompt(low, _cond(99), _cond(99), reference_latent=0 * given), prompts[1]],
@@ -322,7 +334,8 @@ def test_samplers_that_need_the_whole_schedule_are_refused(name):
 
 
 def test_heun_stays_of_second_order_in_the_window(tiny_models):
-    """Each pass asks at its own level and at the next: the same picture as heun's, step by step, without the renoising."""
+    """Each pass asks at its own level and at the next: the same picture as heun's, step by step, without the
+    renoising."""
     asked: list[float] = []
 
     class Noting(comfy.samplers.CFGGuider):

@@ -145,9 +145,14 @@ def test_the_negative_on_a_real_latent_model(demo_model):
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 8)
     finals = []
     guider.sample(
-        noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=3,
+        noise,
+        torch.zeros_like(noise),
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        disable_pbar=True,
+        seed=3,
         callback=lambda step, x0, x, total: finals.append(x0),
-    )  # fmt: skip
+    )
     first, second = (vae.decode(model.model.process_latent_out(z)) for z in finals[-1].chunk(2))
     apart = (first - second).abs().mean()
     together = (first - (1 - second)).abs().mean()
@@ -271,7 +276,8 @@ def test_a_sampler_that_goes_on_with_one_negative_is_refused(tiny_models, travel
 
 
 class Film(Lossless):
-    """A VAE with a time axis, as Qwen-Image's and Wan's: what it encodes in one batch it takes for the frames of one film."""
+    """A VAE with a time axis, as Qwen-Image's and Wan's: what it encodes in one batch it takes for the frames of one
+    film."""
 
     def encode(self, picture):
         return super().encode(picture).movedim(1, 0)[None]

@@ -1,4 +1,5 @@
-"""The views guider against the host's own: the same bits where it must change nothing, the right call counts, the same host after."""
+"""The views guider against the host's own: the same bits where it must change nothing, the right call counts, the same
+host after."""
 
 from __future__ import annotations
 
@@ -99,11 +100,14 @@ def test_at_cfg_1_the_model_is_asked_for_no_negative(tiny_models, sampler):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"cfg": 1.0}, {"cfg": 7.0, "batch": 3}, {"cfg": 7.0, "size": (8, 12)}, {"cfg": 7.0, "denoise_from": 2, "latent": 1},
+        {"cfg": 1.0},
+        {"cfg": 7.0, "batch": 3},
+        {"cfg": 7.0, "size": (8, 12)},
+        {"cfg": 7.0, "denoise_from": 2, "latent": 1},
         {"cfg": 7.0, "latent": 1, "mask": 1},
     ],
     ids=["cfg 1", "batch", "not square", "img2img", "inpaint"],
-)  # fmt: skip
+)
 def test_one_identity_view_is_plain_sampling_in_every_use(tiny_models, sampler, settings):
     settings = dict(settings)
     cfg = settings.pop("cfg")
@@ -446,7 +450,8 @@ def test_an_area_stays_in_its_view(tiny_models):
 
 
 def _asking_again(model, gaps: list[float]):
-    """The model with a patch that asks with the positive it is handed, and notes how far the answer is from the first one."""
+    """The model with a patch that asks with the positive it is handed, and notes how far the answer is from the first
+    one."""
 
     def again(args):
         (asked,) = comfy.samplers.calc_cond_batch(
@@ -474,15 +479,14 @@ def _masked(seed):
 
 
 @pytest.mark.parametrize(
-    "positive", [_cond(1), [*_cond(1), *_cond(2)], _masked(1), [[_cond(1)[0][0], {"control": FakeControl([])}]]],
+    "positive",
+    [_cond(1), [*_cond(1), *_cond(2)], _masked(1), [[_cond(1)[0][0], {"control": FakeControl([])}]]],
     ids=["one entry", "two entries", "a mask", "a control"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 3.0)], ids=str)
 def test_a_patch_that_asks_the_model_again_is_answered_by_all_views(tiny_models, positive, weights):
     gaps: list[float] = []
-    prompts = [
-        ViewPrompt(VIEWS["identity"], _cond(0), _cond(99)), ViewPrompt(VIEWS["rotate_180"], positive, _cond(99))
-    ]  # fmt: skip
+    prompts = [ViewPrompt(VIEWS["identity"], _cond(0), _cond(99)), ViewPrompt(VIEWS["rotate_180"], positive, _cond(99))]
     model = _asking_again(tiny_models["EPS"], gaps)
     _sample(ViewsGuider(model, prompts, _combine(*weights), 7.0))
     assert len(gaps) == STEPS

@@ -176,7 +176,8 @@ def test_rectification_is_off_where_it_has_nothing_to_say():
 
 @pytest.mark.parametrize("kind", rectify.GAINS)
 def test_a_lone_view_among_several_is_not_rectified(kind):
-    """The weights of ``alternate``, of ``prioritise first`` and of a view beside one of weight 0: nothing was averaged away."""
+    """The weights of ``alternate``, of ``prioritise first`` and of a view beside one of weight 0: nothing was averaged
+    away."""
     known = _known(_noises(0.2, 2, std=0.5, shape=SHAPE))
     settings = Combination(rectification=kind)
     assert combiner(settings, [1.0, 0.0])(known)[0] is known.positive[0]
@@ -203,7 +204,8 @@ def test_the_gain_has_the_bound_that_was_asked():
 
 @pytest.mark.parametrize(("signal", "noise"), [(0.001, 0.999), (1.0, 14.6), (1.0, 0.002)])
 def test_views_that_nearly_agree_are_hardly_moved_however_much_a_model_amplifies(signal, noise):
-    """At the first levels of a flow model a gain off by half a percent would move the picture by five times its size."""
+    """At the first levels of a flow model a gain off by half a percent would move the picture by five times its
+    size."""
     common, *own = (_normal(i) for i in range(3))
     known = _known([common + 0.01 * e for e in own], signal=signal, noise=noise)
     settings = Combination(rectification="match", start=0.0, end=1.0)

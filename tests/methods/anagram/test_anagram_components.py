@@ -42,8 +42,15 @@ def test_equal_prompts_give_the_plain_prediction(family):
 
 
 @pytest.mark.parametrize(
-    "names", [("low_pass",), ("low_pass", "low_pass"), ("low_pass", "identity"), ("low_pass", "triple_high"), ("low_pass", "high_pass", "identity")]
-)  # fmt: skip
+    "names",
+    [
+        ("low_pass",),
+        ("low_pass", "low_pass"),
+        ("low_pass", "identity"),
+        ("low_pass", "triple_high"),
+        ("low_pass", "high_pass", "identity"),
+    ],
+)
 def test_parts_that_do_not_make_a_picture_are_refused(names):
     with pytest.raises(ValueError, match=r"low_pass and high_pass, each once"):
         combiner(AVERAGING, [1.0] * len(names), [view_named(n) for n in names])

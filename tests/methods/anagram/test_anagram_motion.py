@@ -1,4 +1,5 @@
-"""Films of anagrams: pieces are found, nothing is lost, and what stands still is the view itself. Also blend, score, sheet."""
+"""Films of anagrams: pieces are found, nothing is lost, and what stands still is the view itself. Also blend, score,
+sheet."""
 
 from __future__ import annotations
 
@@ -40,8 +41,17 @@ def test_pieces_are_every_pixel_once_and_land_where_the_view_puts_them(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("identity", 1), ("rotate_180", 1), ("flip", 1), ("transpose", 1), ("inner_circle", 2), ("roll", 2), ("half_swap", 2)]
-)  # fmt: skip
+    ("name", "count"),
+    [
+        ("identity", 1),
+        ("rotate_180", 1),
+        ("flip", 1),
+        ("transpose", 1),
+        ("inner_circle", 2),
+        ("roll", 2),
+        ("half_swap", 2),
+    ],
+)
 def test_a_view_is_cut_into_as_few_pieces_as_can_be(name, count):
     assert len(pieces(_view(name), 48, 48)) == count
 
@@ -176,7 +186,8 @@ def _ink(shot):
 
 
 def test_a_piece_is_on_its_way_and_turns_the_way_it_goes():
-    """Rolled down by a quarter, the lowest quarter flies up, over the rest. A quarter clockwise, what was left goes up."""
+    """Rolled down by a quarter, the lowest quarter flies up, over the rest. A quarter clockwise, what was left goes
+    up."""
     view = view_named("roll", Settings(parts=4))
     far = max(pieces(view, 48, 48), key=lambda p: math.dist(p.centre, p.target))
     strip = np.full((48, 48, 3), 255, np.uint8)

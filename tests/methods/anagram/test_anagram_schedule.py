@@ -15,8 +15,9 @@ def _at(progress, views=2):
 
 
 @pytest.mark.parametrize(
-    ("progress", "weights"), [(0.0, (0.5, 0.5)), (0.1, (0.5, 0.5)), (0.4, (0.7, 0.3)), (0.5, (0.75, 0.25)), (0.9, (1.0, 0.0))]
-)  # fmt: skip
+    ("progress", "weights"),
+    [(0.0, (0.5, 0.5)), (0.1, (0.5, 0.5)), (0.4, (0.7, 0.3)), (0.5, (0.75, 0.25)), (0.9, (1.0, 0.0))],
+)
 def test_weights_go_straight_from_stop_to_stop_and_are_level_outside(progress, weights):
     weigh = by_schedule([1.0, 1.0], schedule_from("0.1: 1, 1\n0.5: 3, 1\n\n0.9: 2, 0"))
     if progress == 0.4:
@@ -44,12 +45,19 @@ def test_a_schedule_takes_the_place_of_the_balance_and_no_schedule_is_the_balanc
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "is empty"), ("half: 1, 1", "not a moment with weights"), ("0.5", "not a moment with weights"),
-        ("0: 1; 1", "not a moment with weights"), ("1.5: 1, 1", "not between 0 and 1"), ("0.5: 1, 1\n0.2: 1, 1", "sort the lines"),
-        ("0: 0, 0", "at least one above 0"), ("0: -1, 2", "0 or more"), ("0: nan, 1", "0 or more"),
-        ("nan: 1, 1", "not between 0 and 1"), ("0: 1, 1\n1: 1", "another number of weights"),
+        ("", "is empty"),
+        ("half: 1, 1", "not a moment with weights"),
+        ("0.5", "not a moment with weights"),
+        ("0: 1; 1", "not a moment with weights"),
+        ("1.5: 1, 1", "not between 0 and 1"),
+        ("0.5: 1, 1\n0.2: 1, 1", "sort the lines"),
+        ("0: 0, 0", "at least one above 0"),
+        ("0: -1, 2", "0 or more"),
+        ("0: nan, 1", "0 or more"),
+        ("nan: 1, 1", "not between 0 and 1"),
+        ("0: 1, 1\n1: 1", "another number of weights"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_schedule_is_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence):
         schedule_from(text)

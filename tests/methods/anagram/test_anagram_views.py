@@ -133,9 +133,14 @@ def test_what_the_symmetries_show():
         for n in ("identity", "flip", "mirror", "rotate_180", "rotate_cw", "rotate_ccw", "transpose")
     }
     assert shown == {
-        "identity": [[1, 2], [3, 4]], "flip": [[3, 4], [1, 2]], "mirror": [[2, 1], [4, 3]], "rotate_180": [[4, 3], [2, 1]],
-        "rotate_cw": [[3, 1], [4, 2]], "rotate_ccw": [[2, 4], [1, 3]], "transpose": [[1, 3], [2, 4]],
-    }  # fmt: skip
+        "identity": [[1, 2], [3, 4]],
+        "flip": [[3, 4], [1, 2]],
+        "mirror": [[2, 1], [4, 3]],
+        "rotate_180": [[4, 3], [2, 1]],
+        "rotate_cw": [[3, 1], [4, 2]],
+        "rotate_ccw": [[2, 4], [1, 3]],
+        "transpose": [[1, 3], [2, 4]],
+    }
 
 
 def test_skew_slides_columns_by_the_truncated_slope():
@@ -233,7 +238,8 @@ def test_an_arrangement_is_the_same_in_another_process_and_leaves_the_global_see
         f"p = types.ModuleType('pack'); p.__path__ = [{str(root)!r}]; sys.modules['pack'] = p\n"
         "v = importlib.import_module('pack.methods.anagram.views')\n"
         f"s = {PARTS!r}\n"
-        f"print([v.view_named(n, v.Settings(s.get(n, 0), 7)).forward(torch.arange(256).view(16, 16)).flatten().tolist() for n in {RANDOM!r}])"
+        "print([v.view_named(n, v.Settings(s.get(n, 0), 7)).forward(torch.arange(256).view(16, "
+        f"16)).flatten().tolist() for n in {RANDOM!r}])"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert there.strip() == str(here)

@@ -1,4 +1,5 @@
-"""The nodes that read views by CLIP: with a small random CLIP of the host's classes, and with one whose scores are known."""
+"""The nodes that read views by CLIP: with a small random CLIP of the host's classes, and with one whose scores are
+known."""
 
 from __future__ import annotations
 
