@@ -84,11 +84,11 @@ class RandomEncoder:
         self.known: dict[str, torch.Tensor] = {}
         self.shared = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
 
-    def __call__(self, text: str, subject: str = "") -> PromptTokens:
+    def __call__(self, text: str, phrase: str = "") -> PromptTokens:
         if text not in self.known:
             self.known[text] = self._rows(text)
         end = 1 + len(text.split())
-        return PromptTokens(self.known[text], end - len(subject.split()), end, end)
+        return PromptTokens(self.known[text], end - len(phrase.split()), end, end)
 
     def parts(self, text: str) -> list[PromptTokens]:
         return [self(text)]

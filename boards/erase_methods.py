@@ -14,7 +14,8 @@ from ..demo import vocabulary
 from ..demo.judge import Judge
 from ..demo.sampling import DemoSampler, noise_for
 from ..host.erase.apply import TEXT, apply_edit
-from ..host.erase.solve import PromptEncoder, SolveRequest, solve_erasure
+from ..host.erase.solve import SolveRequest, solve_erasure
+from ..host.text.tokens import PromptEncoder
 from ..methods.erase.problem import SolverSettings
 from ..methods.erase.spec import LAST, Erased, Preserved
 from . import erase_trained

@@ -13,6 +13,7 @@ from .anagram import views as anagram_views
 from .compose import composer, objects
 from .conduct import conductor
 from .erase import apply as erase_apply
+from .erase import concepts as erase_concepts
 from .erase import files as erase_files
 from .erase import solve as erase_solve
 from .erase import train as erase_train
@@ -27,6 +28,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *anagram_scores.NODES,
     *concept.NODES,
     *conductor.NODES,
+    *erase_concepts.NODES,
     *erase_solve.NODES,
     *erase_apply.NODES,
     *erase_files.NODES,

@@ -28,7 +28,7 @@ from ..lora.adapters import Layers, attached, layers_named, shapes_of, unet_laye
 from . import predictions
 from .text_encoder import encoded, text_layers
 from .trajectories import draw_bank, noise_for, paint
-from .weights import text_width
+from .weights import check_clip_width
 
 log = logging.getLogger(__name__)
 
@@ -130,12 +130,7 @@ def check_trainable(model: Any, clip: Any) -> None:
     """
     check_patcher(model)
     check_differentiable(model.model)
-    wanted, given = text_width(model), predictions.prompts_of(clip, [""]).context.shape[-1]
-    if wanted is not None and given != wanted:
-        raise ValueError(
-            f"This model reads text embeddings of width {wanted} and the CLIP makes them {given} wide (SD 1: 768, SD 2: 1024, "
-            "SDXL: 2048); connect the CLIP that belongs to the model."
-        )
+    check_clip_width(model, predictions.prompts_of(clip, [""]).context.shape[-1])
 
 
 class _Session:

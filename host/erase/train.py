@@ -12,13 +12,15 @@ import torch
 
 from ...methods.choices import check_choice
 from ...methods.erase.edit import Edit
+from ...methods.erase.fingerprint import clip_fingerprint
+from ...methods.erase.records import EditSpec, TrainingResult
 from ...methods.erase.spec import Erased, Preserved, check_erased, check_preserved, sentences
 from ...methods.erase.train import Factors, Schedule
 from ...methods.erase.trained import FEW_SHOT, METHODS, Recipe, scheduled
 from ..lora.adapters import PLACES
+from ..text.tokens import PromptEncoder
 from .predictions import prompts_of
 from .session import Pictures, Plan, Trained, check_trainable, train_text_encoder, train_unet
-from .solve import PromptEncoder, clip_fingerprint
 from .trajectories import noise_for, paint
 from .weights import base_fingerprint
 
@@ -215,7 +217,7 @@ def _edit(
     What the edit to go on from has elsewhere, in the text encoder or in the model, stays in it.
     """
     outcome, start = trained.outcome, request.start
-    spec = {
+    spec: EditSpec = {
         "solver": request.method, "budget": request.budget, "seed": request.seed, "size": list(request.size),
         "iterations": len(outcome.erase), "eta": plan.settings.eta, "eta_alone": plan.settings.eta_alone,
         "rate": plan.schedule.rate, "layers": plan.place,
@@ -224,13 +226,16 @@ def _edit(
     }  # fmt: skip
     if not start.empty:
         spec["start"] = start.spec
-    training = {
+    training: TrainingResult = {
         "reason": outcome.reason, "rank": plan.rank, "erase": _ends(outcome.erase), "preserve": _ends(outcome.preserve),
     }  # fmt: skip
-    report = {"training": training | ({"note": note} if note else {})}
+    if note:
+        training["note"] = note
     prints = clip_fingerprint(PromptEncoder(clip)), base_fingerprint(model)
     layers = {**start.layers, **outcome.factors}
-    return Edit(layers=layers, diffs=start.diffs, spec=spec, clip=prints[0], base=prints[1], report=report)
+    return Edit(
+        layers=layers, diffs=start.diffs, spec=spec, clip=prints[0], base=prints[1], report={"training": training}
+    )
 
 
 def _ends(losses: list[float]) -> list[float]:

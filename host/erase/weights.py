@@ -1,8 +1,7 @@
-"""The weights an erasure goes to, as they are in effect: under every patch a model already has, in any storage."""
+"""The weights an erasure changes, as they act: under every patch a model already has, in any storage."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,24 +13,26 @@ import torch
 from ...methods.erase.edit import Edit
 from ...methods.erase.lowrank import LowRank
 from ...methods.erase.targets import targeted_keys
+from ..types import ModelPatcher
 
-log = logging.getLogger(__name__)
+PatchKey = str | tuple[str, tuple[int, int, int]]
+"""Where the host puts a patch: a weight, or (weight, (axis, first, count)) for a range of it."""
 
 POOLED_KEY = "diffusion_model.label_emb.0.0.weight"
 """Where SDXL reads the pooled embedding: the first columns of this weight, before the picture's sizes."""
-SAMPLE = 12  # weights that stand for all of them when only a report is made
+SAMPLE = 12  # weights that represent all of them when only a report is made
 _HALF = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def text_keys(model: Any, targets: Sequence[str], blocks: str = "") -> list[str]:
-    """The keys of every weight that an edit of the text embedding goes to.
+def text_keys(model: ModelPatcher, targets: Sequence[str], blocks: str = "") -> list[str]:
+    """The keys of every weight that an edit of the text embedding changes.
 
     Raises:
         ValueError: the model has none, or none in those blocks.
     """
     found = targeted_keys(model.model_state_dict(), targets, blocks)
     width = text_width(model)
-    keys = [key for key in found if width is None or _linear(model, key).in_features == width]
+    keys = [key for key in found if width is None or _layer(model, key).in_features == width]
     if not keys:
         name = type(model.model.diffusion_model).__name__
         where = f" in blocks that match '{blocks}'" if blocks else ""
@@ -43,30 +44,57 @@ def text_keys(model: Any, targets: Sequence[str], blocks: str = "") -> list[str]
 
 
 def sampled_keys(keys: Sequence[str]) -> list[str]:
-    """About ``SAMPLE`` of these keys, spread over the model. Keys and values alternate in a model's list, so that every
-    second, fourth … would be keys alone; an odd step takes both."""
+    """About ``SAMPLE`` of these keys, spread over the model. Keys and values alternate in a model's list, so the step is odd."""
     return list(keys[:: max(1, len(keys) // SAMPLE) | 1])
 
 
-def text_width(model: Any) -> int | None:
-    """Width of the text embedding the model reads, or None if it does not say."""
+def text_width(model: ModelPatcher) -> int | None:
+    """Width of the text embedding the model reads, or None if its configuration does not say."""
     config = getattr(model.model.model_config, "unet_config", None) or {}
     width = config.get("context_dim")
     return width if isinstance(width, int) else None
 
 
-def _linear(model: Any, key: str) -> Any:
+def check_clip_width(model: ModelPatcher, width: int) -> None:
+    """Refuses a CLIP whose embeddings have another width than the model reads.
+
+    Raises:
+        ValueError: both widths.
+    """
+    _check_width(model, width, "The CLIP makes", "connect the CLIP of the same checkpoint")
+
+
+def check_edit_width(model: ModelPatcher, edit: Edit) -> None:
+    """Refuses an edit for text embeddings of another width.
+
+    Raises:
+        ValueError: both widths.
+    """
+    _check_width(model, edit.width, "The edit is for", "solve it with the MODEL and CLIP of the checkpoint it is for")
+
+
+def _check_width(model: ModelPatcher, width: int | None, source: str, remedy: str) -> None:
+    reads = text_width(model)
+    if None not in (reads, width) and width != reads:
+        raise ValueError(
+            f"{source} text embeddings of width {width} and this MODEL reads width {reads} (SD 1: 768, SD 2: 1024, "
+            f"SDXL: 2048); {remedy}."
+        )
+
+
+def _layer(model: ModelPatcher, key: str) -> Any:
     return comfy.utils.get_attr(model.model, key.rsplit(".", 1)[0])
 
 
-def low_precision(model: Any, keys: Iterable[str]) -> bool:
+def low_precision(model: ModelPatcher, keys: Iterable[str]) -> bool:
     """Whether any of these weights is stored so coarsely (fp8, quantised) that a patch would be rounded away."""
     state = model.model_state_dict()
-    return any(not _plain(state[key], _linear(model, key)) or state[key].dtype not in _HALF for key in keys)
+    return any(not _plain(state[key], _layer(model, key)) or state[key].dtype not in _HALF for key in keys)
 
 
-def _plain(weight: torch.Tensor, module: Any) -> bool:
-    whole = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+def _plain(weight: torch.Tensor, layer: torch.nn.Module) -> bool:
+    """Whether the tensor itself holds the weight, not a packed form that only the layer can read."""
+    whole = (getattr(layer, "out_features", None), getattr(layer, "in_features", None))
     return (
         type(weight) in (torch.Tensor, torch.nn.Parameter)
         and weight.is_floating_point()
@@ -75,30 +103,31 @@ def _plain(weight: torch.Tensor, module: Any) -> bool:
     )
 
 
-def effective_weights(model: Any, keys: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each key with its weight in float32, (out, in), with all patches the MODEL has; nothing of the model is changed."""
+def effective_weights(model: ModelPatcher, keys: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each key with its weight in float32, (out, in), with all patches of the MODEL. Nothing of the model changes."""
     entries = model.get_key_patches("diffusion_model.")
     for key in keys:
         comfy.model_management.throw_exception_if_processing_interrupted()
         (weight, convert), *patches = entries[key]
-        if not _plain(weight, _linear(model, key)):
+        if not _plain(weight, _layer(model, key)):
             yield key, probed_weight(model, key)
             continue
         converted = convert(weight.to(torch.float32, copy=True), inplace=True)
         yield key, comfy.lora.calculate_weight(patches, converted, key)
 
 
-def probed_weight(model: Any, key: str) -> torch.Tensor:
-    """The weight of a layer in a form only it can read (GGUF, other quantisations): its answers to the unit vectors."""
+def probed_weight(model: ModelPatcher, key: str) -> torch.Tensor:
+    """The weight of a layer that only the layer can read (GGUF, other quantisations): its outputs for the unit vectors."""
     comfy.model_management.load_models_gpu([model])
-    module = _linear(model, key)
-    device = model.load_device
-    one = torch.eye(module.in_features, device=device)
+    layer = _layer(model, key)
+    one = torch.eye(layer.in_features, device=model.load_device)
     with torch.no_grad():
-        return (module(one) - module(torch.zeros_like(one[:1]))).T.float()
+        return (layer(one) - layer(torch.zeros_like(one[:1]))).T.float()
 
 
-def energy(model: Any, keys: Sequence[str], progress: Any = None) -> torch.Tensor:
+def weight_energy(
+    model: ModelPatcher, keys: Sequence[str], progress: comfy.utils.ProgressBar | None = None
+) -> torch.Tensor:
     """Q = Σ WᵀW over these weights, (d, d), in float64 on the CPU: all that RECE and the reports need to know of them."""
     total: torch.Tensor | None = None
     for _, weight in effective_weights(model, keys):
@@ -110,61 +139,38 @@ def energy(model: Any, keys: Sequence[str], progress: Any = None) -> torch.Tenso
     return total
 
 
-def weight_deltas(model: Any, edit: Edit) -> dict[Any, LowRank]:
-    """ΔW of every weight the edit goes to, by the key the host's patches take; a column range where it is only a part.
+def weight_deltas(model: ModelPatcher, edit: Edit) -> dict[PatchKey, LowRank]:
+    """ΔW of every weight that the edit's maps change, by the host's key; a range of columns where it is only a part.
 
     Raises:
         ValueError: the edit is for embeddings of another width, or the model has no such weights.
     """
-    made: dict[Any, LowRank] = {}
+    deltas: dict[PatchKey, LowRank] = {}
     if edit.text is not None and edit.text.rank:
-        check_width(model, edit)
+        check_edit_width(model, edit)
         for key, weight in effective_weights(model, text_keys(model, edit.targets, edit.blocks)):
-            made[key] = _seen_through(weight, edit.text)
+            deltas[key] = _delta(weight, edit.text)
     if edit.pooled is not None and edit.pooled.rank:
         if POOLED_KEY not in model.model_state_dict():
             raise ValueError(
-                "The edit also changes the pooled text embedding, which this model does not read; solve it with 'pooled' off, "
-                "or apply it to an SDXL model."
+                "The edit also changes the pooled text embedding, which this model does not read; solve it with 'pooled' "
+                "off, or apply it to an SDXL model."
             )
         ((_, weight),) = effective_weights(model, [POOLED_KEY])
         columns = edit.pooled.width
-        made[(POOLED_KEY, (1, 0, columns))] = _seen_through(weight[:, :columns], edit.pooled)
-    return made
+        deltas[POOLED_KEY, (1, 0, columns)] = _delta(weight[:, :columns], edit.pooled)
+    return deltas
 
 
-def _seen_through(weight: torch.Tensor, matrix: LowRank) -> LowRank:
-    """ΔW = W·M as factors: nothing but the thin one depends on the layer."""
+def _delta(weight: torch.Tensor, matrix: LowRank) -> LowRank:
+    """ΔW = W·M as factors; only the first depends on the layer."""
     return LowRank((weight @ matrix.up.to(weight)).cpu(), matrix.down.float())
 
 
-def check_width(model: Any, edit: Edit) -> None:
-    """Refuses an edit for text embeddings of another width.
-
-    Raises:
-        ValueError: which widths these are.
-    """
-    width = text_width(model)
-    if width is not None and edit.width not in (None, width):
-        raise ValueError(
-            f"The edit is for text embeddings of width {edit.width} and this model reads width {width} (SD 1: 768, SD 2: 1024, "
-            "SDXL: 2048); solve it with the MODEL and CLIP of the checkpoint it shall go to."
-        )
-
-
-def base_fingerprint(model: Any) -> tuple[float, ...]:
-    """Norms of three fixed projections of a cross-attention in the middle of the model: fine-tunes differ in them a little."""
+def base_fingerprint(model: ModelPatcher) -> tuple[float, ...]:
+    """Norms of three fixed projections of a cross-attention in the middle of the model. Fine-tunes differ in them a little."""
     keys = text_keys(model, ("k",))
     middle = [key for key in keys if ".middle_block." in key] or keys[len(keys) // 2 :]
     ((_, weight),) = effective_weights(model, middle[:1])
     directions = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(11)).to(weight)
     return tuple(round(float(norm), 5) for norm in (directions @ weight.T).norm(dim=1))
-
-
-def fingerprints_differ(first: Sequence[float], second: Sequence[float], tolerance: float = 0.02) -> bool:
-    """Whether two fingerprints are of different things; an unknown one differs from none."""
-    if not first or not second:
-        return False
-    return len(first) != len(second) or any(
-        abs(a - b) > tolerance * max(abs(a), abs(b), 1e-6) for a, b in zip(first, second, strict=True)
-    )

@@ -116,6 +116,27 @@ def encode_parts(clip: CLIP, text: str) -> list[PromptTokens]:
     return parts
 
 
+class PromptEncoder:
+    """A CLIP that encodes each prompt once, for ``methods.erase.problem.Encode``."""
+
+    def __init__(self, clip: CLIP) -> None:
+        self.clip = clip
+        self.sentences: dict[tuple[str, str], PromptTokens] = {}
+        self.prompts: dict[str, list[PromptTokens]] = {}
+
+    def __call__(self, text: str, phrase: str = "") -> PromptTokens:
+        """As ``encode_prompt``."""
+        if (text, phrase) not in self.sentences:
+            self.sentences[text, phrase] = encode_prompt(self.clip, text, phrase)
+        return self.sentences[text, phrase]
+
+    def parts(self, text: str) -> list[PromptTokens]:
+        """As ``encode_parts``."""
+        if text not in self.prompts:
+            self.prompts[text] = encode_parts(self.clip, text)
+        return self.prompts[text]
+
+
 def phrase_positions(clip: CLIP, text: str, phrase: str) -> tuple[int, ...]:
     """As ``first_occurrence``. Without a phrase, the positions of all words of the prompt.
 

@@ -1,13 +1,13 @@
-"""What an edit does to the keys and values of a model, in numbers; nothing is drawn for it."""
+"""What an edit does to the keys and values of a model, in numbers. It needs no pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from .problem import Problem, Solution
+from .records import ConceptResult, EditReport, PromptDrift
 from .regenerate import map_of, margin, row_energy
 from .rows import RowPairs
 from .truncate import Truncated
@@ -15,32 +15,41 @@ from .truncate import Truncated
 
 def measure(
     problem: Problem, names: Sequence[str], solution: Solution, short: Truncated, *, margins: bool = True
-) -> dict[str, Any]:
-    """The report of an edit, in values JSON knows.
+) -> EditReport:
+    """The report of a solved edit.
 
-    ``concepts``: for each what is left of it (``left``: the distance of its keys and values from the anchor's, relative to the
-    unedited distance; mean, and ``most`` over its tokens) and its ``margin`` over the unedited model's (how much longer an
-    embedding must be to bring it back; None is beyond measure; only with ``margins``). ``kept``: how far each kept prompt moved, relative to its
-    size. ``regeneration``: RECE's residual before each epoch and at the end.
+    ``concepts``: for each concept what is left of it (``left``, its mean; ``most``, its worst token): the distance of its
+    keys and values from the anchor's, relative to the unedited distance. With ``margins`` also its ``margin``: how much
+    longer an embedding must be to bring it back, relative to the unedited model; None is beyond measure.
+
+    ``kept``: how far each preserved prompt moved, relative to its size. ``regeneration``: RECE's residual before each epoch
+    and at the end. ``lost``: the share of energy that fewer ranks gave up. ``change``: how much all weights change.
     """
     T, one, Q = map_of(short.M, problem.width), map_of(None, problem.width), problem.Q()
-    concepts = [
-        {"concept": name, **left_of(rows, T, Q)}
-        | ({"margin": relative_margin(T, one, Q, rows.C[_heaviest(rows)])} if margins else {})
-        for name, rows in zip(names, problem.erased, strict=True)
-    ]
+    concepts = []
+    for name, rows in zip(names, problem.erased, strict=True):
+        result = left_of(rows, T, Q)
+        result["concept"] = name
+        if margins:
+            result["margin"] = relative_margin(T, one, Q, rows.C[_heaviest(rows)])
+        concepts.append(result)
     return {
-        "concepts": concepts, "kept": _drifts(problem, T, Q), "rank": short.M.rank, "rows": sum(map(len, problem.erased)),
-        "lost": round(short.lost, 5), "regeneration": [round(r, 4) for r in solution.regeneration],
-        "change": _number((map_energy(T - one, Q) / map_energy(one, Q)) ** 0.5), "notes": list(solution.notes),
-    }  # fmt: skip
+        "concepts": concepts,
+        "kept": _drifts(problem, T, Q),
+        "rank": short.M.rank,
+        "rows": sum(map(len, problem.erased)),
+        "lost": round(short.lost, 5),
+        "regeneration": [round(r, 4) for r in solution.regeneration],
+        "change": _rounded((map_energy(T - one, Q) / map_energy(one, Q)) ** 0.5),
+        "notes": list(solution.notes),
+    }
 
 
-def left_of(rows: RowPairs, T: torch.Tensor, Q: torch.Tensor) -> dict[str, float]:
-    """The residual of a concept's rows, mean by weight and largest: 0 is the anchor, 1 is as if nothing had been done."""
+def left_of(rows: RowPairs, T: torch.Tensor, Q: torch.Tensor) -> ConceptResult:
+    """What is left of a concept's rows, mean by weight and largest: 0 is the anchor, 1 the unedited concept."""
     before = row_energy(rows.C - rows.G, Q).sqrt().clamp_min(1e-30)
     left = row_energy(rows.C @ T.T - rows.G, Q).sqrt() / before
-    return {"left": _number((left * rows.weights).sum() / rows.weights.sum()), "most": _number(left.max())}
+    return {"left": _rounded((left * rows.weights).sum() / rows.weights.sum()), "most": _rounded(left.max())}
 
 
 def drift(rows: torch.Tensor, T: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
@@ -63,14 +72,14 @@ def _heaviest(rows: RowPairs, most: int = 4) -> torch.Tensor:
     return rows.weights.argsort(descending=True, stable=True)[:most]
 
 
-def _drifts(problem: Problem, T: torch.Tensor, Q: torch.Tensor) -> list[dict[str, Any]]:
-    """For each kept prompt the largest drift of its rows, in the order given."""
-    moved = drift(problem.preserved.double(), T, Q)
+def _drifts(problem: Problem, T: torch.Tensor, Q: torch.Tensor) -> list[PromptDrift]:
+    """For each preserved prompt the largest drift of its rows, in the order given."""
+    drifts = drift(problem.preserved.double(), T, Q)
     worst: dict[str, float] = {}
-    for label, value in zip(problem.labels, moved.tolist(), strict=True):
+    for label, value in zip(problem.labels, drifts.tolist(), strict=True):
         worst[label] = max(worst.get(label, 0.0), value)
     return [{"prompt": label, "moved": round(value, 5)} for label, value in worst.items()]
 
 
-def _number(value: torch.Tensor | float) -> float:
+def _rounded(value: torch.Tensor | float) -> float:
     return round(float(value), 5)

@@ -1,4 +1,4 @@
-"""Edits as safetensors files: the factors as tensors, all the rest as one JSON text in the header."""
+"""Edits as safetensors files: factors are tensors, everything else is one JSON text in the header."""
 
 from __future__ import annotations
 
@@ -30,15 +30,20 @@ def tensors_of(edit: Edit) -> dict[str, torch.Tensor]:
 
 def save_edit(edit: Edit, path: Path) -> None:
     """Writes an edit; the same edit always gives the same bytes."""
-    about = {
-        "version": VERSION, "targets": edit.targets, "blocks": edit.blocks, "spec": dict(edit.spec),
-        "clip": edit.clip, "base": edit.base, "report": dict(edit.report),
-    }  # fmt: skip
-    write_tensors(tensors_of(edit), path, {HEADER: json.dumps(about, sort_keys=True)})
+    values = {
+        "version": VERSION,
+        "targets": edit.targets,
+        "blocks": edit.blocks,
+        "spec": edit.spec,
+        "clip": edit.clip,
+        "base": edit.base,
+        "report": edit.report,
+    }
+    write_tensors(tensors_of(edit), path, {HEADER: json.dumps(values, sort_keys=True)})
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """A safetensors file whose header is in alphabetical order, so that equal contents are equal bytes."""
+    """Writes a safetensors file with its header in alphabetical order: equal contents are equal bytes."""
     raw = save(dict(tensors), metadata=dict(metadata))
     length = int.from_bytes(raw[:8], "little")
     header = json.dumps(json.loads(raw[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
@@ -51,25 +56,25 @@ def load_edit(path: Path) -> Edit:
     """Reads an edit.
 
     Raises:
-        ValueError: the file is no edit, is damaged, or was written by a newer version of the pack.
+        ValueError: the file is not an edit, is damaged, or was written by a newer version of the pack.
     """
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get(HEADER, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if about else {}  # noqa: SIM118
+            values = json.loads((file.metadata() or {}).get(HEADER, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if values else {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path.name} cannot be read ({error}); save the edit again.") from error
-    if not isinstance(about, dict):
-        raise ValueError(f"{path.name} is no edit: it was not written by Save Edit. A LoRA goes into Load LoRA.")
-    if about.get("version") != VERSION:
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} is not an edit: Save Edit did not write it. Load a LoRA with Load LoRA.")
+    if values.get("version") != VERSION:
         raise ValueError(
-            f"{path.name} was written by another version of this pack (edit format {about.get('version')}, this one "
-            f"reads {VERSION}); update the pack or solve the edit anew."
+            f"{path.name} was written by another version of this pack (edit format {values.get('version')}, this one "
+            f"reads {VERSION}); update the pack or solve the edit again."
         )
-    return _edit_of(tensors, about)
+    return _edit_of(tensors, values)
 
 
-def _edit_of(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> Edit:
+def _edit_of(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> Edit:
     def matrix(name: str) -> LowRank | None:
         return LowRank(tensors[f"{name}.up"], tensors[f"{name}.down"]) if f"{name}.up" in tensors else None
 
@@ -77,6 +82,14 @@ def _edit_of(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> E
     layers = {key: LowRank(tensors[f"layer.{key}.up"], tensors[f"layer.{key}.down"]) for key in keys}
     diffs = {name[len("diff.") :]: tensors[name] for name in sorted(tensors) if name.startswith("diff.")}
     return Edit(
-        matrix("text"), matrix("pooled"), layers, diffs, tuple(about["targets"]), about["blocks"], about["spec"],
-        tuple(about["clip"]), tuple(about["base"]), about["report"],
-    )  # fmt: skip
+        matrix("text"),
+        matrix("pooled"),
+        layers,
+        diffs,
+        targets=tuple(values["targets"]),
+        blocks=values["blocks"],
+        spec=values["spec"],
+        clip=tuple(values["clip"]),
+        base=tuple(values["base"]),
+        report=values["report"],
+    )

@@ -1,4 +1,4 @@
-"""Matrices kept as the product of two thin factors."""
+"""Matrices stored as the product of two thin factors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LowRank(NamedTuple):
 
 
 def total(first: LowRank, second: LowRank) -> LowRank:
-    """The sum of two matrices: the ranks are laid side by side."""
+    """The sum of two matrices: their ranks add up."""
     return LowRank(torch.cat([first.up, second.up], 1), torch.cat([first.down, second.down], 0))
 
 
@@ -53,7 +53,7 @@ def followed_by(first: LowRank, second: LowRank) -> LowRank:
 
 
 def balanced_factors(matrix: LowRank) -> LowRank:
-    """The same matrix with orthogonal factors of equal size: half precision keeps these best, since nothing cancels."""
+    """The same matrix with orthogonal factors of equal size: half precision loses least of these, since nothing cancels."""
     left, left_rest = torch.linalg.qr(matrix.up.double())
     right, right_rest = torch.linalg.qr(matrix.down.double().T)
     U, values, Vh = torch.linalg.svd(left_rest @ right_rest.T, full_matrices=False)

@@ -1,22 +1,31 @@
-"""Attacks on an edit that need no pictures: does the concept get through in other words, or when pushed from outside?"""
+"""Attacks on an edit that need no pictures: does the concept get through in other words, or when a prompt is pushed towards it?"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from .diagnose import relative_margin
+from .problem import Encode
 from .regenerate import map_of, row_energy
+from .spec import Erased, sentences
 
 PUSHES = (0.5, 1.0, 3.0)
 """η of Ring-A-Bell (2310.10012): how hard a harmless prompt is pushed towards the concept."""
 
 
 class ProbeFinding(NamedTuple):
-    """One concept under attack. ``direct`` and ``elsewhere``: the share of the concept (against its anchor) that gets through
-    in the sentences it was solved with and in others; ``pushed``: the same for harmless prompts pushed along the concept's
-    direction; ``margin``: how much longer an embedding must be to bring it back, over the plain model's (None: beyond)."""
+    """One concept under attack.
+
+    Attributes:
+        direct: the share of the concept (against its anchor) that gets through in the sentences it was solved with.
+        elsewhere: the same in other sentences.
+        pushed: the same for harmless prompts pushed along the concept's direction.
+        margin: how much longer an embedding must be to bring the concept back, relative to the plain model; None: beyond
+            measure.
+    """
 
     concept: str
     direct: float
@@ -25,11 +34,22 @@ class ProbeFinding(NamedTuple):
     margin: float | None
 
 
+def phrase_tokens(encode: Encode, erased: Erased) -> tuple[torch.Tensor, torch.Tensor]:
+    """The concept's last token in every sentence, and its anchor's, (n, d) each. An empty anchor has its end token."""
+    concepts, anchors = [], []
+    for sentence, anchored, name in sentences(erased):
+        concept, anchor = encode(sentence, name), encode(anchored, erased.anchor)
+        position = anchor.end - 1 if anchor.end > anchor.start else anchor.stop
+        concepts.append(concept.tokens[concept.end - 1].double())
+        anchors.append(anchor.tokens[position].double())
+    return torch.stack(concepts), torch.stack(anchors)
+
+
 def share_through(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
     """How much of the way from the anchor to the concept is left after the edit, (n,): 1 is all of it, 0 none.
 
-    The part along the unedited difference of the edited keys and values, so that what merely moved elsewhere does not
-    count as the concept.
+    Measures the part along the unedited difference of the keys and values. What merely moved in another direction does
+    not count as the concept.
     """
     before, after = rows - anchors, rows @ T.T - anchors
     along = ((after @ Q) * before).sum(1) / row_energy(before, Q).clamp_min(1e-30)
@@ -37,7 +57,7 @@ def share_through(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, anchors:
 
 
 def share_pushed(T: torch.Tensor, Q: torch.Tensor, neutral: torch.Tensor, direction: torch.Tensor) -> float:
-    """The largest share of a push along the concept's direction that is still there after the edit, over neutral rows (n, d).
+    """The largest share of a push along the concept's direction that is left after the edit, over neutral rows (n, d).
 
     c̃ = n + η·Δ with Δ the mean difference between the concept and its anchor (Ring-A-Bell, eq. 3, in the space of embeddings).
     """
@@ -48,21 +68,22 @@ def share_pushed(T: torch.Tensor, Q: torch.Tensor, neutral: torch.Tensor, direct
 
 
 def attack(
-    name: str, T: torch.Tensor, Q: torch.Tensor, solved: tuple[torch.Tensor, torch.Tensor],
+    name: str,
+    T: torch.Tensor,
+    Q: torch.Tensor,
+    solved: tuple[torch.Tensor, torch.Tensor],
     others: tuple[torch.Tensor, torch.Tensor],
-) -> ProbeFinding:  # fmt: skip
+) -> ProbeFinding:
     """Every attack on one concept: ``solved`` and ``others`` are its rows and their anchors, (n, d) each."""
     C, G = solved
     direct = float(share_through(T, Q, C, G).max())
     elsewhere = float(share_through(T, Q, *others).max()) if len(others[0]) else direct
     neutral = others[1] if len(others[1]) else G
-    one = map_of(None, len(Q))
-    return ProbeFinding(
-        name, direct, elsewhere, share_pushed(T, Q, neutral, (C - G).mean(0)), relative_margin(T, one, Q, C[:4])
-    )
+    pushed = share_pushed(T, Q, neutral, (C - G).mean(0))
+    return ProbeFinding(name, direct, elsewhere, pushed, relative_margin(T, map_of(None, len(Q)), Q, C[:4]))
 
 
-def findings_text(findings: list[ProbeFinding]) -> str:
+def findings_text(findings: Sequence[ProbeFinding]) -> str:
     """The findings for people, the weakest first."""
     lines = ["what gets through (0 % is nothing, 100 % is the unedited model):"]
     for f in sorted(findings, key=lambda f: -max(f.elsewhere, f.pushed)):

@@ -1,23 +1,41 @@
-"""What every solver is given, and what it answers."""
+"""The problem that every solver gets, how it is built from encoded prompts, and the solution."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
 from .lowrank import LowRank
-from .rows import RowPairs
+from .rows import PromptTokens, RowPairs, joined_rows, paired_rows, preserved_rows
+from .spec import Erased, Preserved, preserved_prompts, sentences
+
+_SAME_COSINE = 0.999  # above it a preserved row is an erased one
+
+
+class Encode(Protocol):
+    """A text encoder that turns prompts into token rows. Nothing here knows the model behind it."""
+
+    def __call__(self, text: str, phrase: str = "") -> PromptTokens:
+        """One sentence, with the positions of a phrase in it.
+
+        Raises:
+            ValueError: the sentence is too long for one call of the text encoder, or does not contain the phrase.
+        """
+
+    def parts(self, text: str) -> list[PromptTokens]:
+        """A prompt of any length, one entry per call of the text encoder."""
 
 
 class Problem(NamedTuple):
-    """Rows to erase, one set a concept, and rows to keep (m, d) with weights (m,).
+    """Rows to erase, one set per concept, and rows to preserve (m, d) with weights (m,).
 
     ``energy`` is Q = Σ WᵀW over the edited weights, (d, d); without it every direction of the embedding counts the same.
-    ``empty`` is the empty prompt's token rows (positions, d). ``variants`` holds for each concept rows (k, d) of other names and
-    sentences, and for each of them which row of the concept it stands for (k,). ``labels`` says for each kept row which prompt it is of.
+    ``empty`` holds the empty prompt's token rows (positions, d). ``variants`` has two entries per concept: rows (k, d) of
+    its other names and sentences, and the number of the concept's row that each of them varies (k,). ``labels`` names the
+    prompt of each preserved row.
     """
 
     erased: tuple[RowPairs, ...]
@@ -40,11 +58,17 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class SolverSettings:
-    """What a person may turn. None is the solver's own value (``Solver``).
+    """The numbers of Erase Options. None is the solver's own value (``Solver``).
 
-    ``ridge`` is λ of the erasure; ``preserve_weight`` multiplies the weight of everything kept, except in the null space; ``epochs`` and
-    ``regeneration`` (λ of the embedding that brings the concept back) are RECE's; ``neighbours``, ``reach`` and ``seed``
-    RealEra's; ``threshold`` is the null space's.
+    Attributes:
+        ridge: λ of the erasure.
+        preserve_weight: multiplies the weight of everything preserved; the null space ignores it.
+        epochs: how often RECE looks for embeddings that bring the concept back.
+        regeneration: λ of such an embedding (RECE).
+        neighbours: how many neighbours RealEra samples per row.
+        reach: how far RealEra erases; 1 is the distance of the farthest other name or sentence.
+        threshold: below it the null space counts a direction as unused.
+        seed: of RealEra's samples.
     """
 
     ridge: float | None = None
@@ -56,10 +80,15 @@ class SolverSettings:
     threshold: float = 0.1
     seed: int = 0
 
+    def given(self) -> dict[str, float]:
+        """The values that are set, by their keys in saved files (``preserve_weight`` is ``keep`` there)."""
+        values = {"keep" if key == "preserve_weight" else key: value for key, value in vars(self).items()}
+        return {key: value for key, value in values.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Solution:
-    """M of T = I + M with the A of its last solve, and for RECE the regeneration residual before each epoch and at the end."""
+    """M of T = I + M with the A of its last solve; for RECE also the regeneration residual before each epoch and at the end."""
 
     M: LowRank
     A: torch.Tensor
@@ -68,9 +97,96 @@ class Solution:
 
 
 class Solver(NamedTuple):
-    """A way to solve a problem, with its own ridge and weight of what is kept."""
+    """A way to solve a problem, with its own ridge and weight of what is preserved.
+
+    ``every_weight``: its result depends on Q, which then must cover every weight and not a sample of them.
+    """
 
     solve: Callable[[Problem, SolverSettings], Solution]
     ridge: float
     preserve_weight: float
     about: str
+    every_weight: bool = False
+
+
+def problem_of(encode: Encode, concepts: Sequence[Erased], preserved: Sequence[Preserved]) -> Problem:
+    """The problem of the two lists; the empty prompt is always preserved. It has no energy yet.
+
+    Raises:
+        ValueError: a prompt cannot be encoded, a concept equals its anchor, or a preserved prompt equals a concept.
+    """
+    empty = encode("").tokens.double()
+    rows, weights = [empty], [torch.full((len(empty),), 1 / (len(empty) - 1), dtype=torch.float64)]
+    labels = ["the empty prompt"] * len(empty)
+    for prompt, entry in preserved_prompts(preserved):
+        parts = encode.parts(prompt)  # a long prompt weighs as much as a short one
+        for part in parts:
+            row, weight = preserved_rows(part, entry.weight / len(parts), whole=entry.whole)
+            rows.append(row)
+            weights.append(weight)
+            labels += [prompt] * len(row)
+    sets = [_concept_rows(encode, concept) for concept in concepts]
+    erased, variants = tuple(pairs for pairs, _ in sets), tuple(others for _, others in sets)
+    _check_distinct(encode, erased, preserved)
+    return Problem(erased, torch.cat(rows), torch.cat(weights), empty, variants=variants, labels=tuple(labels))
+
+
+def _concept_rows(encode: Encode, erased: Erased) -> tuple[RowPairs, tuple[torch.Tensor, torch.Tensor]]:
+    """All pairs of one concept, and its variants: the last token of the concept in its other sentences and names.
+
+    Raises:
+        ValueError: concept and anchor have the same tokens, so no pair is left.
+    """
+    pairs, last_tokens = [], []
+    for sentence, anchored, name in sentences(erased):
+        concept = encode(sentence, name)
+        pairs.append(paired_rows(concept, encode(anchored, erased.anchor), erased.scope, erased.weight))
+        last_tokens.append(concept.tokens[concept.end - 1].double())
+    rows = joined_rows(pairs)
+    if not len(rows):
+        raise ValueError(
+            f"'{erased.concept}' and its anchor '{erased.anchor}' are the same to this text encoder, so nothing would "
+            "change; name another anchor, or leave it empty."
+        )
+    first = (rows.C - last_tokens[0]).norm(dim=1).argmin()
+    others = torch.stack(last_tokens)[1:] if len(last_tokens) > 1 else rows.C[:0]
+    return rows, (others, first.expand(len(others)))
+
+
+def _check_distinct(encode: Encode, erased: Sequence[RowPairs], preserved: Sequence[Preserved]) -> None:
+    """Refuses a preserved prompt whose last word is, to the model, the concept itself."""
+    encoded = [(prompt, part) for prompt, _ in preserved_prompts(preserved) for part in encode.parts(prompt)]
+    if not encoded:
+        return
+    last = torch.stack([part.tokens[max(part.end - 1, 1)] for _, part in encoded]).double()
+    normalized = torch.nn.functional.normalize
+    cosines = normalized(last, dim=1) @ normalized(joined_rows(erased).C, dim=1).T
+    for (prompt, _), cosine in zip(encoded, cosines.amax(1).tolist(), strict=True):
+        if cosine > _SAME_COSINE:
+            raise ValueError(
+                f"The preserved prompt '{prompt}' is, to this text encoder, the same as a concept that is erased; take it "
+                "out of Preserve Concepts."
+            )
+
+
+def pooled_problem(encode: Encode, concepts: Sequence[Erased], preserved: Sequence[Preserved]) -> Problem:
+    """The same problem for the pooled embedding of whole prompts, one row per prompt.
+
+    Raises:
+        ValueError: the text encoder has no pooled embedding.
+    """
+    sets = []
+    for erased in concepts:
+        for sentence, anchored, name in sentences(erased):
+            concept, anchor = _pooled(encode(sentence, name)), _pooled(encode(anchored, erased.anchor))
+            sets.append(RowPairs(concept[None], anchor[None], torch.full((1,), erased.weight, dtype=torch.float64)))
+    prompts = [("", 1.0), *((prompt, entry.weight) for prompt, entry in preserved_prompts(preserved))]
+    rows = torch.stack([_pooled(encode.parts(prompt)[0]) for prompt, _ in prompts])
+    weights = torch.tensor([weight for _, weight in prompts], dtype=torch.float64)
+    return Problem((joined_rows(sets),), rows, weights, rows[:1].expand(2, -1))
+
+
+def _pooled(prompt: PromptTokens) -> torch.Tensor:
+    if prompt.pooled is None:
+        raise ValueError("This CLIP gives no pooled embedding; switch 'pooled' off.")
+    return prompt.pooled.double()

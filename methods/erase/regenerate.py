@@ -7,7 +7,7 @@ import torch
 from .lowrank import LowRank
 
 MARGIN_SHARE = 0.05
-"""What of the concept's keys and values may be missing, in energy, for it to count as brought back."""
+"""A concept counts as brought back if no more than this share of the energy of its keys and values is missing."""
 _LARGEST_NORM = 1e4
 
 
@@ -20,8 +20,8 @@ def map_of(M: LowRank | None, width: int) -> torch.Tensor:
 def regenerated_rows(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, ridge: float) -> torch.Tensor:
     """For every concept row c (n, d) the c' whose edited keys and values come closest to the unedited ones of c.
 
-    c' = argmin Σ‖W T c' − W c‖² + λ‖c'‖² = (TᵀQT + λI)⁻¹TᵀQ c (RECE, eq. 7, with ΣWᵀW written as Q), for all layers at
-    once and without looking at them again.
+    c' = argmin Σ‖W T c' − W c‖² + λ‖c'‖² = (TᵀQT + λI)⁻¹TᵀQ c (RECE, eq. 7, with ΣWᵀW written as Q). One solve covers all
+    layers.
     """
     TQ = T.T @ Q
     A = TQ @ T + ridge * torch.eye(len(Q), dtype=Q.dtype)
@@ -41,8 +41,8 @@ def row_energy(rows: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
 def margin(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """How much longer than the concept's own embedding one must be to bring the concept back, (n,).
 
-    The smallest ‖c'‖ / ‖c‖ with Σ‖W T c' − W c‖² ≤ 0.05 Σ‖W c‖². An unedited model gives about 0.78 (√0.95 shrunk); an
-    infinite one says that no embedding of up to 10 000 times the norm does.
+    The smallest ‖c'‖ / ‖c‖ with Σ‖W T c' − W c‖² ≤ 0.05 Σ‖W c‖². An unedited model gives about 0.78 (√0.95 shrunk).
+    Infinite: no embedding of up to 10 000 times the norm brings it back.
     """
     values, vectors = torch.linalg.eigh(T.T @ Q @ T)
     values = values.clamp_min(0)
@@ -54,7 +54,7 @@ def margin(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
 
 
 def _margin(values: torch.Tensor, b: torch.Tensor, whole: float, norm: float) -> torch.Tensor:
-    """Bisection over the logarithm of the ridge: with it the answer grows shorter and worse."""
+    """Bisection over the logarithm of the ridge: a larger one gives a shorter embedding that fits worse."""
     scale = float(values.mean())
     low, high = scale * 1e-14, scale * 1e6
 

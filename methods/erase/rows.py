@@ -1,4 +1,4 @@
-"""Rows of text embeddings: which tokens of a concept are moved, where to, and what is held.
+"""Rows of text embeddings: which tokens of a concept move, where to, and which rows are preserved.
 
 Rows lie in the first axis here, (rows, d); the papers write them as columns.
 """
@@ -16,8 +16,11 @@ _SAME = 1e-4  # of the norm: closer pairs would only add rank
 
 
 class PromptTokens(NamedTuple):
-    """An encoded prompt: ``tokens`` (positions, d) with the first token at 0; ``start`` to ``end`` is where the subject
-    stands (end exclusive), ``stop`` the position of the first end token. ``pooled`` is (p,), where the model has one."""
+    """An encoded prompt: ``tokens`` (positions, d), with the start token at position 0.
+
+    The concept's phrase reaches from ``start`` to ``end``, exclusive; ``stop`` is the position of the first end token.
+    ``pooled`` is (p,), for models that have one.
+    """
 
     tokens: torch.Tensor
     start: int
@@ -27,7 +30,7 @@ class PromptTokens(NamedTuple):
 
 
 class RowPairs(NamedTuple):
-    """Rows C (n, d) that shall become G (n, d), with weights (n,)."""
+    """Rows C (n, d) that become G (n, d), with weights (n,)."""
 
     C: torch.Tensor
     G: torch.Tensor
@@ -38,12 +41,12 @@ class RowPairs(NamedTuple):
 
 
 def joined_rows(parts: Sequence[RowPairs]) -> RowPairs:
-    """All rows of several sets."""
+    """All rows of several sets as one set."""
     return RowPairs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def scope_positions(prompt: PromptTokens, scope: str) -> list[int]:
-    """The token positions of a scope. Position 0, the start token of every prompt, is in none of them."""
+    """The token positions of a scope. No scope contains position 0, the start token."""
     last = prompt.end - 1
     count = len(prompt.tokens)
     return {
@@ -57,11 +60,11 @@ def scope_positions(prompt: PromptTokens, scope: str) -> list[int]:
 
 
 def counterpart_position(position: int, concept: PromptTokens, anchor: PromptTokens) -> int:
-    """Where in the anchor's sentence the token of the same role stands, never at 0.
+    """The position of the token with the same role in the anchor's sentence, never 0.
 
-    Subject tokens pair by relative position and clamp at the anchor's last one; what follows keeps its distance from the
-    subject's end, until the end token, and from there its distance from the end token. A subject that the anchor lacks
-    pairs with the anchor's token at the same place, which is its end token or padding.
+    Phrase tokens pair by relative position, at most with the anchor's last one. Words after the phrase keep their distance
+    from its end; the end token and padding keep their distance from the end token. Where the anchor is empty, the phrase
+    pairs with the anchor's tokens at the same positions, which are its end token and padding.
     """
     if position < concept.start:
         return max(1, min(position, anchor.start))
@@ -75,9 +78,11 @@ def counterpart_position(position: int, concept: PromptTokens, anchor: PromptTok
 
 
 def paired_rows(concept: PromptTokens, anchor: PromptTokens, scope: str, weight: float) -> RowPairs:
-    """The rows of one sentence and what they become. ``weight`` is shared by the roles that are there (subject, what follows,
-    end and padding) and in each by its rows, so that a long tail of padding does not count for more than the subject.
-    Pairs that are equal anyway are left out."""
+    """The rows of one sentence and what they become. Equal pairs are left out.
+
+    ``weight`` is divided among the roles that occur (phrase, later words, end and padding), then among the rows of each
+    role. A long tail of padding therefore counts no more than the phrase.
+    """
     here = [p for p in scope_positions(concept, scope) if p > 0]
     there = [counterpart_position(p, concept, anchor) for p in here]
     C, G = concept.tokens[here].double(), anchor.tokens[there].double()
@@ -88,8 +93,11 @@ def paired_rows(concept: PromptTokens, anchor: PromptTokens, scope: str, weight:
 
 
 def preserved_rows(prompt: PromptTokens, weight: float, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (n, d) of a prompt that must not move, and their weights (n,): the last word and the end token, or all but the
-    start token, where words and padding share the weight evenly."""
+    """Rows (n, d) of a prompt that must not move, and their weights (n,).
+
+    They are the last word and the end token, or (``whole``) all but the start token; words and padding share the weight
+    evenly.
+    """
     words = list(range(1, prompt.stop)) if whole else [max(prompt.end - 1, 1)] * (prompt.stop > 1)
     ends = list(range(prompt.stop, len(prompt.tokens))) if whole else [prompt.stop]
     parts = [part for part in (words, ends) if part]

@@ -33,7 +33,7 @@ def uce(
     ridge: float,
     statistics: torch.Tensor | None = None,
 ) -> LowRank:
-    """M of T = I + M that takes each erased row to its anchor and preserves the others (UCE, 2308.14761, eq. 7).
+    """M of T = I + M that takes each erased row to its anchor and preserves other rows (UCE, 2308.14761, eq. 7).
 
     Minimises Σ s‖W(Tc − g)‖² + Σ w‖W(T − I)p‖² + λ‖W(T − I)‖² for every W at once; in delta form
     M = Σ s(g − c)cᵀ · A⁻¹ with A = λI + Σ s·ccᵀ + Σ w·ppᵀ, so that equal rows and an empty list change exactly nothing.

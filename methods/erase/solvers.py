@@ -28,33 +28,37 @@ def _uce(problem: Problem, settings: SolverSettings) -> Solution:
 
 SOLVERS: dict[str, Solver] = {
     "uce": Solver(_uce, 0.5, 1.0, "one solve (UCE)"),
-    # rece's weight of what is preserved: at 10 learned words bring the concept back far oftener, below 6 kept concepts suffer
+    # rece's weight of what is preserved: at 10 learned words bring the concept back far oftener, below 6 preserved ones suffer
     "rece": Solver(
         rece.cumulative, 0.1, 6.0, "also erases what would bring the concept back (RECE, all epochs together)"
     ),
     "rece-sequential": Solver(rece.sequential, 0.1, 0.1, "RECE epoch on epoch, as published"),
     "realera": Solver(realera, 0.5, 1.0, "also erases the concept's neighbourhood (RealEra-style)"),
-    "null-space": Solver(null_space, 0.05, 1.0, "changes only what the kept prompts do not use, for many concepts"),
+    "null-space": Solver(
+        null_space, 0.05, 1.0, "changes only what the preserved prompts do not use, for many concepts"
+    ),
 }
 """Adding a solver: a function (Problem, SolverSettings) -> Solution and a line here; the tests run over the registry."""
 
 
-def _nothing(d: int) -> Solution:
-    """Where every concept is its anchor exactly nothing changes, with any solver: what rece finds in later epochs and what
-    lies round the concept would not go to themselves."""
+def _zero_solution(d: int) -> Solution:
+    """M = 0, exactly, for any solver: every concept equals its anchor.
+
+    Without this, what rece finds in later epochs and the neighbours of the concept would still move.
+    """
     none = torch.zeros(d, 0, dtype=torch.float64)
     return Solution(LowRank(none, none.T), torch.eye(d, dtype=torch.float64))
 
 
 def solve(name: str, problem: Problem, settings: SolverSettings = SolverSettings()) -> Solution:  # noqa: B008  frozen
-    """Solves with the named solver; values the settings leave open are the solver's own.
+    """Solves with the named solver. Settings that are None take the solver's own values.
 
     Raises:
-        ValueError: there is no such solver, or nothing to erase is left.
+        ValueError: there is no such solver.
     """
     solver = chosen(SOLVERS, name, "solver")
     if problem.erased and not any((r.C != r.G).any() for r in problem.erased):
-        return _nothing(problem.width)
+        return _zero_solution(problem.width)
     ridge = solver.ridge if settings.ridge is None else settings.ridge
     preserve_weight = solver.preserve_weight if settings.preserve_weight is None else settings.preserve_weight
     return solver.solve(problem, replace(settings, ridge=ridge, preserve_weight=preserve_weight))

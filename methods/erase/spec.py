@@ -1,4 +1,4 @@
-"""What to erase and what to keep, as it travels on wires: linked lists, newest first."""
+"""What to erase and what to preserve, as it travels on wires: linked lists, newest first."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..choices import check_choice
 from ..linked_list import in_order
+from .records import ErasedRecord, PreservedRecord
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
@@ -27,7 +28,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "artist": ("{}", "painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
     "unsafe words": ("{}", "a photo of {}", "an image of {}", "a person, {}"),
 }
-"""Sentences a concept is put into before it is erased (UCE, 2308.14761, sec. 4): in prompts it never stands alone."""
+"""Sentences a concept is erased in (UCE, 2308.14761, sec. 4): prompts rarely consist of the bare word."""
 
 UNSAFE_WORDS = (
     "hate", "harassment", "violence", "suffering", "humiliation", "harm", "suicide", "sexual", "nudity", "bodily fluids",
@@ -39,12 +40,14 @@ LAST, SPAN, SPAN_TO_END, FIRST_END, ENDS, ALL = (
     "last subject token", "subject", "subject to end", "first end token", "end tokens", "all",
 )  # fmt: skip
 SCOPES = (SPAN_TO_END, LAST, SPAN, FIRST_END, ENDS, ALL)
-"""Which token rows of a prompt are erased. The first token of every prompt never is."""
+"""Which token rows of a prompt are erased. The start token never is."""
 
 
 class Erased(NamedTuple):
-    """One concept to erase, after those in ``previous``. An empty ``anchor`` means: nothing in its place. ``names`` are what
-    else it is called."""
+    """One concept to erase, after those in ``previous``.
+
+    An empty ``anchor`` leaves the concept out of the sentence. ``names`` are other words for the concept.
+    """
 
     concept: str
     anchor: str
@@ -58,9 +61,21 @@ class Erased(NamedTuple):
         """All concepts of the list, first to last."""
         return in_order(self)
 
+    def record(self) -> ErasedRecord:
+        """This entry as files hold it."""
+        return {
+            "concept": self.concept,
+            "anchor": self.anchor,
+            "templates": self.templates,
+            "scope": self.scope,
+            "weight": self.weight,
+            "names": self.names,
+            "previous": None,
+        }
+
 
 class Preserved(NamedTuple):
-    """Prompts that must not move. ``whole`` keeps every token of them, else only the last word and the end."""
+    """Prompts that must not move. ``whole`` preserves every token of them, else only the last word and the end token."""
 
     prompts: tuple[str, ...]
     weight: float
@@ -71,23 +86,38 @@ class Preserved(NamedTuple):
         """All entries of the list, first to last."""
         return in_order(self)
 
+    def record(self) -> PreservedRecord:
+        """This entry as files hold it."""
+        return {"prompts": self.prompts, "weight": self.weight, "whole": self.whole, "previous": None}
+
 
 class Sentence(NamedTuple):
-    """One sentence of a concept, the same with its anchor, and the name it calls the concept by."""
+    """One sentence of a concept, the same with its anchor, and the name it uses for the concept."""
 
     text: str
     anchored: str
     name: str
 
 
+def erased_of(record: ErasedRecord) -> Erased:
+    """The concept of a file's entry."""
+    templates, names = tuple(record["templates"]), tuple(record["names"])
+    return Erased(record["concept"], record["anchor"], templates, record["scope"], record["weight"], names)
+
+
+def preserved_prompts(entries: Sequence[Preserved]) -> list[tuple[str, Preserved]]:
+    """Every preserved prompt, first to last, with the entry it belongs to."""
+    return [(prompt, entry) for entry in entries for prompt in entry.prompts]
+
+
 def sentences(erased: Erased) -> list[Sentence]:
-    """Every name of a concept in every template; an empty anchor leaves the concept out."""
+    """Every name of a concept in every template, with the same sentence about its anchor."""
     names = (erased.concept, *erased.names)
     return [Sentence(filled_template(t, n), _without(t, erased.anchor), n) for n in names for t in erased.templates]
 
 
 def filled_template(template: str, name: str) -> str:
-    """The sentence with the name in its place; other brackets are words like any others."""
+    """The sentence with the name filled in. Only ``{}`` is replaced; other brackets are ordinary words."""
     return template.replace("{}", name)
 
 
@@ -106,33 +136,46 @@ def check_erased(erased: Erased) -> None:
         raise ValueError("There is no concept to erase; write the word or name to take out of the model.")
     if concept.lower() == anchor.lower():
         raise ValueError(
-            f"The anchor is the concept itself ('{concept}'), so nothing would change; name what it shall become, or leave "
-            "the anchor empty."
+            f"The anchor is the concept itself ('{concept}'), so nothing would change; name another anchor, or "
+            "leave it empty."
         )
     check_choice(SCOPES, erased.scope, "scope")
     if not erased.templates:
-        raise ValueError("There is no template; use '{}' for the bare word.")
+        raise ValueError("There is no template; add '{}' for the bare word.")
     for template in erased.templates:
         if template.count("{}") != 1:
             raise ValueError(f"The template '{template}' needs one {{}} where the concept goes.")
 
 
-def check_preserved(concepts: Sequence[Erased], kept: Sequence[Preserved]) -> None:
-    """Refuses lists that ask for both.
+def check_preserved(concepts: Sequence[Erased], preserved: Sequence[Preserved]) -> None:
+    """Refuses lists that contradict each other.
 
     Raises:
         ValueError: a preserved prompt names a concept that is erased, or an anchor is erased itself.
     """
     erased = {name.strip().lower() for c in concepts for name in (c.concept, *c.names)}
-    for prompt in (p for entry in kept for p in entry.prompts):
+    for prompt, _ in preserved_prompts(preserved):
         for name in erased:
             if re.search(rf"\b{re.escape(name)}\b", prompt.lower()):
                 raise ValueError(
-                    f"'{prompt}' is to be preserved and '{name}' is to be erased, which is the same; take it out of one of the "
-                    "two lists."
+                    f"'{prompt}' is to be preserved and '{name}' is to be erased, which is the same; take it out of one of "
+                    "the two lists."
                 )
     for concept in concepts:
         if concept.anchor.strip().lower() in erased:
             raise ValueError(
-                f"'{concept.concept}' shall become '{concept.anchor.strip()}', which is erased too; name an anchor that stays."
+                f"'{concept.concept}' becomes '{concept.anchor.strip()}', which is erased too; name an anchor that is not erased."
             )
+
+
+def checked_lists(erased: Erased | None, preserved: Preserved | None) -> tuple[list[Erased], list[Preserved]]:
+    """Both lists, first to last, without contradictions.
+
+    Raises:
+        ValueError: an entry cannot be used, or the lists contradict each other.
+    """
+    concepts, entries = in_order(erased), in_order(preserved)
+    for concept in concepts:
+        check_erased(concept)
+    check_preserved(concepts, entries)
+    return concepts, entries

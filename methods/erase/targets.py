@@ -9,10 +9,10 @@ _CROSS = re.compile(r"^diffusion_model\..*\.attn2\.to_([kv])\.weight$")
 
 
 def reaches(key: str, targets: Iterable[str], blocks: str = "") -> bool:
-    """Whether an edit of the text embedding goes to this weight: a cross-attention's ``k`` or ``v``, in those blocks.
+    """Whether an edit of the text embedding changes this weight: a cross-attention's ``k`` or ``v``, in those blocks.
 
     Args:
-        blocks: a regular expression searched in the key; empty is every block.
+        blocks: a regular expression searched in the key; empty means every block.
     """
     found = _CROSS.match(key)
     return bool(found and found[1] in targets and re.search(blocks, key))

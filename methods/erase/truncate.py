@@ -1,4 +1,4 @@
-"""Fewer ranks for an edit of many rows, losing least where the data is."""
+"""Fewer ranks for an edit of many rows, with the least loss where the data lies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AUTOMATIC, WHOLE = -1, 0
 
 
 class Truncated(NamedTuple):
-    """The shorter matrix and the share of its weighted energy that was given up."""
+    """The shorter matrix, and the share of its weighted energy that is lost."""
 
     M: LowRank
     lost: float
@@ -25,9 +25,9 @@ class Truncated(NamedTuple):
 def truncate(
     M: LowRank, A: torch.Tensor, Q: torch.Tensor, loss: float = LOSS, cap: int = CAP, rank: int | None = None
 ) -> Truncated:
-    """The M of least rank that answers the data nearly as the full one: min Σ‖W(M − Mᵣ)A^½‖.
+    """The M of least rank that acts on the data nearly as the full one: min Σ‖W(M − Mᵣ)A^½‖.
 
-    With Q = RᵀR and A = LLᵀ this is an ordinary SVD of R·M·L. Unweighted, the same rank keeps what no prompt ever uses.
+    With Q = RᵀR and A = LLᵀ this is an ordinary SVD of R·M·L. An unweighted SVD would keep directions that no prompt uses.
 
     Args:
         A: the solve's λI + Σ s·ccᵀ + Σ w·ppᵀ, (d, d), positive definite.
@@ -42,22 +42,22 @@ def truncate(
     U, values, Vh = torch.linalg.svd(left_rest @ right_rest.T)
     U, Vh = left @ U, Vh @ right.T
     shares = values.square().cumsum(0) / values.square().sum().clamp_min(1e-300)
-    wanted = rank if rank is not None else int((1 - shares > loss**2).sum()) + 1
-    r = max(1, min(wanted, cap if rank is None else wanted, M.rank))
+    target = rank if rank is not None else int((1 - shares > loss**2).sum()) + 1
+    r = max(1, min(target, cap if rank is None else target, M.rank))
     up = torch.linalg.solve_triangular(R, U[:, :r] * values[:r], upper=True)
     down = torch.linalg.solve_triangular(L.T, Vh[:r].T, upper=True).T
     return Truncated(LowRank(up.contiguous(), down.contiguous()), float((1 - shares[r - 1]).clamp_min(0).sqrt()))
 
 
 def _root(matrix: torch.Tensor) -> torch.Tensor:
-    """The lower Cholesky factor; a matrix that is only semi-definite gets a little of the identity."""
+    """The lower Cholesky factor. A little of the identity is added, for matrices that are only semi-definite."""
     matrix = matrix.double()
     little = 1e-10 * float(matrix.diagonal().mean()) * torch.eye(len(matrix), dtype=matrix.dtype)
     return torch.linalg.cholesky(matrix + little)
 
 
 def shortened_solution(solution: Solution, Q: torch.Tensor, rank: int) -> Truncated:
-    """A solution's M with at most ``rank`` ranks, or as few as hardly matter (``AUTOMATIC``), or as it is (``WHOLE``)."""
+    """A solution's M with at most ``rank`` ranks, without those that hardly matter (``AUTOMATIC``), or unchanged (``WHOLE``)."""
     if rank == WHOLE or solution.M.rank == 0:
         return Truncated(solution.M, 0.0)
     return truncate(solution.M, solution.A, Q, rank=None if rank == AUTOMATIC else rank)

@@ -15,7 +15,7 @@ from ...methods.erase.edit import Edit
 from ...methods.erase.report import report_text
 from ...methods.erase.trained import BUDGETS, METHODS
 from ..wires import Edits, EraseList, PreserveList, TrainingOptions
-from .solve import CATEGORY, shown
+from .shared import CATEGORY, report_preview
 
 CELL = 8  # px a latent cell covers where no VAE says otherwise: SD 1, SD 2, SDXL
 
@@ -139,7 +139,7 @@ class ConceptsTrainErasure(io.ComfyNode):
         edit, trained = train_erasure(model, clip, concepts, kept, request, latents)
         report = report_text(edit.report, edit.spec)
         pictures = _pictures(trained, height, width)
-        return io.NodeOutput(edit, report, *pictures, ui=shown(report, pictures[0], cls))
+        return io.NodeOutput(edit, report, *pictures, ui=report_preview(report, pictures[0], cls))
 
 
 class ConceptsUnlearnInTextEncoder(io.ComfyNode):
@@ -189,7 +189,9 @@ class ConceptsUnlearnInTextEncoder(io.ComfyNode):
         edit, trained = unlearn_in_text(model, clip, concepts, kept, request, latents)
         report = report_text(edit.report, edit.spec)
         pictures = _pictures(trained, height, width)
-        return io.NodeOutput(apply_to_clip(clip, edit), edit, report, *pictures, ui=shown(report, pictures[0], cls))
+        return io.NodeOutput(
+            apply_to_clip(clip, edit), edit, report, *pictures, ui=report_preview(report, pictures[0], cls)
+        )
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (ConceptsTrainErasure, ConceptsUnlearnInTextEncoder)

@@ -11,7 +11,7 @@ from ...host.lora.adapters import PLACES
 from ...host.schema import schema
 from ...methods.choices import chosen
 from ..wires import TrainingOptions
-from .solve import CATEGORY
+from .shared import CATEGORY
 
 ON_CANCEL = {"keep what is learned": True, "stop the run": False}
 

@@ -13,14 +13,15 @@ import pytest
 import torch
 from comfyui_concepts.host.erase import apply as erase_apply
 from comfyui_concepts.host.erase import export as erase_export
-from comfyui_concepts.host.erase import solve as erase_solve
 from comfyui_concepts.host.erase import weights as erase_weights
 from comfyui_concepts.host.erase.apply import AUTOMATIC, FULL, TEXT, WEIGHTS, apply_edit, change_conditioning
 from comfyui_concepts.host.erase.probe import probe
 from comfyui_concepts.host.erase.solve import solve_erasure
 from comfyui_concepts.host.lora.export import STYLES
+from comfyui_concepts.host.text.tokens import PromptEncoder
 from comfyui_concepts.methods.erase.edit import Edit
 from comfyui_concepts.methods.erase.edit_file import save_edit
+from comfyui_concepts.methods.erase.fingerprint import clip_fingerprint, fingerprints_differ
 from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.spec import LAST, SPAN_TO_END, TEMPLATES, Erased, Preserved
 from safetensors.torch import load_file
@@ -317,9 +318,9 @@ def test_lists_that_make_no_sense_are_refused(demo_model, concepts, kept, senten
 
 def test_what_does_not_fit_the_model_is_refused(new_model, demo_model):
     _, clip, _ = demo_model
-    with pytest.raises(ValueError, match=r"CLIP makes text embeddings of width 128 and the MODEL reads width 32"):
+    with pytest.raises(ValueError, match=r"CLIP makes text embeddings of width 128 and this MODEL reads width 32"):
         solve_erasure(new_model(), clip, erase("cat"), None)
-    with pytest.raises(ValueError, match=r"for text embeddings of width 64 and this model reads width 32"):
+    with pytest.raises(ValueError, match=r"for text embeddings of width 64 and this MODEL reads width 32"):
         apply_edit(new_model(), an_edit(64))
     with pytest.raises(ValueError, match=r"width 64 and this conditioning has width 32"):
         change_conditioning([[a_context(), {}]], an_edit(64))
@@ -344,9 +345,7 @@ def test_another_checkpoint_and_another_clip_skip_are_noticed(new_model, demo_mo
     assert not caplog.records
     skipped = clip.clone()
     skipped.clip_layer(-2)
-    assert erase_weights.fingerprints_differ(
-        cat_edit.clip, erase_solve.clip_fingerprint(erase_solve.PromptEncoder(skipped))
-    )
+    assert fingerprints_differ(cat_edit.clip, clip_fingerprint(PromptEncoder(skipped)))
     with pytest.raises(ValueError, match=r"another text encoder or another CLIP skip"):
         probe(model, skipped, cat_edit)
 

@@ -14,6 +14,7 @@ from comfyui_concepts.host.erase import probe as erase_probe
 from comfyui_concepts.host.erase import solve as erase_solve
 from comfyui_concepts.host.erase import weights as erase_weights
 from comfyui_concepts.host.erase.solve import SolveRequest, solve_erasure
+from comfyui_concepts.host.text.tokens import PromptEncoder
 from comfyui_concepts.methods.erase.problem import SolverSettings
 from comfyui_concepts.methods.erase.report import report_text
 from comfyui_concepts.methods.erase.spec import LAST, Erased, Preserved
@@ -38,13 +39,13 @@ def test_the_weights_a_report_is_made_of_are_keys_and_values_alike(count):
 def test_solving_and_probing_read_keys_and_values_of_a_model_with_32(new_model, monkeypatch):
     model, encode, read = new_model(sd15=True), RandomEncoder(24), []
 
-    def energy(model, keys, progress=None):
+    def weight_energy(model, keys, progress=None):
         read.append("".join(key[-8] for key in keys))
-        return erase_weights.energy(model, keys, progress)
+        return erase_weights.weight_energy(model, keys, progress)
 
     assert len(erase_weights.text_keys(model, ("k", "v"))) == 32
-    monkeypatch.setattr(erase_solve, "energy", energy)
-    monkeypatch.setattr(erase_probe, "energy", energy)
+    monkeypatch.setattr(erase_solve, "weight_energy", weight_energy)
+    monkeypatch.setattr(erase_probe, "weight_energy", weight_energy)
     monkeypatch.setattr(erase_probe, "PromptEncoder", lambda clip: encode)
     edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), Preserved(("a fox",), 1.0), SolveRequest(), encode)
     erase_probe.probe(model, NO_CLIP, edit)
@@ -76,7 +77,7 @@ def test_an_edit_for_another_clip_skip_is_refused_where_it_is_applied_and_where_
 @pytest.mark.parametrize("solver", ["uce", "null-space"])
 def test_the_pooled_embedding_goes_to_its_anchor_too_and_the_report_says_so(demo_model, solver):
     model, clip, _ = demo_model
-    encode = erase_solve.PromptEncoder(clip)
+    encode = PromptEncoder(clip)
     listed, kept = erase("cat", "dog", templates=("a {}",)), Preserved(("a fox", "a house"), 1.0)
     edit = solve_erasure(model, clip, listed, kept, SolveRequest(solver, pooled=True), encode)
     assert edit.pooled.width == encode("").pooled.shape[-1]
@@ -96,7 +97,7 @@ def test_the_pooled_embedding_goes_to_its_anchor_too_and_the_report_says_so(demo
 def test_the_threshold_of_the_null_space_holds_for_the_pooled_embedding(demo_model):
     """Almost nothing counts as unused with the smallest one, so that all that is kept stays exactly; a large one lets it move."""
     model, clip, _ = demo_model
-    encode, moved = erase_solve.PromptEncoder(clip), []
+    encode, moved = PromptEncoder(clip), []
     kept = Preserved(("a fox", "a house", "a tree", "a car", "a bus", "the moon"), 1.0)
     for threshold in (1e-6, 10.0):
         request = SolveRequest("null-space", SolverSettings(threshold=threshold), pooled=True)
@@ -151,7 +152,7 @@ def test_weights_on_a_device_without_float64_are_summed_on_the_cpu(monkeypatch):
     weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     read = [("a", weight.as_subclass(_WithoutFloat64))] * 2
     monkeypatch.setattr(erase_weights, "effective_weights", lambda model, keys: iter(read))
-    made = erase_weights.energy(None, ["a", "a"])
+    made = erase_weights.weight_energy(None, ["a", "a"])
     assert made.dtype == torch.float64
     torch.testing.assert_close(made, 2 * (weight.T @ weight).double())
 

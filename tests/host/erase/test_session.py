@@ -370,7 +370,9 @@ def test_a_clip_of_another_width_is_refused(new_model):
         def encode_from_tokens_scheduled(self, text):
             return [[torch.zeros(1, 7, 48), {}]]
 
-    with pytest.raises(ValueError, match=r"width 32 and the CLIP makes them 48.*belongs to the model"):
+    with pytest.raises(
+        ValueError, match=r"CLIP makes text embeddings of width 48 and this MODEL reads width 32.*same checkpoint"
+    ):
         train_unet(new_model("EPS"), Wider(), _plan())
 
 

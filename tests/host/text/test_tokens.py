@@ -10,8 +10,9 @@ import comfy.text_encoders.sd2_clip
 import comfy.text_encoders.sd3_clip
 import pytest
 import torch
-from comfyui_concepts.host.erase.solve import PromptEncoder, SolveRequest, _problem, solve_erasure
-from comfyui_concepts.host.text.tokens import SECTION, encode_parts, encode_prompt
+from comfyui_concepts.host.erase.solve import SolveRequest, solve_erasure
+from comfyui_concepts.host.text.tokens import SECTION, PromptEncoder, encode_parts, encode_prompt
+from comfyui_concepts.methods.erase.problem import problem_of
 from comfyui_concepts.methods.erase.spec import LAST, Erased, Preserved
 from safetensors.torch import save_file
 
@@ -119,7 +120,7 @@ def test_a_long_prompt_is_a_part_a_call_each_with_its_own_start_and_end(demo_mod
 def test_a_long_prompt_is_preserved_and_weighs_as_much_as_a_short_one(demo_model, whole):
     model, clip, _ = demo_model
     long = LONG.replace("cat", "tree")
-    problem = _problem(PromptEncoder(clip), [erase("cat", "dog")], [Preserved(("a fox", long), 2.0, whole)])
+    problem = problem_of(PromptEncoder(clip), [erase("cat", "dog")], [Preserved(("a fox", long), 2.0, whole)])
     of = {name: torch.tensor([label == name for label in problem.labels]) for name in ("a fox", long)}
     assert [float(problem.preserved_weights[rows].sum()) for rows in of.values()] == pytest.approx([2.0, 2.0])
     starts = torch.stack([part.tokens[0] for part in encode_parts(clip, long)]).double()

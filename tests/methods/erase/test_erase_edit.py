@@ -44,7 +44,7 @@ def test_files_that_are_no_edit_are_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(2)}, tmp_path / "lora.safetensors")
-    with pytest.raises(ValueError, match=r"is no edit.*Load LoRA"):
+    with pytest.raises(ValueError, match=r"is not an edit.*Load LoRA"):
         edit_file.load_edit(tmp_path / "lora.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"not a file")
     with pytest.raises(ValueError, match=r"bad\.safetensors cannot be read"):

@@ -12,6 +12,7 @@ from comfyui_concepts.methods.erase.report import PROMISE, report_picture, repor
 from comfyui_concepts.methods.erase.solvers import SOLVERS
 from comfyui_concepts.methods.erase.spec import LAST, TEMPLATES, UNSAFE_WORDS
 from comfyui_concepts.nodes.erase import apply as erase_apply
+from comfyui_concepts.nodes.erase import concepts as erase_concepts
 from comfyui_concepts.nodes.erase import files as erase_files
 from comfyui_concepts.nodes.erase import solve as erase
 
@@ -20,11 +21,11 @@ TRAINED_SPEC = {"solver": "ESD", "budget": "draft", "seed": 0, "concepts": [{"co
 
 
 def _concepts(concept="cat", anchor="dog", templates="object", scope=LAST, names="", previous=None):
-    return erase.ConceptsEraseConcept.execute(concept, anchor, templates, scope, 1.0, names, previous).args[0]
+    return erase_concepts.ConceptsEraseConcept.execute(concept, anchor, templates, scope, 1.0, names, previous).args[0]
 
 
 def _kept(prompts="a fox; a panda"):
-    return erase.ConceptsPreserveConcepts.execute(prompts, 1.0, "last word and end").args[0]
+    return erase_concepts.ConceptsPreserveConcepts.execute(prompts, 1.0, "last word and end").args[0]
 
 
 def _solve(model, clip, concepts=None, solver="uce", projections="keys and values", options=None):
@@ -199,5 +200,5 @@ def test_a_probe_reads_its_sentences_and_refuses_what_it_cannot_probe(demo_model
     assert PROMISE in report
     with pytest.raises(ValueError, match=r"needs one \{\}"):
         erase_files.ConceptsProbeErasure.execute(model, clip, edit, "no place for it")
-    with pytest.raises(ValueError, match=r"Only edits solved in closed form"):
+    with pytest.raises(ValueError, match=r"only edits solved in closed form"):
         erase_files.ConceptsProbeErasure.execute(model, clip, Edit(), "{}")

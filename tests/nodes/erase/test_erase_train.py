@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfyui_concepts.nodes.erase.solve import ConceptsEraseConcept
+from comfyui_concepts.nodes.erase.concepts import ConceptsEraseConcept
 from comfyui_concepts.nodes.erase.train import ConceptsTrainErasure, ConceptsUnlearnInTextEncoder
 from comfyui_concepts.nodes.erase.train_options import ConceptsTrainOptions, ConceptsTrainStates
 

@@ -1,0 +1,20 @@
+"""What the nodes of erasure share: their menu, how they read lists of text, and how they show a report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+CATEGORY = "concepts/erase"
+
+
+def listed_texts(text: str) -> tuple[str, ...]:
+    """Words or prompts, one per line or separated by semicolons; empty ones are left out."""
+    return tuple(part.strip() for line in text.splitlines() for part in line.split(";") if part.strip())
+
+
+def report_preview(report: str, pictures: torch.Tensor, cls: type[io.ComfyNode]) -> dict[str, Any]:
+    """A report and its pictures, as the node itself shows them."""
+    return ui.PreviewText(report).as_dict() | ui.PreviewImage(pictures, cls=cls).as_dict()
