@@ -33,10 +33,11 @@ def apply_edit(model: ModelPatcher, edit: Edit, strength: float = 1.0, delivery:
     """A clone of the model with the edit. The given model and the loaded weights stay as they are.
 
     Args:
-        delivery: ``weights`` patches every key and value projection with the exact low-rank difference. ``full weights``
-            patches the difference itself, for programs that read patches. ``text`` changes the embedding before the
-            projections: no storage format rounds it, and LoRAs loaded later cannot undo it. ``automatic`` is ``text`` for
-            fp8 and quantised weights, else ``weights``; it is also ``weights`` where trained layers read the text.
+        delivery: ``weights`` patches every key and value projection with the exact low-rank difference. ``full
+            weights`` patches the difference itself, for programs that read patches. ``text`` changes the embedding
+            before the projections: no storage format rounds it, and LoRAs loaded later cannot undo it. ``automatic`` is
+            ``text`` for fp8 and quantised weights, else ``weights``; it is also ``weights`` where trained layers read
+            the text.
 
     Raises:
         ValueError: the edit does not fit the model, or cannot be delivered in this way.
@@ -76,14 +77,15 @@ def apply_to_clip(clip: CLIP, edit: Edit, strength: float = 1.0) -> CLIP:
 
 
 def _check_clip_skip(edit: Edit, clip: CLIP) -> None:
-    """Raises if the CLIP skip differs. Another LoRA or edit on the same text encoder only logs a warning: the edit still
-    mostly works."""
+    """Raises if the CLIP skip differs. Another LoRA or edit on the same text encoder only logs a warning: the edit
+    still mostly works."""
     made, encode = edit.specs()[0], PromptEncoder(clip)
     if "clip_skip" not in made or made["clip_skip"] != clip.layer_idx:
         check_same_clip(edit, encode)
     elif edit.clip and fingerprints_differ(edit.clip, clip_fingerprint(encode)):
         log.warning(
-            "The text encoder is not quite the one the edit was made with (it has a LoRA or another edit); it erases less."
+            "The text encoder is not quite the one the edit was made with (it has a LoRA or another edit); it erases "
+            "less."
         )
 
 
@@ -100,8 +102,8 @@ def _by_text(model: ModelPatcher, edit: Edit, delivery: str) -> bool:
     mixed = _trains_text_readers(edit)
     if delivery == TEXT and mixed:
         raise ValueError(
-            "This edit changes the text and also trains weights that read it, and these were trained for the unedited text; "
-            "choose the delivery 'weights' or 'automatic'."
+            "This edit changes the text and also trains weights that read it, and these were trained for the unedited "
+            "text; choose the delivery 'weights' or 'automatic'."
         )
     has_text = edit.text is not None or edit.pooled is not None
     return delivery == TEXT or (delivery == AUTOMATIC and has_text and not mixed and _stored_coarsely(model, edit))
@@ -124,8 +126,8 @@ def _warn_about(model: ModelPatcher, edit: Edit, by_text: bool) -> None:
         )
     if edit.base and (solved or trained) and fingerprints_differ(edit.base, base_fingerprint(model)):
         log.warning(
-            "The edit was made on another checkpoint than this one. Fine-tunes of one family share their text space, so it "
-            "mostly works; make it again if the concept comes through."
+            "The edit was made on another checkpoint than this one. Fine-tunes of one family share their text space, "
+            "so it mostly works; make it again if the concept comes through."
         )
 
 
@@ -140,8 +142,8 @@ def _add_patches(patcher: ModelPatcher | CLIP, patches: Mapping[object, object],
     taken = patcher.add_patches(patches, strength) if patches else ()
     if missing := set(patches) - set(taken):
         raise ValueError(
-            f"{len(missing)} of {len(patches)} weights of the edit do not exist here (such as '{min(map(str, missing))}'); it "
-            "was made for another kind of model."
+            f"{len(missing)} of {len(patches)} weights of the edit do not exist here (such as "
+            f"'{min(map(str, missing))}'); it was made for another kind of model."
         )
 
 
@@ -156,8 +158,8 @@ def change_conditioning(conditioning: Conditioning, edit: Edit, strength: float 
     for tokens, values in conditioning:
         if edit.width is not None and tokens.shape[-1] != edit.width:
             raise ValueError(
-                f"The edit is for text embeddings of width {edit.width} and this conditioning has width {tokens.shape[-1]}; "
-                "encode the prompt with the CLIP the edit was solved with."
+                f"The edit is for text embeddings of width {edit.width} and this conditioning has width "
+                f"{tokens.shape[-1]}; encode the prompt with the CLIP the edit was solved with."
             )
         values, pooled = dict(values), values.get("pooled_output")
         if edit.pooled is not None and pooled is not None:
@@ -169,7 +171,8 @@ def change_conditioning(conditioning: Conditioning, edit: Edit, strength: float 
 def _check_reaches_conditioning(edit: Edit) -> None:
     if edit.layers or edit.diffs:
         raise ValueError(
-            "This edit was trained and changes single weights, so it cannot be put into a conditioning; connect a MODEL."
+            "This edit was trained and changes single weights, so it cannot be put into a conditioning; connect a "
+            "MODEL."
         )
     if edit.targets != KEYS_AND_VALUES or edit.blocks:
         raise ValueError(

@@ -37,14 +37,14 @@ def text_keys(model: ModelPatcher, targets: Sequence[str], blocks: str = "") -> 
         name = type(model.model.diffusion_model).__name__
         where = f" in blocks that match '{blocks}'" if blocks else ""
         raise ValueError(
-            f"This model ({name}) has no cross-attention that reads the prompt{where}, which closed-form erasure changes; use "
-            "a model of the SD 1, SD 2 or SDXL families."
+            f"This model ({name}) has no cross-attention that reads the prompt{where}, which closed-form erasure "
+            "changes; use a model of the SD 1, SD 2 or SDXL families."
         )
     return keys
 
 
 def sampled_keys(keys: Sequence[str]) -> list[str]:
-    """About ``SAMPLE`` of these keys, spread over the model. Keys and values alternate in a model's list, so the step is odd."""
+    """About ``SAMPLE`` of these keys, spread over the model. The step is odd, since keys and values alternate."""
     return list(keys[:: max(1, len(keys) // SAMPLE) | 1])
 
 
@@ -117,7 +117,7 @@ def effective_weights(model: ModelPatcher, keys: Sequence[str]) -> Iterator[tupl
 
 
 def probed_weight(model: ModelPatcher, key: str) -> torch.Tensor:
-    """The weight of a layer that only the layer can read (GGUF, other quantisations): its outputs for the unit vectors."""
+    """A weight that only its layer can read (GGUF, other quantisations): the layer's outputs for the unit vectors."""
     comfy.model_management.load_models_gpu([model])
     layer = _layer(model, key)
     one = torch.eye(layer.in_features, device=model.load_device)
@@ -128,7 +128,7 @@ def probed_weight(model: ModelPatcher, key: str) -> torch.Tensor:
 def weight_energy(
     model: ModelPatcher, keys: Sequence[str], progress: comfy.utils.ProgressBar | None = None
 ) -> torch.Tensor:
-    """Q = Σ WᵀW over these weights, (d, d), in float64 on the CPU: all that RECE and the reports need to know of them."""
+    """Q = Σ WᵀW over these weights, (d, d), in float64 on the CPU. RECE and the reports need nothing else of them."""
     total: torch.Tensor | None = None
     for _, weight in effective_weights(model, keys):
         part = (weight.T @ weight).cpu().double()  # in this order: not every device has float64
@@ -153,8 +153,8 @@ def weight_deltas(model: ModelPatcher, edit: Edit) -> dict[PatchKey, LowRank]:
     if edit.pooled is not None and edit.pooled.rank:
         if POOLED_KEY not in model.model_state_dict():
             raise ValueError(
-                "The edit also changes the pooled text embedding, which this model does not read; solve it with 'pooled' "
-                "off, or apply it to an SDXL model."
+                "The edit also changes the pooled text embedding, which this model does not read; solve it with "
+                "'pooled' off, or apply it to an SDXL model."
             )
         ((_, weight),) = effective_weights(model, [POOLED_KEY])
         columns = edit.pooled.width
@@ -168,7 +168,7 @@ def _delta(weight: torch.Tensor, matrix: LowRank) -> LowRank:
 
 
 def base_fingerprint(model: ModelPatcher) -> tuple[float, ...]:
-    """Norms of three fixed projections of a cross-attention in the middle of the model. Fine-tunes differ in them a little."""
+    """Norms of three fixed projections of a cross-attention in the middle of the model. Fine-tunes differ in them."""
     keys = text_keys(model, ("k",))
     middle = [key for key in keys if ".middle_block." in key] or keys[len(keys) // 2 :]
     ((_, weight),) = effective_weights(model, middle[:1])

@@ -18,12 +18,13 @@ def measure(
 ) -> EditReport:
     """The report of a solved edit.
 
-    ``concepts``: for each concept what is left of it (``left``, its mean; ``most``, its worst token): the distance of its
-    keys and values from the anchor's, relative to the unedited distance. With ``margins`` also its ``margin``: how much
-    longer an embedding must be to bring it back, relative to the unedited model; None is beyond measure.
+    ``concepts``: for each concept what is left of it (``left``, its mean; ``most``, its worst token): the distance of
+    its keys and values from the anchor's, relative to the unedited distance. With ``margins`` also its ``margin``: how
+    much longer an embedding must be to bring it back, relative to the unedited model; None is beyond measure.
 
-    ``kept``: how far each preserved prompt moved, relative to its size. ``regeneration``: RECE's residual before each epoch
-    and at the end. ``lost``: the share of energy that fewer ranks gave up. ``change``: how much all weights change.
+    ``kept``: how far each preserved prompt moved, relative to its size. ``regeneration``: RECE's residual before each
+    epoch and at the end. ``lost``: the share of energy that fewer ranks gave up. ``change``: how much all weights
+    change.
     """
     T, one, Q = map_of(short.M, problem.width), map_of(None, problem.width), problem.Q()
     concepts = []

@@ -19,12 +19,12 @@ KEYS_AND_VALUES = ("k", "v")
 class Edit:
     """One erasure on a wire (``CONCEPTS_EDIT``). It is never changed; all tensors are float32 on the CPU.
 
-    ``text`` is M of T = I + M, (d, d): every ``attn2.to_k`` and ``to_v`` weight W becomes W·T. ``pooled`` is the same for
-    the pooled text embedding (SDXL).
+    ``text`` is M of T = I + M, (d, d): every ``attn2.to_k`` and ``to_v`` weight W becomes W·T. ``pooled`` is the same
+    for the pooled text embedding (SDXL).
 
     Trained edits have no common map. ``layers`` gives ΔW of single weights by the host's key: those of the model
-    (``diffusion_model.….weight``) or of the text encoder (``clip_l.…``, ``clip_g.…``). ``diffs`` gives whole differences
-    for what has no rank, such as biases.
+    (``diffusion_model.….weight``) or of the text encoder (``clip_l.…``, ``clip_g.…``). ``diffs`` gives whole
+    differences for what has no rank, such as biases.
     """
 
     text: LowRank | None = None

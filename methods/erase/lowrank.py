@@ -45,7 +45,8 @@ def total(first: LowRank, second: LowRank) -> LowRank:
 
 
 def followed_by(first: LowRank, second: LowRank) -> LowRank:
-    """M of ``(I + first)(I + second) = I + M``: weights edited by ``first``, then by ``second``. Rank is the sum of ranks.
+    """M of ``(I + first)(I + second) = I + M``: weights edited by ``first``, then by ``second``. Rank is the sum of
+    ranks.
 
     W(I + U₁V₁)(I + U₂V₂) = W(I + U₁V₁ + (U₂ + U₁V₁U₂)V₂).
     """
@@ -53,7 +54,7 @@ def followed_by(first: LowRank, second: LowRank) -> LowRank:
 
 
 def balanced_factors(matrix: LowRank) -> LowRank:
-    """The same matrix with orthogonal factors of equal size: half precision loses least of these, since nothing cancels."""
+    """The same matrix with orthogonal factors of equal size, which lose least in half precision: nothing cancels."""
     left, left_rest = torch.linalg.qr(matrix.up.double())
     right, right_rest = torch.linalg.qr(matrix.down.double().T)
     U, values, Vh = torch.linalg.svd(left_rest @ right_rest.T, full_matrices=False)

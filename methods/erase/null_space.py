@@ -1,4 +1,4 @@
-"""Many concepts at once: changes only directions that preserved rows do not use (the closed form of SPEED, ICLR 2026)."""
+"""Many concepts at once: changes only directions that preserved rows do not use (SPEED's closed form, ICLR 2026)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _CENTRES, _ROUNDS = 3, 20
 def null_space(problem: Problem, settings: SolverSettings) -> Solution:
     """M = Σ s(g − c)cᵀ · P (I − NK(KᵀPNK)⁻¹KᵀP) N with N = (Σ s·ccᵀ P + ρI)⁻¹.
 
-    P projects on the directions that the preserved rows do not use. K has the rows of the empty prompt that stay exactly
-    (its first row and the centres of the others), since every picture with guidance is drawn against it.
+    P projects on the directions that the preserved rows do not use. K has the rows of the empty prompt that stay
+    exactly (its first row and the centres of the others), since every picture with guidance is drawn against it.
 
     Differs from the paper: it also selects the preserved rows for each layer, and here all layers share one solve.
     ``settings.preserve_weight`` has no effect: a row is preserved or not, and ``threshold`` decides.
@@ -57,7 +57,7 @@ def projector(retained: torch.Tensor, level: float) -> tuple[torch.Tensor, int]:
 
 
 def fixed_rows(empty: torch.Tensor) -> torch.Tensor:
-    """The rows that must stay exactly: the first of the empty prompt and the centres of the rest (k-means), (≤ 4, d)."""
+    """The rows that stay exactly: the first of the empty prompt and the centres of the rest (k-means), (≤ 4, d)."""
     first, rest = empty[:1], empty[1:]
     centres = rest[torch.linspace(0, len(rest) - 1, min(_CENTRES, len(rest))).long()]
     for _ in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""Attacks on an edit that need no pictures: does the concept get through in other words, or when a prompt is pushed towards it?"""
+"""Attacks on an edit that need no pictures: other sentences, and prompts that are pushed towards the concept."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ProbeFinding(NamedTuple):
         direct: the share of the concept (against its anchor) that gets through in the sentences it was solved with.
         elsewhere: the same in other sentences.
         pushed: the same for harmless prompts pushed along the concept's direction.
-        margin: how much longer an embedding must be to bring the concept back, relative to the plain model; None: beyond
-            measure.
+        margin: how much longer an embedding must be to bring the concept back, relative to the plain model; None:
+            beyond measure.
     """
 
     concept: str
@@ -59,7 +59,8 @@ def share_through(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, anchors:
 def share_pushed(T: torch.Tensor, Q: torch.Tensor, neutral: torch.Tensor, direction: torch.Tensor) -> float:
     """The largest share of a push along the concept's direction that is left after the edit, over neutral rows (n, d).
 
-    c̃ = n + η·Δ with Δ the mean difference between the concept and its anchor (Ring-A-Bell, eq. 3, in the space of embeddings).
+    c̃ = n + η·Δ with Δ the mean difference between the concept and its anchor (Ring-A-Bell, eq. 3, in the space of
+    embeddings).
     """
     worst = 0.0
     for eta in PUSHES:
@@ -89,7 +90,7 @@ def findings_text(findings: Sequence[ProbeFinding]) -> str:
     for f in sorted(findings, key=lambda f: -max(f.elsewhere, f.pushed)):
         margin = "beyond measure" if f.margin is None else f"{f.margin:.1f} ×"
         lines.append(
-            f"  {f.concept}: as solved {f.direct:.1%}, in other sentences {f.elsewhere:.1%}, pushed from harmless prompts "
-            f"{f.pushed:.1%}, margin {margin}"
+            f"  {f.concept}: as solved {f.direct:.1%}, in other sentences {f.elsewhere:.1%}, pushed from harmless "
+            f"prompts {f.pushed:.1%}, margin {margin}"
         )
     return "\n".join(lines)

@@ -32,10 +32,10 @@ class Encode(Protocol):
 class Problem(NamedTuple):
     """Rows to erase, one set per concept, and rows to preserve (m, d) with weights (m,).
 
-    ``energy`` is Q = Σ WᵀW over the edited weights, (d, d); without it every direction of the embedding counts the same.
-    ``empty`` holds the empty prompt's token rows (positions, d). ``variants`` has two entries per concept: rows (k, d) of
-    its other names and sentences, and the number of the concept's row that each of them varies (k,). ``labels`` names the
-    prompt of each preserved row.
+    ``energy`` is Q = Σ WᵀW over the edited weights, (d, d); without it every direction of the embedding counts the
+    same. ``empty`` holds the empty prompt's token rows (positions, d). ``variants`` has two entries per concept: rows
+    (k, d) of its other names and sentences, and the number of the concept's row that each of them varies (k,).
+    ``labels`` names the prompt of each preserved row.
     """
 
     erased: tuple[RowPairs, ...]
@@ -88,7 +88,10 @@ class SolverSettings:
 
 @dataclass(frozen=True)
 class Solution:
-    """M of T = I + M with the A of its last solve; for RECE also the regeneration residual before each epoch and at the end."""
+    """M of T = I + M with the A of its last solve.
+
+    ``regeneration`` is RECE's residual before each epoch and at the end.
+    """
 
     M: LowRank
     A: torch.Tensor
@@ -164,8 +167,8 @@ def _check_distinct(encode: Encode, erased: Sequence[RowPairs], preserved: Seque
     for (prompt, _), cosine in zip(encoded, cosines.amax(1).tolist(), strict=True):
         if cosine > _SAME_COSINE:
             raise ValueError(
-                f"The preserved prompt '{prompt}' is, to this text encoder, the same as a concept that is erased; take it "
-                "out of Preserve Concepts."
+                f"The preserved prompt '{prompt}' is, to this text encoder, the same as a concept that is erased; take "
+                "it out of Preserve Concepts."
             )
 
 

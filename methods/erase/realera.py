@@ -1,8 +1,8 @@
 """RealEra-style erasure (2410.09140): also erases the neighbourhood of a concept, and preserves what lies beyond it.
 
-Differs from the paper: it gives no constants and no code, so the way of sampling is another. Neighbours drawn evenly in all
-directions would add a multiple of I to A and nothing on the other side, which only shrinks every weight. They are drawn
-along the differences between the concept and its other names and sentences instead.
+Differs from the paper: it gives no constants and no code, so the way of sampling is another. Neighbours drawn evenly in
+all directions would add a multiple of I to A and nothing on the other side, which only shrinks every weight. They are
+drawn along the differences between the concept and its other names and sentences instead.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def realera(problem: Problem, settings: SolverSettings) -> Solution:
 class _Shell(NamedTuple):
     """The neighbourhood of a concept's ``rows`` (their numbers) that is erased with it.
 
-    It reaches from their ``centres`` (n, d) as far as ``farthest`` (D1), down to the cosine ``smallest`` (S1). ``factor`` is
-    L (d, k) with LLᵀ the covariance of the variants.
+    It reaches from their ``centres`` (n, d) as far as ``farthest`` (D1), down to the cosine ``smallest`` (S1).
+    ``factor`` is L (d, k) with LLᵀ the covariance of the variants.
     """
 
     rows: list[int]
@@ -64,7 +64,7 @@ class _Shell(NamedTuple):
 
 
 def _shell_of(rows: RowPairs, variants: torch.Tensor, numbers: torch.Tensor, reach: float) -> _Shell:
-    """The shell that reaches to the farthest variant, times ``reach``; ``numbers`` says which row each variant varies."""
+    """The shell as far as the farthest variant, times ``reach``; ``numbers`` says which row each variant varies."""
     centres = rows.C[numbers].double()
     eta, closeness = variants - centres, torch.cosine_similarity(variants, centres, dim=1)
     varied = sorted(set(numbers.tolist()))

@@ -14,10 +14,11 @@ from .solve import scaled_ridge, system, uce
 def cumulative(problem: Problem, settings: SolverSettings) -> Solution:
     """All embeddings found so far are erased together with the concept, from the unedited weights each time.
 
-    Differs from the paper: it solves each epoch on top of the one before (``sequential``). The later epochs then undo the
-    first, because each preserves what the one before has changed.
+    Differs from the paper: it solves each epoch on top of the one before (``sequential``). The later epochs then undo
+    the first, because each preserves what the one before has changed.
 
-    A found embedding counts min(1, ‖c‖²/‖c'‖²) of its concept's weight. It is long and would otherwise outweigh everything.
+    A found embedding counts min(1, ‖c‖²/‖c'‖²) of its concept's weight. It is long and would otherwise outweigh
+    everything.
     """
     concept, Q = joined_rows(problem.erased), problem.Q()
     ridge = scaled_ridge(settings.ridge or 0, concept.C)

@@ -69,7 +69,7 @@ class EditSpec(TypedDict, total=False):
 
 
 class ConceptResult(TypedDict, total=False):
-    """What a solved edit leaves of a concept: the share that is left (mean, and ``most`` over its tokens), and the margin."""
+    """What a solved edit leaves of a concept: the share that is left (mean, and ``most`` of its tokens), the margin."""
 
     concept: str
     left: float

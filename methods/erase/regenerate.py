@@ -20,8 +20,8 @@ def map_of(M: LowRank | None, width: int) -> torch.Tensor:
 def regenerated_rows(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, ridge: float) -> torch.Tensor:
     """For every concept row c (n, d) the c' whose edited keys and values come closest to the unedited ones of c.
 
-    c' = argmin Σ‖W T c' − W c‖² + λ‖c'‖² = (TᵀQT + λI)⁻¹TᵀQ c (RECE, eq. 7, with ΣWᵀW written as Q). One solve covers all
-    layers.
+    c' = argmin Σ‖W T c' − W c‖² + λ‖c'‖² = (TᵀQT + λI)⁻¹TᵀQ c (RECE, eq. 7, with ΣWᵀW written as Q). One solve covers
+    all layers.
     """
     TQ = T.T @ Q
     A = TQ @ T + ridge * torch.eye(len(Q), dtype=Q.dtype)
@@ -29,7 +29,7 @@ def regenerated_rows(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, ridge
 
 
 def shortfall(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """How far the edited keys and values of ``found`` are from the unedited ones of ``rows``, relative to these, (n,)."""
+    """Distance between the edited keys and values of ``found`` and the unedited ones of ``rows``, relative, (n,)."""
     return row_energy(found @ T.T - rows, Q).sqrt() / row_energy(rows, Q).clamp_min(1e-30).sqrt()
 
 
@@ -48,9 +48,10 @@ def margin(T: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
     values = values.clamp_min(0)
     target = (rows.double() @ Q @ T) @ vectors  # TᵀQc in the basis of TᵀQT, (n, d)
     whole = row_energy(rows.double(), Q)
-    return torch.stack([
+    margins = [
         _margin(values, b, float(e), float(r.norm())) for b, e, r in zip(target, whole, rows.double(), strict=True)
-    ])  # fmt: skip
+    ]
+    return torch.stack(margins)
 
 
 def _margin(values: torch.Tensor, b: torch.Tensor, whole: float, norm: float) -> torch.Tensor:

@@ -11,8 +11,8 @@ from .curve import training_text
 from .records import ConceptResult, EditReport, EditSpec, links
 
 PROMISE = (
-    "This reduces the model's ability to respond to these text concepts; it does not guarantee removal. Paths that start from "
-    "images (img2img, ControlNet, image prompts) are unaffected."
+    "This reduces the model's ability to respond to these text concepts; it does not guarantee removal. Paths that "
+    "start from images (img2img, ControlNet, image prompts) are unaffected."
 )
 LATER = "A later LoRA can bring a concept back, unless the edit is delivered as text."
 TRAINED_LATER = "A later LoRA can bring a concept back."

@@ -62,9 +62,9 @@ def scope_positions(prompt: PromptTokens, scope: str) -> list[int]:
 def counterpart_position(position: int, concept: PromptTokens, anchor: PromptTokens) -> int:
     """The position of the token with the same role in the anchor's sentence, never 0.
 
-    Phrase tokens pair by relative position, at most with the anchor's last one. Words after the phrase keep their distance
-    from its end; the end token and padding keep their distance from the end token. Where the anchor is empty, the phrase
-    pairs with the anchor's tokens at the same positions, which are its end token and padding.
+    Phrase tokens pair by relative position, at most with the anchor's last one. Words after the phrase keep their
+    distance from its end; the end token and padding keep their distance from the end token. Where the anchor is empty,
+    the phrase pairs with the anchor's tokens at the same positions, which are its end token and padding.
     """
     if position < concept.start:
         return max(1, min(position, anchor.start))

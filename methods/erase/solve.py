@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 _JITTER = 1e-10  # of the mean of A's diagonal, when rounding makes a Gram matrix indefinite
 REFERENCE_NORM = 27.0
-"""Norm of an SD 1.x token row; ridges are given for it and scaled to the rows at hand, so that they mean the same in SDXL."""
+"""Norm of an SD 1.x token row. Ridges are given for it and scaled to the actual rows; they mean the same in SDXL."""
 
 
 def gram(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def system(
 
 
 def _solve(C: torch.Tensor, P: torch.Tensor, ridge: float, statistics: torch.Tensor | None) -> torch.Tensor:
-    """A⁻¹Cᵀ, (d, n), of rows that carry the root of their weight: by Woodbury when there are fewer rows than dimensions."""
+    """A⁻¹Cᵀ, (d, n), of rows times the root of their weight: by Woodbury if there are fewer rows than dimensions."""
     if ridge <= 0:
         raise ValueError(f"The ridge must be above 0, and it is {ridge}; start with 0.5.")
     if statistics is None and len(C) + len(P) < C.shape[1]:

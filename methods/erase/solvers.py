@@ -28,7 +28,7 @@ def _uce(problem: Problem, settings: SolverSettings) -> Solution:
 
 SOLVERS: dict[str, Solver] = {
     "uce": Solver(_uce, 0.5, 1.0, "one solve (UCE)"),
-    # rece's weight of what is preserved: at 10 learned words bring the concept back far oftener, below 6 preserved ones suffer
+    # rece's preserve weight: at 10 learned words bring the concept back far more often, below 6 others suffer
     "rece": Solver(
         rece.cumulative, 0.1, 6.0, "also erases what would bring the concept back (RECE, all epochs together)"
     ),
@@ -38,7 +38,7 @@ SOLVERS: dict[str, Solver] = {
         null_space, 0.05, 1.0, "changes only what the preserved prompts do not use, for many concepts"
     ),
 }
-"""Adding a solver: a function (Problem, SolverSettings) -> Solution and a line here; the tests run over the registry."""
+"""To add a solver, write a function (Problem, SolverSettings) -> Solution and a line here; all tests run over it."""
 
 
 def _zero_solution(d: int) -> Solution:

@@ -31,14 +31,26 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 """Sentences a concept is erased in (UCE, 2308.14761, sec. 4): prompts rarely consist of the bare word."""
 
 UNSAFE_WORDS = (
-    "hate", "harassment", "violence", "suffering", "humiliation", "harm", "suicide", "sexual", "nudity", "bodily fluids",
+    "hate",
+    "harassment",
+    "violence",
+    "suffering",
+    "humiliation",
+    "harm",
+    "suicide",
+    "sexual",
+    "nudity",
+    "bodily fluids",
     "blood",
-)  # fmt: skip
+)
 """The words that RECE (2407.12383) erases together for safer pictures."""
 
-LAST, SPAN, SPAN_TO_END, FIRST_END, ENDS, ALL = (
-    "last subject token", "subject", "subject to end", "first end token", "end tokens", "all",
-)  # fmt: skip
+LAST = "last subject token"
+SPAN = "subject"
+SPAN_TO_END = "subject to end"
+FIRST_END = "first end token"
+ENDS = "end tokens"
+ALL = "all"
 SCOPES = (SPAN_TO_END, LAST, SPAN, FIRST_END, ENDS, ALL)
 """Which token rows of a prompt are erased. The start token never is."""
 
@@ -75,7 +87,7 @@ class Erased(NamedTuple):
 
 
 class Preserved(NamedTuple):
-    """Prompts that must not move. ``whole`` preserves every token of them, else only the last word and the end token."""
+    """Prompts that must not move: every token (``whole``), or only the last word and the end token."""
 
     prompts: tuple[str, ...]
     weight: float
@@ -158,13 +170,14 @@ def check_preserved(concepts: Sequence[Erased], preserved: Sequence[Preserved]) 
         for name in erased:
             if re.search(rf"\b{re.escape(name)}\b", prompt.lower()):
                 raise ValueError(
-                    f"'{prompt}' is to be preserved and '{name}' is to be erased, which is the same; take it out of one of "
-                    "the two lists."
+                    f"'{prompt}' is to be preserved and '{name}' is to be erased, which is the same; take it out of "
+                    "one of the two lists."
                 )
     for concept in concepts:
         if concept.anchor.strip().lower() in erased:
             raise ValueError(
-                f"'{concept.concept}' becomes '{concept.anchor.strip()}', which is erased too; name an anchor that is not erased."
+                f"'{concept.concept}' becomes '{concept.anchor.strip()}', which is erased too; name an anchor that is "
+                "not erased."
             )
 
 

@@ -21,8 +21,8 @@ class ConceptsApplyErasure(io.ComfyNode):
             node_id="ConceptsApplyErasure",
             display_name="Apply Erasure",
             category=CATEGORY,
-            description="The model without the concepts. Loaded weights are never written: bypass the node or set the strength "
-            "to 0, and the model is as before, bit for bit.",
+            description="The model without the concepts. Loaded weights are never written: bypass the node or set the "
+            "strength to 0, and the model is as before, bit for bit.",
             search_aliases=["unlearn", "UCE", "concept erasure"],
             inputs=[
                 io.Model.Input("model", tooltip="The model; best the one the edit was solved on."),
@@ -39,15 +39,15 @@ class ConceptsApplyErasure(io.ComfyNode):
                     "delivery",
                     options=list(DELIVERIES),
                     default=AUTOMATIC,
-                    tooltip="weights: an exact low-rank patch. full weights: the same as a whole difference. text: changes the "
-                    "text embedding instead, which fp8 weights and later LoRAs cannot spoil. Start with automatic (text for "
-                    "fp8 and quantised models, else weights).",
+                    tooltip="weights: an exact low-rank patch. full weights: the same as a whole difference. text: "
+                    "changes the text embedding instead, which fp8 weights and later LoRAs cannot spoil. Start with "
+                    "automatic (text for fp8 and quantised models, else weights).",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Only trained edits change the text encoder; otherwise it is passed on. Its CLIP skip must be the "
-                    "edit's.",
+                    tooltip="Only trained edits change the text encoder; otherwise it is passed on. Its CLIP skip must "
+                    "be the edit's.",
                 ),
             ],
             outputs=[
@@ -84,9 +84,9 @@ class ConceptsEraseFromConditioning(io.ComfyNode):
             node_id="ConceptsEraseFromConditioning",
             display_name="Erase from Conditioning",
             category=CATEGORY,
-            description="Applies the edit to the prompt instead of the model and gives the same pictures. For models whose "
-            "weights cannot be patched, and for ControlNets that read the prompt. Use one node for the positive and one for "
-            "the negative prompt.",
+            description="Applies the edit to the prompt instead of the model and gives the same pictures. For models "
+            "whose weights cannot be patched, and for ControlNets that read the prompt. Use one node for the positive "
+            "and one for the negative prompt.",
             search_aliases=["unlearn", "UCE", "concept erasure", "GGUF"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The encoded prompt."),

@@ -23,36 +23,37 @@ class ConceptsEraseConcept(io.ComfyNode):
             node_id="ConceptsEraseConcept",
             display_name="Erase Concept",
             category=CATEGORY,
-            description="Names a concept to take out of a model, and what it becomes. Chain one node per concept, then connect "
-            "Solve Erasure.",
+            description="Names a concept to take out of a model, and what it becomes. Chain one node per concept, then "
+            "connect Solve Erasure.",
             search_aliases=["unlearn", "remove concept", "UCE", "RECE", "safety", "nudity"],
             inputs=[
                 io.String.Input(
                     "concept",
                     default="",
-                    tooltip="The word or name as prompts use it: 'cat', 'Van Gogh'. Separate several with ';' to erase each of "
-                    "them. Leave it empty with the template set 'unsafe words' for its built-in list of eleven words.",
+                    tooltip="The word or name as prompts use it: 'cat', 'Van Gogh'. Separate several with ';' to erase "
+                    "each of them. Leave it empty with the template set 'unsafe words' for its built-in list of eleven "
+                    "words.",
                 ),
                 io.String.Input(
                     "anchor",
                     default="",
-                    tooltip="What the concept becomes: 'dog', 'art', 'person'. A broader or neighbouring word keeps pictures "
-                    "whole. Start empty: the prompt then acts as if the concept were not in it.",
+                    tooltip="What the concept becomes: 'dog', 'art', 'person'. A broader or neighbouring word keeps "
+                    "pictures whole. Start empty: the prompt then acts as if the concept were not in it.",
                 ),
                 io.Combo.Input(
                     "templates",
                     options=list(TEMPLATES),
                     default="object",
-                    tooltip="The sentences the concept is erased in, since prompts rarely consist of the bare word. Start with "
-                    "object for things and persons, artist for styles; scene for things with a position and a background "
-                    "(the demo model).",
+                    tooltip="The sentences the concept is erased in, since prompts rarely consist of the bare word. "
+                    "Start with object for things and persons, artist for styles; scene for things with a position and "
+                    "a background (the demo model).",
                 ),
                 io.Combo.Input(
                     "scope",
                     options=list(SCOPES),
                     default=SCOPES[0],
-                    tooltip="Which tokens of each sentence change. Start with 'subject to end'. 'last subject token' changes "
-                    "least, 'end tokens' only the mood of the whole prompt.",
+                    tooltip="Which tokens of each sentence change. Start with 'subject to end'. 'last subject token' "
+                    "changes least, 'end tokens' only the mood of the whole prompt.",
                 ),
                 io.Float.Input(
                     "weight",
@@ -60,14 +61,14 @@ class ConceptsEraseConcept(io.ComfyNode):
                     min=0.01,
                     max=100.0,
                     step=0.05,
-                    tooltip="How much this concept counts against what is preserved. Raise it if something is left. Start "
-                    "with 1.",
+                    tooltip="How much this concept counts against what is preserved. Raise it if something is left. "
+                    "Start with 1.",
                 ),
                 io.String.Input(
                     "other_names",
                     default="",
-                    tooltip="Other words for the concept, one per line or separated by ';': 'kitten; kitty'. They are erased "
-                    "with it. Start empty.",
+                    tooltip="Other words for the concept, one per line or separated by ';': 'kitten; kitty'. They are "
+                    "erased with it. Start empty.",
                 ),
                 EraseList.Input("erase_list", optional=True, tooltip="The concepts so far; leave empty for the first."),
             ],
@@ -107,16 +108,16 @@ class ConceptsPreserveConcepts(io.ComfyNode):
             node_id="ConceptsPreserveConcepts",
             display_name="Preserve Concepts",
             category=CATEGORY,
-            description="Names what an erasure must not change. The empty prompt is always preserved. List the neighbours of an "
-            "erased concept: other animals, other painters.",
+            description="Names what an erasure must not change. The empty prompt is always preserved. List the "
+            "neighbours of an erased concept: other animals, other painters.",
             search_aliases=["retain", "keep concept", "unlearn"],
             inputs=[
                 io.String.Input(
                     "prompts",
                     default="",
                     multiline=True,
-                    tooltip="Words or prompts to preserve, one per line or separated by ';'. Start with ten neighbours of what "
-                    "is erased.",
+                    tooltip="Words or prompts to preserve, one per line or separated by ';'. Start with ten neighbours "
+                    "of what is erased.",
                 ),
                 io.Float.Input(
                     "weight",
@@ -124,14 +125,15 @@ class ConceptsPreserveConcepts(io.ComfyNode):
                     min=0.0,
                     max=1000.0,
                     step=0.1,
-                    tooltip="How much each counts. Raise it if they change, lower it if the concept stays. Start with 1.",
+                    tooltip="How much each counts. Raise it if they change, lower it if the concept stays. Start with "
+                    "1.",
                 ),
                 io.Combo.Input(
                     "tokens",
                     options=list(TOKENS),
                     default="last word and end",
-                    tooltip="Which tokens of each prompt are preserved. Start with 'last word and end'; choose 'all' for whole "
-                    "sentences.",
+                    tooltip="Which tokens of each prompt are preserved. Start with 'last word and end'; choose 'all' "
+                    "for whole sentences.",
                 ),
                 PreserveList.Input(
                     "keep_list", optional=True, tooltip="The prompts so far; leave empty for the first."

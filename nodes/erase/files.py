@@ -33,16 +33,16 @@ class ConceptsSaveEdit(io.ComfyNode):
             node_id="ConceptsSaveEdit",
             display_name="Save Edit",
             category=CATEGORY,
-            description="Saves an erasure independently of the model. Load Edit loads it for other checkpoints of the family. For "
-            "other programs use Save Erasure as LoRA.",
+            description="Saves an erasure independently of the model. Load Edit loads it for other checkpoints of the "
+            "family. For other programs use Save Erasure as LoRA.",
             search_aliases=["unlearn", "export", "save erasure"],
             inputs=[
                 Edits.Input("edit", tooltip="From Solve Erasure."),
                 io.String.Input(
                     "filename_prefix",
                     default="concepts_edits/edit",
-                    tooltip="Folder and name within the output folder; a number is added. Start with concepts_edits/NAME, "
-                    "which Load Edit lists.",
+                    tooltip="Folder and name within the output folder; a number is added. Start with "
+                    "concepts_edits/NAME, which Load Edit lists.",
                 ),
             ],
             outputs=[io.String.Output("file", display_name="file", tooltip="The name Load Edit lists it under.")],
@@ -72,7 +72,8 @@ class ConceptsLoadEdit(io.ComfyNode):
                     "file",
                     options=[_NONE, *edit_names()],
                     default=_NONE,
-                    tooltip="The saved edit; reload the page after saving a new one. 'none' is an edit that changes nothing.",
+                    tooltip="The saved edit; reload the page after saving a new one. 'none' is an edit that changes "
+                    "nothing.",
                 ),
                 Edits.Input(
                     "edit",
@@ -104,8 +105,8 @@ class ConceptsSaveErasureLora(io.ComfyNode):
             node_id="ConceptsSaveErasureLora",
             display_name="Save Erasure as LoRA",
             category=CATEGORY,
-            description="Writes the edit as an ordinary LoRA for this checkpoint. Load LoRA, web UIs and diffusers load it; use "
-            "strength 1.",
+            description="Writes the edit as an ordinary LoRA for this checkpoint. Load LoRA, web UIs and diffusers "
+            "load it; use strength 1.",
             search_aliases=["export", "kohya", "diffusers"],
             inputs=[
                 io.Model.Input("model", tooltip="The model the LoRA is for, with the LoRAs the edit was solved with."),
@@ -113,14 +114,15 @@ class ConceptsSaveErasureLora(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="loras/erase",
-                    tooltip="Folder and name within the output folder; a number is added. Start with loras/NAME, which Load "
-                    "LoRA lists.",
+                    tooltip="Folder and name within the output folder; a number is added. Start with loras/NAME, which "
+                    "Load LoRA lists.",
                 ),
                 io.Combo.Input(
                     "naming",
                     options=list(STYLES),
                     default=STYLES[0],
-                    tooltip="kohya: for ComfyUI, web UIs and diffusers. diffusers: peft's names, for scripts. Start with kohya.",
+                    tooltip="kohya: for ComfyUI, web UIs and diffusers. diffusers: peft's names, for scripts. Start "
+                    "with kohya.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -162,8 +164,8 @@ class ConceptsProbeErasure(io.ComfyNode):
             node_id="ConceptsProbeErasure",
             display_name="Probe Erasure",
             category=CATEGORY,
-            description="Attacks an edit in the space of embeddings, without pictures: other sentences, harmless prompts pushed "
-            f"towards the concept, and how far an embedding must go to bring it back. {PROMISE}",
+            description="Attacks an edit in the space of embeddings, without pictures: other sentences, harmless "
+            f"prompts pushed towards the concept, and how far an embedding must go to bring it back. {PROMISE}",
             search_aliases=["attack", "Ring-A-Bell", "red team", "unlearn"],
             inputs=[
                 io.Model.Input("model", tooltip="The model the edit is for, unedited."),
@@ -173,7 +175,8 @@ class ConceptsProbeErasure(io.ComfyNode):
                     "sentences",
                     default="\n".join(OTHER_SENTENCES),
                     multiline=True,
-                    tooltip="Sentences to try, one per line, with {} for the concept. Start with these, then write your own.",
+                    tooltip="Sentences to try, one per line, with {} for the concept. Start with these, then write "
+                    "your own.",
                 ),
             ],
             outputs=[io.String.Output("report", display_name="report", tooltip="What gets through, for each concept.")],

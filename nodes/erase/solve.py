@@ -37,8 +37,8 @@ class ConceptsEraseOptions(io.ComfyNode):
                     max=1000.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="λ: how much every weight resists changing. Lower erases more. Start with 0, the solver's own (uce "
-                    "and realera 0.5, rece 0.1, null-space 0.05).",
+                    tooltip="λ: how much every weight resists changing. Lower erases more. Start with 0, the solver's "
+                    "own (uce and realera 0.5, rece 0.1, null-space 0.05).",
                 ),
                 io.Float.Input(
                     "keep",
@@ -47,8 +47,8 @@ class ConceptsEraseOptions(io.ComfyNode):
                     max=10000.0,
                     step=0.1,
                     round=0.0001,
-                    tooltip="Multiplies the weight of everything preserved, the empty prompt too. Start with 0, the solver's "
-                    "own (rece 6, rece-sequential 0.1, else 1). null-space uses 'threshold' instead.",
+                    tooltip="Multiplies the weight of everything preserved, the empty prompt too. Start with 0, the "
+                    "solver's own (rece 6, rece-sequential 0.1, else 1). null-space uses 'threshold' instead.",
                 ),
                 io.Int.Input(
                     "epochs",
@@ -64,8 +64,8 @@ class ConceptsEraseOptions(io.ComfyNode):
                     max=100.0,
                     step=0.001,
                     round=0.00001,
-                    tooltip="λ of the embedding rece looks for: higher finds shorter ones. Start with 0.1 for unsafe words and "
-                    "easy things, 0.001 for styles and stubborn things.",
+                    tooltip="λ of the embedding rece looks for: higher finds shorter ones. Start with 0.1 for unsafe "
+                    "words and easy things, 0.001 for styles and stubborn things.",
                 ),
                 io.Float.Input(
                     "reach",
@@ -83,8 +83,8 @@ class ConceptsEraseOptions(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     round=0.000001,
-                    tooltip="null-space changes a direction only if preserved prompts use it less than this, relative to the "
-                    "empty prompt. Higher erases more and preserves less. Start with 0.1.",
+                    tooltip="null-space changes a direction only if preserved prompts use it less than this, relative "
+                    "to the empty prompt. Higher erases more and preserves less. Start with 0.1.",
                 ),
             ],
             outputs=[EraseOptions.Output("erase_options", display_name="options", tooltip="For Solve Erasure.")],
@@ -127,30 +127,30 @@ class ConceptsSolveErasure(io.ComfyNode):
                     "solver",
                     options=list(SOLVERS),
                     default="uce",
-                    tooltip="uce: one solve. rece: also erases what would bring the concept back. rece-sequential: rece as "
-                    "published, which forgets the first edit. realera: also erases the neighbourhood. null-space: for "
-                    "many concepts. Start with uce.",
+                    tooltip="uce: one solve. rece: also erases what would bring the concept back. rece-sequential: "
+                    "rece as published, which forgets the first edit. realera: also erases the neighbourhood. "
+                    "null-space: for many concepts. Start with uce.",
                 ),
                 io.Combo.Input(
                     "projections",
                     options=list(PROJECTIONS),
                     default="keys and values",
-                    tooltip="Which weights change. 'values' changes the layout less and erases less. Start with keys and "
-                    "values.",
+                    tooltip="Which weights change. 'values' changes the layout less and erases less. Start with keys "
+                    "and values.",
                 ),
                 io.Boolean.Input(
                     "pooled",
                     default=False,
-                    tooltip="SDXL: also edits the pooled embedding, which sets the style of the whole picture. Start with off "
-                    "for things, on for styles.",
+                    tooltip="SDXL: also edits the pooled embedding, which sets the style of the whole picture. Start "
+                    "with off for things, on for styles.",
                 ),
                 io.Int.Input(
                     "rank",
                     default=-1,
                     min=-1,
                     max=4096,
-                    tooltip="Largest rank of the edit, which sets the size of its LoRA. -1 drops what hardly matters (leaves "
-                    "at most 32), 0 keeps all. Start with -1.",
+                    tooltip="Largest rank of the edit, which sets the size of its LoRA. -1 drops what hardly matters "
+                    "(leaves at most 32), 0 keeps all. Start with -1.",
                 ),
                 PreserveList.Input("kept", optional=True, tooltip="The prompts to preserve, from Preserve Concepts."),
                 EraseOptions.Input(

@@ -136,8 +136,8 @@ def _meta(config, adm):
 
     unet = openaimodel.UNetModel(
         **config, image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True,
-        legacy=False, adm_in_channels=adm, num_classes="sequential" if adm else None, dtype=torch.float16, device="meta",
-        operations=comfy.ops.disable_weight_init,
+        legacy=False, adm_in_channels=adm, num_classes="sequential" if adm else None, dtype=torch.float16,
+        device="meta", operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     model = torch.nn.Module()
     model.diffusion_model = unet
@@ -372,7 +372,8 @@ def test_trained_parts_go_to_the_model_and_to_the_text_encoder(demo_model):
     out = model.model_state_dict()[key].shape[0]
     edit = Edit(
         layers={
-            key: LowRank(torch.ones(out, 1), torch.ones(1, 128)), of_clip: LowRank(torch.ones(512, 1), torch.ones(1, 128)),
+            key: LowRank(torch.ones(out, 1), torch.ones(1, 128)),
+            of_clip: LowRank(torch.ones(512, 1), torch.ones(1, 128)),
         },
         diffs={of_clip.replace("weight", "bias"): torch.ones(512)},
     )  # fmt: skip
@@ -391,7 +392,8 @@ def test_the_exported_lora_draws_the_same_picture_through_the_hosts_loader(demo_
         noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
         positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("a cat", ""))
         return comfy.sample.sample(
-            patcher, noise, 6, 3.0, "euler", "normal", positive, negative, torch.zeros_like(noise), disable_pbar=True, seed=1
+            patcher, noise, 6, 3.0, "euler", "normal", positive, negative, torch.zeros_like(noise), disable_pbar=True,
+            seed=1,
         )  # fmt: skip
 
     edited, exported, plain = (latent(p) for p in (apply_edit(model, edit), loaded, model))

@@ -1,4 +1,4 @@
-"""Edits of several parts on the way to a model: as LoRA files, next to trained layers, and under LoRAs that come later."""
+"""Edits of several parts on their way to a model: as LoRA files, next to trained layers, and under later LoRAs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_pooled_embedding_does_not_either(new_model):
 
 
 def test_a_later_lora_finds_the_concept_gone_with_the_text_and_not_with_the_weights(new_model):
-    """With T·c = g: through the text the LoRA too sees the anchor, (W + L)·g; over edited weights it sees the concept."""
+    """With T·c = g: through the text the LoRA sees the anchor, (W + L)·g; over edited weights it sees the concept."""
     model, g = new_model(), torch.Generator().manual_seed(9)
     concept, anchor = torch.randn(2, 32, generator=g)
     edit = Edit(LowRank((anchor - concept)[:, None], (concept / concept.square().sum())[None]))

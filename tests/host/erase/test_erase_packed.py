@@ -1,4 +1,4 @@
-"""Edits on layers whose weights are packed: read by asking the layer, and patched by the host as it patches LoRAs (A28)."""
+"""Edits on layers whose weights are packed: the layer itself reads them, and the host patches them as LoRAs (A28)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from comfyui_concepts.methods.erase.lowrank import LowRank
 class Packed(torch.nn.Module):
     """Stands in for a layer of a quantised file, such as GGUF: two weights a byte, of another shape than the layer's.
 
-    Real ones need a loader of another pack. What they have in common: only the layer can read its bytes, and patches of the
-    host come on top of what it unpacks, which is not packed again.
+    Real ones need a loader of another pack. What they have in common: only the layer can read its bytes, and patches of
+    the host come on top of what it unpacks, which is not packed again.
     """
 
     def __init__(self, linear):

@@ -1,4 +1,4 @@
-"""Embeddings as text encoders make them: rows of norm 27 that share most of their direction, and layers to read them."""
+"""Embeddings like a text encoder's: rows of norm 27 that share most of their direction, and layers that read them."""
 
 import torch
 from comfyui_concepts.methods.erase.problem import Problem

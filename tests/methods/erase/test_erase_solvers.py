@@ -116,7 +116,7 @@ def test_the_margin_is_where_five_percent_of_the_concept_is_missing():
 
 
 def _expected_samples(rows: RowPairs, factor: torch.Tensor, count: float) -> RowPairs:
-    """What ``count`` samples e + Lz of every row are on average, as rows: the row, and L's columns with zero as their anchor.
+    """What ``count`` samples e + Lz of every row are on average: the row, and L's columns with zero as their anchor.
 
     E[(e+η)(e+η)ᵀ] = eeᵀ + LLᵀ and E[a(e+η)ᵀ] = aeᵀ.
     """
