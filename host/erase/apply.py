@@ -51,9 +51,8 @@ def apply_edit(model: ModelPatcher, edit: Edit, strength: float = 1.0, delivery:
     _warn_about(model, edit, by_text)
     if by_text:
         _change_text(edited, edit, strength)
-    deltas = {} if by_text else weight_deltas(model, edit)
-    _add_patches(edited, {key: _patch(delta, delivery == FULL) for key, delta in deltas.items()}, strength)
-    _add_patches(edited, {key: _patch(m, delivery == FULL) for key, m in edit.on_model().items()}, strength)
+    for layers in ({} if by_text else weight_deltas(model, edit), edit.on_model()):
+        _add_patches(edited, {key: _patch(delta, delivery == FULL) for key, delta in layers.items()}, strength)
     _add_patches(edited, {k: ("diff", (d,)) for k, d in edit.diffs.items() if k.startswith(_MODEL)}, strength)
     return edited
 

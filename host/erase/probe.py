@@ -23,6 +23,11 @@ OTHER_SENTENCES = (
 )
 """Sentences that no template set contains."""
 
+_NOT_SOLVED = (
+    "This edit was trained or is empty, and only edits solved in closed form can be probed without pictures; connect "
+    "one from Solve Erasure."
+)
+
 
 def probe(model: ModelPatcher, clip: CLIP, edit: Edit, others: Sequence[str] = OTHER_SENTENCES) -> list[ProbeFinding]:
     """Attacks every concept that the edit names.
@@ -35,10 +40,7 @@ def probe(model: ModelPatcher, clip: CLIP, edit: Edit, others: Sequence[str] = O
     """
     entries = [erased_of(entry) for spec in edit.specs() for entry in spec.get("erase", ())]
     if edit.text is None or not entries:
-        raise ValueError(
-            "This edit was trained or is empty, and only edits solved in closed form can be probed without pictures; "
-            "connect one from Solve Erasure."
-        )
+        raise ValueError(_NOT_SOLVED)
     check_edit_width(model, edit)
     encode = PromptEncoder(clip)
     check_same_clip(edit, encode)

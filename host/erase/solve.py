@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import comfy.utils
 import torch
@@ -58,7 +58,7 @@ def solve_erasure(
         encode: an encoder that already knows some of the prompts.
 
     Raises:
-        ValueError: a prompt cannot be used, the MODEL has no cross-attention to the prompt, or the CLIP is not its own.
+        ValueError: a prompt cannot be used, the MODEL has no cross-attention to it, or the CLIP is not the model's own.
     """
     concepts, entries = checked_lists(erased, preserved)
     # before any prompt, since the encoders of models without cross-attention cut prompts in other ways
@@ -66,23 +66,28 @@ def solve_erasure(
     encode = encode or PromptEncoder(clip)
     check_clip_width(model, encode("").tokens.shape[-1])
     spec = _spec_of(concepts, entries, request, clip.layer_idx)
-    if not concepts:
-        return Edit(spec=spec)
-    problem = problem_of(encode, concepts, entries)
+    edit = _solved_edit(model, keys, encode, concepts, entries, request) if concepts else Edit()
+    return replace(edit, spec=spec)
+
+
+def _solved_edit(
+    model: ModelPatcher,
+    keys: Sequence[str],
+    encode: Encode,
+    concepts: Sequence[Erased],
+    preserved: Sequence[Preserved],
+    request: SolveRequest,
+) -> Edit:
+    problem = problem_of(encode, concepts, preserved)
     text, report = _solved_text(model, keys, problem, request, [c.concept for c in concepts])
-    pooled = _solved_pooled(pooled_problem(encode, concepts, entries), request) if request.pooled else None
-    if pooled is not None:
+    pooled = None
+    if request.pooled:
+        pooled = _solved_pooled(pooled_problem(encode, concepts, preserved), request)
         note = f"the pooled embedding is edited too, which sets the style of the picture (rank {pooled.rank})"
         report["notes"].append(note)
+    prints = clip_fingerprint(encode), base_fingerprint(model)
     return Edit(
-        text,
-        pooled,
-        targets=request.targets,
-        blocks=request.blocks,
-        spec=spec,
-        clip=clip_fingerprint(encode),
-        base=base_fingerprint(model),
-        report=report,
+        text, pooled, targets=request.targets, blocks=request.blocks, clip=prints[0], base=prints[1], report=report
     )
 
 
@@ -102,7 +107,7 @@ def _solved_text(
 
 
 def _solved_pooled(problem: Problem, request: SolveRequest) -> LowRank:
-    """M of the pooled embedding in float32: only two solvers make sense for single rows."""
+    """M of the pooled embedding in float32. The other solvers do not apply to single rows."""
     solver = "null-space" if request.solver == "null-space" else "uce"
     return solve(solver, problem, request.settings).M.to(torch.float32)
 

@@ -16,16 +16,7 @@ from .truncate import Truncated
 def measure(
     problem: Problem, names: Sequence[str], solution: Solution, short: Truncated, *, margins: bool = True
 ) -> EditReport:
-    """The report of a solved edit.
-
-    ``concepts``: for each concept what is left of it (``left``, its mean; ``most``, its worst token): the distance of
-    its keys and values from the anchor's, relative to the unedited distance. With ``margins`` also its ``margin``: how
-    much longer an embedding must be to bring it back, relative to the unedited model; None is beyond measure.
-
-    ``kept``: how far each preserved prompt moved, relative to its size. ``regeneration``: RECE's residual before each
-    epoch and at the end. ``lost``: the share of energy that fewer ranks gave up. ``change``: how much all weights
-    change.
-    """
+    """The report of a solved edit. ``margins``: whether the margins are measured, which takes longest."""
     T, one, Q = map_of(short.M, problem.width), map_of(None, problem.width), problem.Q()
     concepts = []
     for name, rows in zip(names, problem.erased, strict=True):
@@ -59,7 +50,7 @@ def drift(rows: torch.Tensor, T: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
 
 
 def relative_margin(T: torch.Tensor, one: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor) -> float | None:
-    """The smallest margin of these rows over that of the unedited model."""
+    """The smallest margin of these rows, relative to the unedited model's."""
     ratio = float((margin(T, Q, rows) / margin(one, Q, rows)).min())
     return None if ratio == float("inf") else round(ratio, 3)
 

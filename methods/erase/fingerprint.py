@@ -1,4 +1,4 @@
-"""Fingerprints of text encoders: an edit holds only for the embeddings it was made with."""
+"""Fingerprints of text encoders: an edit works only with the embeddings it was made for."""
 
 from __future__ import annotations
 

@@ -34,14 +34,18 @@ def null_space(problem: Problem, settings: SolverSettings) -> Solution:
     # where P has already removed K nothing is left to preserve, and what rounding leaves must not be inverted
     inverse = torch.linalg.pinv(K @ PNK, atol=1e-9 * float(K.square().sum()) / rho)
     right = P @ (torch.eye(len(P), dtype=P.dtype) - N @ K.T @ inverse @ K @ P) @ N
-    notes: tuple[str, ...] = ()
-    if dimensions < _FEW * problem.width:
-        notes = (
-            f"only {dimensions} of {problem.width} directions are free of what is preserved, so little can be erased; "
-            "preserve fewer prompts, raise the threshold, or use another solver",
-        )
-    A = system(rows, preserved, weights, rho)
+    A, notes = system(rows, preserved, weights, rho), _notes(dimensions, problem.width)
     return Solution(LowRank(((G - C) * s[:, None]).T.contiguous(), C @ right), A, notes=notes)
+
+
+def _notes(dimensions: int, width: int) -> tuple[str, ...]:
+    """A warning if the null space has few dimensions."""
+    if dimensions >= _FEW * width:
+        return ()
+    return (
+        f"only {dimensions} of {width} directions are free of what is preserved, so little can be erased; preserve "
+        "fewer prompts, raise the threshold, or use another solver",
+    )
 
 
 def _level(empty: torch.Tensor, threshold: float) -> float:

@@ -57,7 +57,7 @@ class _Shell(NamedTuple):
     smallest: float
     factor: torch.Tensor
 
-    def holds(self, c: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+    def contains(self, c: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
         """Which of the rows ``near`` (m, d) lie within the shell of one centre c (d,), (m,)."""
         close = (near - c).norm(dim=1) <= self.farthest
         return close & (torch.cosine_similarity(near, c[None], dim=1) >= self.smallest)
@@ -80,7 +80,7 @@ def _sampled_neighbours(
     C, G, weights, beyond = [], [], [], []
     for row, c in zip(shell.rows, shell.centres, strict=True):
         samples = structured_offsets(shell.factor, _TRIES * settings.neighbours // 16, generator)
-        inside = (c + samples)[shell.holds(c, c + samples)][: settings.neighbours]
+        inside = (c + samples)[shell.contains(c, c + samples)][: settings.neighbours]
         C.append(inside)
         G.append(rows.G[row].expand(len(inside), -1))
         weights.append((rows.weights[row] / max(len(inside), 1)).expand(len(inside)))
@@ -95,7 +95,7 @@ def _preserved_within(problem: Problem, shells: Sequence[_Shell]) -> list[str]:
     inside = torch.zeros(len(preserved), dtype=torch.bool)
     for shell in shells:
         for c in shell.centres:
-            inside |= shell.holds(c, preserved)
+            inside |= shell.contains(c, preserved)
     names = dict.fromkeys(label for label, within in zip(problem.labels, inside.tolist(), strict=False) if within)
     if not names:
         return []

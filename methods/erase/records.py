@@ -1,6 +1,6 @@
 """What an edit says about itself: how it was made (``EditSpec``) and what was measured (``EditReport``).
 
-Both are values that JSON knows, and saved files hold them: keys never change. A chained edit has only ``chain``.
+Both are values that JSON knows. Saved files contain them, so keys never change. A chained edit has only ``chain``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TypedDict, TypeVar
 
 
 class ErasedRecord(TypedDict):
-    """A concept of Erase Concept as files hold it (``spec.Erased``); ``previous`` is always null."""
+    """A concept of Erase Concept as it is in files (``spec.Erased``); ``previous`` is always null."""
 
     concept: str
     anchor: str
@@ -22,7 +22,7 @@ class ErasedRecord(TypedDict):
 
 
 class PreservedRecord(TypedDict):
-    """An entry of Preserve Concepts as files hold it (``spec.Preserved``); ``previous`` is always null."""
+    """An entry of Preserve Concepts as it is in files (``spec.Preserved``); ``previous`` is always null."""
 
     prompts: Sequence[str]
     weight: float
@@ -69,12 +69,15 @@ class EditSpec(TypedDict, total=False):
 
 
 class ConceptResult(TypedDict, total=False):
-    """What a solved edit leaves of a concept: the share that is left (mean, and ``most`` of its tokens), the margin."""
+    """What a solved edit leaves of a concept."""
 
     concept: str
     left: float
+    """Distance of its keys and values from the anchor's, relative to the unedited distance; mean over its tokens."""
     most: float
+    """The same for its worst token."""
     margin: float | None
+    """How much longer an embedding must be to bring it back, relative to the unedited model; None is beyond measure."""
 
 
 class PromptDrift(TypedDict):
@@ -95,7 +98,7 @@ class TrainingResult(TypedDict, total=False):
 
 
 class EditReport(TypedDict, total=False):
-    """What was measured of an edit; ``methods.erase.diagnose.measure`` explains the figures of a solved one."""
+    """What was measured of an edit. All but ``chain`` and ``training`` are of solved edits."""
 
     chain: list[EditReport]
     concepts: list[ConceptResult]
@@ -103,9 +106,13 @@ class EditReport(TypedDict, total=False):
     """The preserved prompts."""
     rank: int
     rows: int
+    """How many token rows are erased."""
     lost: float
+    """Share of the energy that fewer ranks gave up."""
     regeneration: list[float]
+    """RECE's residual before each epoch and at the end."""
     change: float
+    """How much all weights change, relative to their size."""
     notes: list[str]
     training: TrainingResult
     """Only of a trained edit."""

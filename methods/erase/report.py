@@ -46,7 +46,7 @@ def _table(report: EditReport, spec: EditSpec) -> str:
     for c in report["concepts"]:
         lines.append(f"  {c['concept']}: {c['left']:.1%} left (worst token {c['most']:.1%}){_margin(c)}")
     for drift in sorted(report["kept"], key=lambda drift: -drift["moved"])[:_MOST]:
-        lines.append(f"  keeps '{drift['prompt']}': moved {drift['moved']:.2%}")
+        lines.append(f"  preserved '{drift['prompt']}': moved {drift['moved']:.2%}")
     if report["regeneration"]:
         lines.append("  regeneration residual by epoch: " + ", ".join(f"{r:.2f}" for r in report["regeneration"]))
     lines += [f"note: {note}" for note in report["notes"]]

@@ -36,7 +36,8 @@ def uce(
     """M of T = I + M that takes each erased row to its anchor and preserves other rows (UCE, 2308.14761, eq. 7).
 
     Minimises Σ s‖W(Tc − g)‖² + Σ w‖W(T − I)p‖² + λ‖W(T − I)‖² for every W at once; in delta form
-    M = Σ s(g − c)cᵀ · A⁻¹ with A = λI + Σ s·ccᵀ + Σ w·ppᵀ, so that equal rows and an empty list change exactly nothing.
+    M = Σ s(g − c)cᵀ · A⁻¹ with A = λI + Σ s·ccᵀ + Σ w·ppᵀ. Equal rows and an empty list therefore change exactly
+    nothing.
 
     Args:
         erased: rows (n, d) and their anchors.

@@ -74,7 +74,7 @@ class Erased(NamedTuple):
         return in_order(self)
 
     def record(self) -> ErasedRecord:
-        """This entry as files hold it."""
+        """This entry as it is in files."""
         return {
             "concept": self.concept,
             "anchor": self.anchor,
@@ -99,7 +99,7 @@ class Preserved(NamedTuple):
         return in_order(self)
 
     def record(self) -> PreservedRecord:
-        """This entry as files hold it."""
+        """This entry as it is in files."""
         return {"prompts": self.prompts, "weight": self.weight, "whole": self.whole, "previous": None}
 
 

@@ -27,8 +27,7 @@ def truncate(
 ) -> Truncated:
     """The M of least rank that acts on the data nearly as the full one: min Σ‖W(M − Mᵣ)A^½‖.
 
-    With Q = RᵀR and A = LLᵀ this is an ordinary SVD of R·M·L. An unweighted SVD would keep directions that no prompt
-    uses.
+    With Q = RᵀR and A = LLᵀ this is an ordinary SVD of R·M·L.
 
     Args:
         A: the solve's λI + Σ s·ccᵀ + Σ w·ppᵀ, (d, d), positive definite.
@@ -58,7 +57,7 @@ def _root(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def shortened_solution(solution: Solution, Q: torch.Tensor, rank: int) -> Truncated:
-    """A solution's M with at most ``rank`` ranks, without unimportant ones (``AUTOMATIC``), or unchanged (``WHOLE``)."""
+    """M with at most ``rank`` ranks, without those that hardly matter (``AUTOMATIC``), or with all (``WHOLE``)."""
     if rank == WHOLE or solution.M.rank == 0:
         return Truncated(solution.M, 0.0)
     return truncate(solution.M, solution.A, Q, rank=None if rank == AUTOMATIC else rank)

@@ -95,7 +95,7 @@ def test_the_pooled_embedding_goes_to_its_anchor_too_and_the_report_says_so(demo
 
 
 def test_the_threshold_of_the_null_space_holds_for_the_pooled_embedding(demo_model):
-    """With the smallest one almost nothing counts as unused and what is preserved stays exactly; a large one moves it."""
+    """With the smallest almost nothing counts as unused, so preserved prompts stay exactly; a large one moves them."""
     model, clip, _ = demo_model
     encode, moved = PromptEncoder(clip), []
     kept = Preserved(("a fox", "a house", "a tree", "a car", "a bus", "the moon"), 1.0)

@@ -33,7 +33,7 @@ class Span(NamedTuple):
 
 
 def _tail(g: torch.Generator, shared: torch.Tensor) -> torch.Tensor:
-    """A phrase and its padding, (71, 768), which change slowly: each token has nearly the direction of the one before."""
+    """A phrase and its padding, (71, 768), that changes slowly: neighbours have nearly the same direction."""
     own, pace = (torch.randn(1, WIDTH, generator=g, dtype=F64) for _ in range(2))
     steps = [own]
     for _ in range(TOKENS - 1):
