@@ -47,10 +47,9 @@ def apply_edit(model: ModelPatcher, edit: Edit, strength: float = 1.0, delivery:
     if edit.empty or strength == 0:
         return edited
     check_edit_width(model, edit)
-    by_text = _by_text(model, edit, delivery)
-    _warn_about(model, edit, by_text)
-    if by_text:
+    if by_text := _by_text(model, edit, delivery):
         _change_text(edited, edit, strength)
+    _warn_about(model, edit, by_text)
     for layers in ({} if by_text else weight_deltas(model, edit), edit.on_model()):
         _add_patches(edited, {key: _patch(delta, delivery == FULL) for key, delta in layers.items()}, strength)
     _add_patches(edited, {k: ("diff", (d,)) for k, d in edit.diffs.items() if k.startswith(_MODEL)}, strength)

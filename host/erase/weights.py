@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import comfy.lora
 import comfy.model_management
@@ -82,7 +81,8 @@ def _check_width(model: ModelPatcher, width: int | None, source: str, remedy: st
         )
 
 
-def _layer(model: ModelPatcher, key: str) -> Any:
+def _layer(model: ModelPatcher, key: str) -> torch.nn.Linear:
+    """The layer of a weight: a linear one, or another pack's that acts as one."""
     return comfy.utils.get_attr(model.model, key.rsplit(".", 1)[0])
 
 

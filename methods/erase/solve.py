@@ -33,7 +33,7 @@ def uce(
     ridge: float,
     statistics: torch.Tensor | None = None,
 ) -> LowRank:
-    """M of T = I + M that takes each erased row to its anchor and preserves other rows (UCE, 2308.14761, eq. 7).
+    """M of T = I + M, of rank n in float64: takes each erased row to its anchor (UCE, 2308.14761, eq. 7).
 
     Minimises Σ s‖W(Tc − g)‖² + Σ w‖W(T − I)p‖² + λ‖W(T − I)‖² for every W at once; in delta form
     M = Σ s(g − c)cᵀ · A⁻¹ with A = λI + Σ s·ccᵀ + Σ w·ppᵀ. Equal rows and an empty list therefore change exactly
@@ -44,9 +44,6 @@ def uce(
         preserved: rows that must not move, (m, d), with weights (m,).
         ridge: λ > 0.
         statistics: a further Σ w·ppᵀ (d, d) of preserved rows, such as one of a large corpus.
-
-    Returns:
-        M of rank n in float64.
     """
     C, G, s = (t.double() for t in erased)
     root = s.sqrt()[:, None]
