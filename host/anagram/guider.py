@@ -13,7 +13,7 @@ from ...methods.panels import Panel
 from .. import keys
 from ..engine.guider import RunGuider, Sampling
 from ..engine.preview import Painter
-from ..types import ModelOptions, ModelPatcher
+from ..types import ModelOptions, ModelPatcher, Sampler
 from .guidance import AnagramRun, begin_run, check_own_cfg, check_view, model_for_views, row_factor
 from .views import PROMPT_TYPES, ViewConds, ViewPrompt, conds_of_view, tagged_prompt
 
@@ -50,10 +50,12 @@ class ViewsGuider(RunGuider[AnagramRun]):
         """The rows of one step divided by those the host expects."""
         return row_factor(prompts)
 
-    def sample(self, noise: torch.Tensor, latent_image: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    def sample(
+        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Sampler, *args: object, **kwargs: object
+    ) -> torch.Tensor:
         for prompt in self.prompts:
             check_view(prompt.view, self.model_patcher, latent_image)
-        return super().sample(noise, latent_image, *args, **kwargs)
+        return super().sample(noise, latent_image, sampler, *args, **kwargs)
 
     def begin(self, sampling: Sampling) -> AnagramRun:
         views = [self._view_conds(index, sampling) for index in range(len(self.prompts))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import comfy.samplers
@@ -75,11 +76,11 @@ class PixelSyncGuider(ViewsGuider):
                 )
 
     def sample(
-        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Sampler, *args: object, **kwargs: object
+        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Sampler, *args: object, **kwargs: Any
     ) -> torch.Tensor:
         self._check_start(latent_image, sampler, kwargs.get("denoise_mask"))
-        views, seed = len(self.prompts), kwargs.get("seed")
-        generator = torch.Generator().manual_seed(((seed if isinstance(seed, int) else 0) + _SEED_OFFSET) % 2**63)
+        views, seed = len(self.prompts), kwargs.get("seed") or 0
+        generator = torch.Generator().manual_seed((seed + _SEED_OFFSET) % 2**63)
         others = [torch.randn(noise.shape, generator=generator).to(noise) for _ in range(views - 1)]
         everyone = torch.cat([noise, *others])
         # past the checks of our own parent, which are about views on latents
@@ -88,7 +89,7 @@ class PixelSyncGuider(ViewsGuider):
         )
         return out[: len(noise)]
 
-    def _check_start(self, latent_image: torch.Tensor, sampler: Sampler, denoise_mask: object) -> None:
+    def _check_start(self, latent_image: torch.Tensor, sampler: Sampler, denoise_mask: torch.Tensor | None) -> None:
         """Refuses what pixel sync cannot start from or sample with.
 
         Raises:
