@@ -15,7 +15,7 @@ import torch
 from ...methods.anagram.overlap import GradientStep
 from ...methods.anagram.prediction import Combine
 from .. import keys
-from ..engine.sampling import asking_for_room
+from ..engine.guider import asking_for_room
 from ..types import Conditioning, Conds, Executor, Guider, ModelOptions, ModelPatcher, Options, StepCallback
 from .guidance import AnagramRun, begin_run, check_own_cfg, check_view, model_for_views, row_factor
 from .views import ViewConds, ViewPrompt, conds_of_view, own_controls, tagged_prompt

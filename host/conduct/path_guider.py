@@ -17,8 +17,8 @@ from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concep
 from .. import keys
 from ..engine.attention import unet_of
 from ..engine.base_prompts import check_base_prompts
+from ..engine.guider import asking_for_room
 from ..engine.preview import Painter, with_previews
-from ..engine.sampling import asking_for_room
 from ..lora.branches import prepared
 from ..lora.concept import Concept, check_layers
 from ..lora.files import unet_factors

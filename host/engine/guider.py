@@ -22,7 +22,7 @@ The host's ``predict_noise`` returns the denoised latent; its name is historical
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
@@ -32,9 +32,8 @@ import comfy.samplers
 import torch
 
 from ...methods.panels import Panel
-from ..types import BaseModel, Conds, Executor, ModelOptions, ModelPatcher, Options, Sampler, StepCallback
+from ..types import BaseModel, Conds, Executor, ModelOptions, ModelPatcher, Options, Sampler, StepCallback, Wrapper
 from .preview import Painter, with_previews
-from .sampling import asking_for_room
 
 Run = TypeVar("Run")
 
@@ -47,14 +46,24 @@ class Sampling(NamedTuple):
     process their conditionings themselves (``RunGuider.host_processes``).
     """
 
+    model: BaseModel
     sampler: Sampler
     sigmas: torch.Tensor
     noise: torch.Tensor
     latent: torch.Tensor
     denoise_mask: torch.Tensor | None
     options: ModelOptions
+    seed: int | None
     unprocessed: dict[str, Conds]
-    process: Callable[[dict[str, Conds]], dict[str, Conds]]
+    further: Options
+    """More arguments of the host for ``process_conds``; newer hosts have some."""
+
+    def process(self, conds: dict[str, Conds]) -> dict[str, Conds]:
+        """The conditionings as the host processes those that it samples together. The names mean what they do there."""
+        device = self.model.current_patcher.load_device
+        return comfy.samplers.process_conds(
+            self.model, self.noise, conds, device, self.latent, self.denoise_mask, self.seed, **self.further
+        )
 
 
 class RunGuider(comfy.samplers.CFGGuider, Generic[Run]):
@@ -173,25 +182,33 @@ class RunGuider(comfy.samplers.CFGGuider, Generic[Run]):
         **kwargs: object,
     ) -> torch.Tensor:
         """Around the sampler: the host has loaded the model and processed the conditionings."""
-        seed, device = extra_args.get("seed"), self.model_patcher.load_device
-
-        def process(conds: dict[str, Conds]) -> dict[str, Conds]:
-            return comfy.samplers.process_conds(
-                self.inner_model, noise, conds, device, latent, denoise_mask, seed, **further
-            )
-
-        options = extra_args["model_options"]
-        sampling = Sampling(executor.class_obj, sigmas, noise, latent, denoise_mask, options, unprocessed, process)
+        start = (sigmas, noise, latent, denoise_mask, extra_args["model_options"], extra_args.get("seed"))
+        sampling = Sampling(self.inner_model, executor.class_obj, *start, unprocessed, further)
         self.run = run = self.begin(sampling)
-        noise = self.first_noise(run, sampling)
         if self.shows_panels:
             callback = with_previews(callback, self.model_patcher, partial(self.panels, run))
+        noise = self.first_noise(run, sampling)
         out = executor(guider, sigmas, extra_args, callback, noise, latent, denoise_mask, *args, **kwargs)
         self.finish(run)
         return out
 
 
-def _with_wrapper(model_options: ModelOptions, kind: str, key: str, wrapper: Callable[..., object]) -> ModelOptions:
+def asking_for_room(row_factor: int) -> Wrapper:
+    """A wrapper of the host's ``PREPARE_SAMPLING`` that has the model loaded with room for more rows.
+
+    Without that room the host splits the batch.
+
+    Args:
+        row_factor: how many times the rows that the host expects.
+    """
+
+    def wrapper(executor: Executor, model: object, noise_shape: torch.Size, *args: object, **kwargs: object) -> object:
+        return executor(model, [row_factor * noise_shape[0], *noise_shape[1:]], *args, **kwargs)
+
+    return wrapper
+
+
+def _with_wrapper(model_options: ModelOptions, kind: str, key: str, wrapper: Wrapper) -> ModelOptions:
     options = comfy.model_patcher.create_model_options_clone(model_options)
     comfy.patcher_extension.add_wrapper_with_key(kind, key, wrapper, options, is_model_options=True)
     return options

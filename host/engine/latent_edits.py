@@ -17,8 +17,7 @@ import comfy.model_sampling
 import torch
 
 from ..types import BaseModel, ModelOptions, ModelSampling, Sampler
-from .sampler_facts import SamplerFacts, facts_of
-from .sampling import percent_of
+from .sampling import SamplerFacts, facts_of, percent_of
 from .time_travel import Travel, sampler_name
 
 log = logging.getLogger(__name__)
@@ -108,41 +107,44 @@ def edit_schedule_for(
     who: str,
     in_place: bool | None = None,
 ) -> EditSchedule:
-    """When edits are due with this sampler. Logs it if the sampler does not keep them.
+    """When edits are due with this sampler.
 
     Args:
-        who: the subject of that message, and of the refusal.
+        who: the subject of a refusal or a message in the log.
         in_place: whether edits go into the sampler's own latent; None writes them where it keeps them.
 
     Raises:
         ValueError: a sampler that measures its own error: it would take an edit for one.
     """
-    facts = facts_of(sampler_name(sampler))
+    facts, options = facts_of(sampler_name(sampler)), getattr(sampler, "extra_options", None) or {}
     if facts.measures_error:
         raise ValueError(f"{who} cannot work with dpm_adaptive, which would take it for an error; use euler.")
+    writes = _writes_in_place(facts, denoise_mask, who, in_place)
+    if facts.own_levels or options.get("s_churn", 0.0) > 0:  # churn evaluates above each level
+        return EditSchedule(in_place=writes)
+    flow, function = isinstance(model_sampling, comfy.model_sampling.CONST), getattr(sampler, "sampler_function", None)
+    passes = function.passes(model_sampling, sigmas) if isinstance(function, Travel) else None
+    levels = [float(s) for s in sigmas if s > 0]
+    calls = _calls_before(len(levels), facts.lookahead(options.get("eta", 1.0), flow), facts.corrects, passes)
+    return EditSchedule(levels, calls, writes)
+
+
+def _writes_in_place(facts: SamplerFacts, denoise_mask: torch.Tensor | None, who: str, in_place: bool | None) -> bool:
+    """Whether edits go into the sampler's own latent. Logs it where they would be lost."""
     keeps_edits = facts.keeps_latent and denoise_mask is None
     if not keeps_edits and in_place is not False:
         log.info("%s acts on the predictions alone: with this sampler or an inpaint mask the latent is not kept.", who)
-    in_place = keeps_edits if in_place is None else in_place
-    options = getattr(sampler, "extra_options", None) or {}
-    if facts.own_levels or options.get("s_churn", 0.0) > 0:  # churn evaluates above each level
-        return EditSchedule(in_place=in_place)
-    lookahead = facts.lookahead(options.get("eta", 1.0), isinstance(model_sampling, comfy.model_sampling.CONST))
-    levels = [float(s) for s in sigmas if s > 0]
-    function = getattr(sampler, "sampler_function", None)
-    if isinstance(function, Travel):
-        calls = _repeated_calls(function.passes(model_sampling, sigmas), lookahead, facts)
-    else:
-        calls = [min(number, lookahead) for number in range(len(levels))]
-    return EditSchedule(levels, calls, in_place)
+    return keeps_edits if in_place is None else in_place
 
 
-def _repeated_calls(passes: Sequence[int], lookahead: int, facts: SamplerFacts) -> list[int]:
-    """The lookahead calls per level where steps are repeated, ``passes`` times each.
+def _calls_before(levels: int, lookahead: int, corrects: bool, passes: Sequence[int] | None) -> list[int]:
+    """The lookahead calls per level; at the first level there are none.
 
-    Every pass of the step above evaluates at the level too. A sampler that corrects itself does so only within a run of
-    steps, and each step of the window is a run by itself.
+    Where time travel repeats steps, ``passes`` times each, every pass of the step above evaluates at the level too. A
+    sampler that corrects itself does so only within a run of steps, and each step of the window is a run by itself.
     """
+    if passes is None:
+        return [min(number, lookahead) for number in range(levels)]
     within = [above == below == 1 for above, below in pairwise(passes)]
     steps = zip(passes, (*within, 0), strict=True)
-    return [0, *(lookahead * (inner if facts.corrects else above) for above, inner in steps)]
+    return [0, *(lookahead * (inner if corrects else above) for above, inner in steps)]

@@ -8,7 +8,7 @@ others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import comfy.model_patcher
@@ -55,26 +55,27 @@ def around_model_call(
         fn: returns ``run(call)``, or the output of a changed call, or a changed output.
     """
 
-    def wrapper(
-        executor: Executor,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        c_concat: torch.Tensor | None = None,
-        c_crossattn: torch.Tensor | None = None,
-        control: object = None,
-        transformer_options: TransformerOptions | None = None,
-        **others: object,
-    ) -> torch.Tensor:
-        def run(call: ModelCall) -> torch.Tensor:
-            return executor(*call[:-1], **call.others)
-
-        options = {} if transformer_options is None else transformer_options
-        return fn(ModelCall(x, t, c_concat, c_crossattn, control, options, others), run)
+    def wrapper(executor: Executor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return fn(_model_call(*args, **kwargs), lambda call: executor(*call[:-1], **call.others))
 
     options = comfy.model_patcher.create_model_options_clone(model_options)
     kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
     comfy.patcher_extension.add_wrapper_with_key(kind, key, wrapper, options, is_model_options=True)
     return options
+
+
+def _model_call(
+    x: torch.Tensor,
+    t: torch.Tensor,
+    c_concat: torch.Tensor | None = None,
+    c_crossattn: torch.Tensor | None = None,
+    control: object = None,
+    transformer_options: TransformerOptions | None = None,
+    **others: object,
+) -> ModelCall:
+    """The arguments as the host passes them, by position or by name."""
+    options = {} if transformer_options is None else transformer_options
+    return ModelCall(x, t, c_concat, c_crossattn, control, options, others)
 
 
 class EntryRows(NamedTuple):

@@ -12,8 +12,7 @@ import comfy.samplers
 import torch
 
 from ..types import ModelSampling, Options, Sampler, SamplerCallback
-from .sampler_facts import facts_of
-from .sampling import signal_and_noise
+from .sampling import facts_of, signal_and_noise
 
 _SEED_OFFSET = 0x9E3779B97F4A7C15
 

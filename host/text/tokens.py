@@ -92,8 +92,7 @@ def encode_prompt(clip: CLIP, text: str, phrase: str = "") -> PromptTokens:
             f"The tokens of '{phrase}' do not occur in '{text}'; write the concept as it is in prompts, with a space "
             "on each side."
         )
-    start, end = inside[-1]
-    return part._replace(start=start, end=end)
+    return part._replace(start=inside[-1][0], end=inside[-1][1])
 
 
 def encode_parts(clip: CLIP, text: str) -> list[PromptTokens]:
