@@ -1,2 +1,1 @@
-"""The only room that touches ComfyUI's internals. One module a fact; every difference between host versions is met
-here."""
+"""The only room that touches ComfyUI's internals. Differences between host versions are handled here only."""

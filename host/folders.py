@@ -8,7 +8,7 @@ import folder_paths
 
 
 def offer_loras(folder: Path) -> None:
-    """Lets the host's own LoRA loaders list the files of a folder, after those of the user. Safe to call twice."""
+    """Adds a folder to the host's LoRA loaders; the user's own files come first. Safe to call twice."""
     folder_paths.add_model_folder_path("loras", str(folder))
 
 
@@ -17,16 +17,16 @@ def lora_names() -> list[str]:
     return folder_paths.get_filename_list("loras")
 
 
-def lora_path(name: str) -> str:
-    """The path of one of them.
+def lora_file(name: str) -> str:
+    """The file behind a name of ``lora_names``.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: it does not exist.
     """
-    path = folder_paths.get_full_path("loras", name)
-    if path is None:
+    file = folder_paths.get_full_path("loras", name)
+    if file is None:
         raise ValueError(f"There is no LoRA '{name}'; choose one from the list, after pressing R if it is new.")
-    return path
+    return file
 
 
 EDITS = "concepts_edits"
@@ -34,9 +34,9 @@ EDITS = "concepts_edits"
 
 
 def offer_edits() -> None:
-    """Lets the host list saved erasures, under its models and its output folder. Safe to call twice."""
-    places = [Path(folder_paths.models_dir, EDITS), Path(folder_paths.get_output_directory(), EDITS)]
-    folder_paths.folder_names_and_paths[EDITS] = ([str(place) for place in places], {".safetensors"})
+    """Has the host list saved erasures, in its models folder and its output folder. Safe to call twice."""
+    folders = [Path(folder_paths.models_dir, EDITS), Path(folder_paths.get_output_directory(), EDITS)]
+    folder_paths.folder_names_and_paths[EDITS] = ([str(folder) for folder in folders], {".safetensors"})
 
 
 def edit_names() -> list[str]:
@@ -48,7 +48,7 @@ def edit_file(name: str) -> Path:
     """The file behind a name of ``edit_names``.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: it does not exist.
     """
     found = edit_names()
     if name not in found:
@@ -58,7 +58,7 @@ def edit_file(name: str) -> Path:
 
 
 def new_output(prefix: str) -> Path:
-    """A file name of its own in the host's output folder, numbered as the host numbers its pictures.
+    """A new file in the host's output folder, numbered as the host numbers its pictures.
 
     Raises:
         ValueError: the prefix leads out of the output folder.

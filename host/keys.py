@@ -1,6 +1,7 @@
-"""Every key under which the pack hangs something on the host: wrappers, transformer options, entries of a conditioning.
+"""Every key under which the pack adds something to the host: wrappers, transformer options, entries of a conditioning.
 
-One ledger, so that no two notions share a key and a reader finds both ends of it. None of them is written into files.
+One ledger: no two notions share a key, and a search for a constant finds who writes it and who reads it. No key is
+written into files.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ ANAGRAM_RUN = "concepts_anagram_run"
 
 # transformer options of one model call
 PATH_ROWS = "concepts_path_rows"
-"""The path and side of every row of the batch (``conduct.paths``)."""
-CONCEPT_SIDES = "concepts_sides"
-"""0 (positive) or 1 (negative) for every entry of the batch, while concepts stand in regions
-(``compose.injection``)."""
+"""The path of every row of the batch, and whether it is positive or negative (``conduct.paths``)."""
+CONCEPT_COND_OR_UNCOND = "concepts_sides"
+"""While concepts are active: 0 (positive) or 1 (negative) for every entry of the batch (``compose.injection``)."""
 BASE_WEIGHT = "concepts_base_weight"
 """While concepts are active: a function (height, width) to (tokens,), the base prompt's weight for each image token."""
 
@@ -38,5 +38,6 @@ LAYER_CONTEXTS = "concepts_layers"
 """A context for each cross-attention layer, (layers, tokens, channels) (ED-LoRA)."""
 VIEW_INDEX = "concepts_view"
 """The view that the entry describes (model patch of anagrams)."""
-PROMPT_SIDE = "concepts_side"
-"""The name under which the sampler holds the entry, where the host has not said it (``compose.suppression``)."""
+PROMPT_TYPE = "concepts_side"
+"""The name of the entry's prompt in its guider; for entries without the host's ``prompt_type``
+(``compose.suppression``)."""

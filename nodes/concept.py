@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from comfy_api.latest import io
 
-from ..host.folders import lora_names, lora_path
+from ..host.folders import lora_file, lora_names
 from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import read_lora
 from ..host.schema import schema
@@ -73,7 +73,7 @@ class ConceptsConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, lora, strength, prompt, phrase="", negative="", concepts=None) -> io.NodeOutput:
-        concept = make_concept(read_lora(lora_path(lora)), strength, clip, prompt, phrase, negative)
+        concept = make_concept(read_lora(lora_file(lora)), strength, clip, prompt, phrase, negative)
         return io.NodeOutput(ConceptList(concept, concepts))
 
 

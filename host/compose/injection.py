@@ -91,7 +91,11 @@ class Injection:
         uuids = told.get("uuids", ())
         if not uuids or any(uuid not in self.sides for uuid in uuids):
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        told = {**told, keys.CONCEPT_SIDES: [self.sides[uuid] for uuid in uuids], keys.BASE_WEIGHT: self._share}
+        told = {
+            **told,
+            keys.CONCEPT_COND_OR_UNCOND: [self.sides[uuid] for uuid in uuids],
+            keys.BASE_WEIGHT: self._share,
+        }
         self._added.clear()
         with low_rank(self.unet, self._branches(*x.shape[-2:]) if self.token_lora else ()):
             return executor(x, t, c_concat, c_crossattn, control, told, **kwargs)
@@ -124,7 +128,7 @@ class Injection:
         """
         # a self-attention laid over ours for one call (perturbed attention guidance) is meant for regions too
         if (
-            keys.CONCEPT_SIDES not in extra
+            keys.CONCEPT_COND_OR_UNCOND not in extra
             or not self.voices
             or (site.kind == SELF and getattr(attend, "later", False))
         ):
@@ -153,10 +157,10 @@ class Injection:
         return [self._attention(q[:, own], k[:, read], v[:, read], site, extra) for own, read in pairs]
 
     def _injected(self, q, tokens, site, extra) -> list[torch.Tensor]:
-        size = q.shape[0] // len(extra[keys.CONCEPT_SIDES])
+        size = q.shape[0] // len(extra[keys.CONCEPT_COND_OR_UNCOND])
         out = []
         for voice, own in zip(self.voices, tokens[1:], strict=True):
-            both = [self.of(voice, site, side) for side in extra[keys.CONCEPT_SIDES]]
+            both = [self.of(voice, site, side) for side in extra[keys.CONCEPT_COND_OR_UNCOND]]
             if len({c.keys.shape[1] for c in both}) == 1:
                 k, v = (torch.cat([t.expand(size, -1, -1) for t in ts]) for ts in zip(*both, strict=True))
                 out.append(self._attention(q[:, own], k, v, site, extra))

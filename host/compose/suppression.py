@@ -47,7 +47,7 @@ def _named(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """Around a sampling: writes into its conditionings, which the host has copied for it, what the guider calls them."""
     for name, entries in executor.class_obj.conds.items():
         for entry in entries:
-            entry[keys.PROMPT_SIDE] = name
+            entry[keys.PROMPT_TYPE] = name
     return executor(*args, **kwargs)
 
 
@@ -61,7 +61,7 @@ def words_of(conds: Sequence[Any]) -> dict[Any, ObjectPositions]:
     found = {}
     for number, cond in enumerate(conds):
         for entry in cond or ():
-            told = entry.get("prompt_type", entry.get(keys.PROMPT_SIDE))
+            told = entry.get("prompt_type", entry.get(keys.PROMPT_TYPE))
             negative = "negative" in told if told else len(conds) == 2 and number == 1
             if not negative and keys.OBJECT_POSITIONS in entry and len(entry[keys.OBJECT_POSITIONS].objects) > 1:
                 found[entry["uuid"]] = entry[keys.OBJECT_POSITIONS]

@@ -65,7 +65,7 @@ def check_differentiable(model: HasModules) -> None:
     """Refuses models without a backward pass, before any work is done.
 
     Raises:
-        ValueError: which part stands in the way, and what to do.
+        ValueError: which part prevents it, and what to do.
     """
     patcher = getattr(model, "current_patcher", None)
     if patcher is not None:
@@ -87,7 +87,7 @@ def check_patcher(patcher: ModelPatcher) -> None:
     The host compiles by a wrapper that the patcher keeps. The model's own options hold it only while it samples.
 
     Raises:
-        ValueError: which part stands in the way, and what to do.
+        ValueError: which part prevents it, and what to do.
     """
     options = getattr(patcher, "model_options", None) or {}
     if options.get("multigpu_clones"):

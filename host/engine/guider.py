@@ -74,8 +74,7 @@ class RunGuider(comfy.samplers.CFGGuider, Generic[Run]):
 
     Args:
         key: of ``host.keys``, for the guider's wrappers.
-        row_factor: the host is asked for room for so many times the rows it expects; for want of it, it splits the
-            batch.
+        row_factor: how many times the rows that the host expects; it makes room for them.
     """
 
     model_options: ModelOptions

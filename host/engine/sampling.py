@@ -44,7 +44,7 @@ class SamplerFacts:
         lookahead_calls: evaluations at a noise level before the sampler's latent gets there; at the first level, none.
         at_eta_1: they are at that level for eta 1 only, in between for others.
         not_in_flow: for flow models they are in between too.
-        keeps_latent: it goes on with the latent it was given. Others go on with one of their own, and an edit is lost.
+        keeps_latent: it goes on with the latent it was given. Others use their own, and an edit is lost.
         corrects: its lookahead is a second evaluation at the corrected latent, within one run of steps.
         whole_schedule: it plans over the whole schedule, so single steps make no sense.
         own_levels: its noise levels are not those of the schedule.

@@ -297,8 +297,8 @@ def test_two_positives_asked_about_alone_are_two_positives():
     assert set(words_of([[entry] for entry in untold])) == {0}
     assert set(words_of([untold, None])) == {0, 1}
     named = [
-        {"uuid": 0, keys.OBJECT_POSITIONS: WORDS, keys.PROMPT_SIDE: "negative 1"},
-        {"uuid": 1, keys.OBJECT_POSITIONS: WORDS, keys.PROMPT_SIDE: "positive"},
+        {"uuid": 0, keys.OBJECT_POSITIONS: WORDS, keys.PROMPT_TYPE: "negative 1"},
+        {"uuid": 1, keys.OBJECT_POSITIONS: WORDS, keys.PROMPT_TYPE: "positive"},
     ]
     assert set(words_of([[entry] for entry in named])) == {1}
 
