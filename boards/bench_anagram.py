@@ -28,7 +28,7 @@ from .timing import ratios
 SIGMA = 2.0  # where the gradient step is timed
 
 
-class Bench:
+class AnagramBench:
     """The demo model with the prompts of up to four views."""
 
     def __init__(self, runs: int) -> None:
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--views", type=int, action="append", choices=(1, 2, 3, 4), help="again for more; all without")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
-    bench = Bench(options.runs)
+    bench = AnagramBench(options.runs)
     counts = options.views or (1, 2, 3, 4)
     for views in counts:
         bare = ratios(lambda n=views: bench.plain(n), lambda n=views: bench.anagram(n), options.runs)

@@ -6,6 +6,7 @@ import argparse
 import logging
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.hooks
@@ -42,7 +43,7 @@ def random_lora(model: Any, seed: int) -> LoraFile:
     return LoraFile(f"random {seed}", tensors)
 
 
-class Bench:
+class ConductBench:
     """One step of everything that is compared, for N concepts on one model."""
 
     def __init__(self, patcher: Any, channels: int, concepts: int, cells: int) -> None:
@@ -74,18 +75,19 @@ class Bench:
             self.concepts,
             lambda h, w: MaskPyramid.of(self.regions, h, w),
         )
-        start, made = guider.start, []
+        start, made = guider.start, list[Any]()
+        names = ["", *(f" {n}" for n in range(self.count))]
 
-        def once(x: torch.Tensor) -> Any:
+        def start_again(x: torch.Tensor) -> Any:
             if not made:
                 made.append(start(x))
-            for path, n in zip(made[0].paths, ["", *(f" {i}" for i in range(self.count))], strict=True):
-                object.__setattr__(path, "positive", guider.conds[f"positive{n}"])
-                object.__setattr__(path, "negative", guider.conds[f"negative{n}"])
-            made[0].__post_init__()
-            return made[0]
+            paths = [
+                replace(path, positive=guider.conds[f"positive{n}"], negative=guider.conds[f"negative{n}"])
+                for path, n in zip(made[0].paths, names, strict=True)
+            ]
+            return replace(made[0], paths=paths)
 
-        guider.start = once  # type: ignore[method-assign]
+        guider.start = start_again  # type: ignore[method-assign]
         return lambda: self._sample(guider)
 
     def bare(self) -> Callable[[], None]:
@@ -122,7 +124,7 @@ class Bench:
         return lambda: self._sample(guider)
 
 
-def compare(name: str, bench: Bench, runs: int) -> None:
+def compare(name: str, bench: ConductBench, runs: int) -> None:
     """Prints the ratio of each to ours' seconds, run in turn so that all meet the same machine."""
     steps = {
         "ours": bench.ours(),
@@ -157,5 +159,5 @@ def main(arguments: list[str]) -> int:
         patcher = load_demo_model()[0] if name == "demo" else random_model(SD15_UNET)
         channels = (UNET if name == "demo" else SD15_UNET)["context_dim"]
         for count in options.concepts or range(1, 7):
-            compare(name, Bench(patcher, channels, count, CELLS), options.runs)
+            compare(name, ConductBench(patcher, channels, count, CELLS), options.runs)
     return 0

@@ -40,7 +40,7 @@ def test_a_preset_is_timed_as_the_node_makes_it(monkeypatch):
     import comfy.patcher_extension
 
     monkeypatch.setattr(bench_anagram, "STEPS", 2)
-    bench, rows = bench_anagram.Bench(1), []
+    bench, rows = bench_anagram.AnagramBench(1), []
     bench.demo.model = bench.demo.model.clone()
 
     def note(executor, x, *args, **kwargs):
