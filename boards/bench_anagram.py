@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+from functools import partial
 
 import comfy.model_management
 import comfy.samplers
@@ -102,13 +103,13 @@ def main(arguments: list[str]) -> int:
     bench = AnagramBench(options.runs)
     counts = options.views or (1, 2, 3, 4)
     for views in counts:
-        bare = ratios(lambda n=views: bench.plain(n), lambda n=views: bench.anagram(n), options.runs)
+        bare = ratios(partial(bench.plain, views), partial(bench.anagram, views), options.runs)
         bench.say(f"{views} views over bare calls of {2 * views} rows", bare)
     for views in (n for n in counts if n > 1):
-        alone = ratios(lambda: bench.plain(1), lambda n=views: bench.anagram(n), options.runs)
+        alone = ratios(partial(bench.plain, 1), partial(bench.anagram, views), options.runs)
         bench.say(f"{views} views over one plain picture", alone)
         for name in (n for n, preset in PRESETS.items() if preset is not None):
-            made = ratios(lambda: bench.plain(1), lambda n=views, p=name: bench.preset(n, p), options.runs)
+            made = ratios(partial(bench.plain, 1), partial(bench.preset, views, name), options.runs)
             bench.say(f"{views} views by '{name}' over one plain picture", made)
         bench.say(f"gradient step over a forward pass of {views} rows", bench.gradient(views))
     return 0

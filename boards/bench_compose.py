@@ -29,7 +29,7 @@ from .concept_tasks import lora_of
 from .random_models import SD15_UNET, random_model
 from .timing import peak_of, ratios
 
-RANK, TOKENS = 16, 77
+RANK, TOKENS, CHANNELS = 16, 77, 768  # as SD 1.5 has them
 _LAYERS = (
     *(f"attn{n}.{part}" for n in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")),
     "ff.net.0.proj",
@@ -157,6 +157,6 @@ def demo_bench(steps: int, runs: int) -> ComposeBench:
 def sd15_bench(concepts: int, runs: int) -> ComposeBench:
     """A random model of SD 1.5's size with so many random LoRAs."""
     model = random_model(SD15_UNET)
-    made = [random_concept(model, n, SD15_UNET["context_dim"]) for n in range(concepts)]
-    prompt = [[torch.randn(1, TOKENS, 768, generator=torch.Generator().manual_seed(0)), {}]]
+    made = [random_concept(model, n, CHANNELS) for n in range(concepts)]
+    prompt = [[torch.randn(1, TOKENS, CHANNELS, generator=torch.Generator().manual_seed(0)), {}]]
     return ComposeBench("SD 1.5 size, 512 × 512", model, made, prompt, (64, 64), 2, runs)

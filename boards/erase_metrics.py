@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,7 +44,11 @@ class EraseMetrics:
             "position_kept": self._share("pair"),
             "background_kept": statistics.mean(self.background),
         }
-        means = {"layout_kept": self.layout, "silhouette_kept": self.silhouette, "anchor_named": self.anchored}
+        means: dict[str, Sequence[float]] = {
+            "layout_kept": self.layout,
+            "silhouette_kept": self.silhouette,
+            "anchor_named": self.anchored,
+        }
         return (
             self._erased()
             | {name: _relative(value, (plain or {}).get(name)) for name, value in preserved.items()}
@@ -74,7 +78,8 @@ def _relative(value: float, plain: float | None) -> float:
 def low_pass_correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Pearson's correlation of latents (b, c, h, w) at a quarter of their size, per channel about its mean, (b,)."""
     small = [torch.nn.functional.avg_pool2d(x.double(), 4) for x in (one, other)]
-    return torch.cosine_similarity(*((x - x.mean((-2, -1), keepdim=True)).flatten(1) for x in small))
+    centred = [(x - x.mean((-2, -1), keepdim=True)).flatten(1) for x in small]
+    return torch.cosine_similarity(centred[0], centred[1])
 
 
 def silhouette(latents: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import comfy.model_patcher
 import comfy.supported_models_base
 import torch
 
-SD15_UNET = {
+SD15_UNET: dict[str, Any] = {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8  # px per latent cell
 
-UNET = {
+UNET: dict[str, Any] = {
     "image_size": 16,
     "in_channels": LATENT_CHANNELS,
     "out_channels": LATENT_CHANNELS,
@@ -28,7 +30,7 @@ UNET = {
 }
 """The host's UNetModel, SD 1.x family: 8.8 M parameters."""
 
-TEXT = {
+TEXT: dict[str, Any] = {
     "architectures": ["CLIPTextModel"],
     "vocab_size": 49408,
     "hidden_size": 128,
@@ -58,5 +60,5 @@ def untrained_rows() -> torch.Tensor:
     return torch.randn((TEXT["vocab_size"], TEXT["hidden_size"]), generator=generator) * TOKEN_STD
 
 
-SCHEDULE = {"linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "beta_schedule": "linear"}
+SCHEDULE: dict[str, Any] = {"linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "beta_schedule": "linear"}
 """The SD 1 schedule; ``linear`` in the host's words is linear in the square root of beta. Prediction is v."""

@@ -68,6 +68,8 @@ class _Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Pictures in [-1, 1], (b, 3, 8h, 8w), to latents (b, 4, h, w) and back. Deterministic both ways."""
 
+    kernel: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("kernel", encoder_kernel())

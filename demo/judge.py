@@ -68,6 +68,8 @@ class _Block(nn.Module):
 class JudgeNetwork(nn.Module):
     """Pictures (b, 3, h, w) in 0..1, any size from 32 px, to logits (b, classes)."""
 
+    temperature: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.Sequential(_Block(3, 32), _Block(32, 64), _Block(64, 96), _Block(96, 160))

@@ -86,7 +86,8 @@ class _Tokenizer(comfy.sd1_clip.SD1Tokenizer):
 
 
 class _Target:
-    clip, tokenizer, params = _ClipModel, _Tokenizer, {}
+    clip, tokenizer = _ClipModel, _Tokenizer
+    params: dict[str, Any] = {}
 
 
 def load_demo_model(folder: Path = FOLDER) -> tuple[Any, Any, Any]:
@@ -133,7 +134,7 @@ def _check_loras(patcher: Any) -> None:
     state = patcher.model_state_dict()
     for key, patches in patcher.patches.items():
         for patch in patches:
-            factors = getattr(patch[1], "weights", ())[:2]
+            factors: list[Any] = list(getattr(patch[1], "weights", ())[:2])
             if len(factors) < 2 or not all(isinstance(f, torch.Tensor) for f in factors):
                 continue
             made, wanted = (factors[0].shape[0], factors[1][0].numel()), (state[key].shape[0], state[key][0].numel())

@@ -71,7 +71,7 @@ def _tensors(before: Path, after: Path) -> Iterator[str]:
     """Metadata without the workflow, then the tensors by their bits."""
     with safe_open(before, "pt") as one, safe_open(after, "pt") as other:
         metadata = [{k: v for k, v in (f.metadata() or {}).items() if k not in WORKFLOW} for f in (one, other)]
-        yield from _values(*metadata, "metadata")
+        yield from _values(metadata[0], metadata[1], "metadata")
         names = sorted({*one.keys(), *other.keys()})
         for name in names:
             if name not in one.keys() or name not in other.keys():  # noqa: SIM118  a file, not a dictionary

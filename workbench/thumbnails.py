@@ -46,9 +46,9 @@ def thumbnail(pictures: list[bytes]) -> bytes:
     for at, picture in enumerate(shown):
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         scale = side / max(picture.size)
-        size = tuple(max(1, round(length * scale)) for length in picture.size)
-        left, top = at % across * side + (side - size[0]) // 2, spare + at // across * side + (side - size[1]) // 2
-        square.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
+        width, height = (max(1, round(length * scale)) for length in picture.size)
+        left, top = at % across * side + (side - width) // 2, spare + at // across * side + (side - height) // 2
+        square.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (left, top))
     target = io.BytesIO()
     square.save(target, "JPEG", quality=_QUALITY)
     return target.getvalue()

@@ -49,6 +49,9 @@ def build_unet() -> UNetModel:
 class UsedTokens(nn.Module):
     """A token table of which only the rows ``ids`` are trained. Callable like the host's own embedding."""
 
+    table: torch.Tensor
+    index: torch.Tensor
+
     def __init__(self, ids: list[int]) -> None:
         super().__init__()
         table = architecture.untrained_rows()

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -25,7 +26,7 @@ from ..loader import load_demo_model
 from . import scenes
 from .checkpoint import Training
 from .networks import Tokenizer, bundled_networks
-from .train_model import Batches, alphas_and_sigmas, training_loss
+from .train_model import Batches, SceneSource, alphas_and_sigmas, training_loss
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ Adapters = dict[str, torch.nn.Parameter]
 Tensors = dict[str, torch.Tensor]
 
 
-def scene_source(concept: str):
+def scene_source(concept: str) -> SceneSource:
     """Draws scenes two thirds of which hold the concept."""
 
     def random_scene(rng: Random, objects: int) -> vocabulary.Scene:
@@ -53,7 +54,7 @@ def scene_source(concept: str):
     return random_scene
 
 
-def kohya_names(model, clip) -> tuple[dict[str, str], dict[str, str]]:
+def kohya_names(model: Any, clip: Any) -> tuple[dict[str, str], dict[str, str]]:
     """Layer path to kohya name, for the UNet and the text encoder."""
     unet, text = names_of(model), names_of(clip=clip)
     return (
@@ -62,7 +63,7 @@ def kohya_names(model, clip) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
-def kohya_state(network, names: dict[str, str]) -> dict[str, torch.Tensor]:
+def kohya_state(network: torch.nn.Module, names: dict[str, str]) -> dict[str, torch.Tensor]:
     """The injected adapters of a network as the tensors of a kohya file; those of a 1×1 convolution have four axes."""
     up, down = (
         {

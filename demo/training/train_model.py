@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -34,6 +35,10 @@ PEAK_RATE = 1e-3
 EMA_EVERY, EMA_DECAY = 4, 0.98
 CAPTION_DROPPED, BACKGROUND_NAMED, FILLER = 0.10, 0.8, 0.12
 TOKEN_LOSS = 0.02
+SceneSource = Callable[[Random, int], vocabulary.Scene]
+"""(random numbers, how many objects) → a scene."""
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Pictures, token ids, noun positions, masks, as ``Batches.next`` returns them."""
 OBJECTS = ((1, 0.50), (2, 0.42), (3, 0.08))
 
 
@@ -64,7 +69,9 @@ class AttentionMaps:
         self.nouns = nouns  # (batch, objects): token position of each object's noun
         self.maps: list[torch.Tensor] = []  # each (batch, objects, pixels), a distribution over pixels
 
-    def __call__(self, _original: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, **_: object):
+    def __call__(
+        self, _original: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, **_: object
+    ) -> torch.Tensor:
         b, pixels, _width = q.shape
         q, k, v = (t.view(b, t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)  # (batch, heads, pixels, keys)
@@ -96,7 +103,13 @@ def _masks(drawn: scenes.Drawn, objects: int, whole: bool) -> np.ndarray:
 class Batches:
     """An endless stream of training batches."""
 
-    def __init__(self, seed: int, tokenizer: Tokenizer, objects=OBJECTS, draw_scene=scenes.random_scene) -> None:
+    def __init__(
+        self,
+        seed: int,
+        tokenizer: Tokenizer,
+        objects: Sequence[tuple[int, float]] = OBJECTS,
+        draw_scene: SceneSource = scenes.random_scene,
+    ) -> None:
         self.rng, self.tokenizer, self.objects, self.draw_scene = Random(seed), tokenizer, objects, draw_scene
 
     def _caption(self, scene: vocabulary.Scene) -> str:
@@ -108,7 +121,7 @@ class Batches:
             caption = vocabulary.random_caption_words(self.rng, caption, words)
         return caption
 
-    def next(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def next(self, size: int) -> Batch:
         """A batch.
 
         Returns:
@@ -133,7 +146,14 @@ class Batches:
         return x, torch.tensor(tokens), torch.tensor(nouns), torch.from_numpy(np.stack(masks))
 
 
-def training_loss(unet, text, encode, batch, levels, generator: torch.Generator) -> torch.Tensor:
+def training_loss(
+    unet: torch.nn.Module,
+    text: torch.nn.Module,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    batch: Batch,
+    levels: tuple[torch.Tensor, torch.Tensor],
+    generator: torch.Generator,
+) -> torch.Tensor:
     """The loss of one batch at random noise levels."""
     pictures, tokens, nouns, masks = batch
     alphas, sigmas = levels
@@ -181,7 +201,9 @@ class _Recorder:
         _save(self.folder, self.unet, self.text, self.ema, self.clock)
 
 
-def _worker(rank: int, unet, text, arguments: argparse.Namespace, clock: torch.Tensor) -> None:
+def _worker(
+    rank: int, unet: torch.nn.Module, text: torch.nn.Module, arguments: argparse.Namespace, clock: torch.Tensor
+) -> None:
     torch.set_num_threads(1)
     os.nice(arguments.nice)
     logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
@@ -191,7 +213,14 @@ def _worker(rank: int, unet, text, arguments: argparse.Namespace, clock: torch.T
         recorder.save()
 
 
-def _fit(rank: int, unet, text, minutes: float, clock: torch.Tensor, recorder: _Recorder | None) -> None:
+def _fit(
+    rank: int,
+    unet: torch.nn.Module,
+    text: torch.nn.Module,
+    minutes: float,
+    clock: torch.Tensor,
+    recorder: _Recorder | None,
+) -> None:
     """Trains the shared weights until the clock says that the time is up."""
     generator = torch.Generator().manual_seed(int(time.time()) * 2 + rank)
     encoder, levels = Autoencoder(), alphas_and_sigmas()
@@ -218,7 +247,7 @@ def _fit(rank: int, unet, text, minutes: float, clock: torch.Tensor, recorder: _
             recorder.step(steps, losses)
 
 
-def _state(unet, text) -> dict[str, torch.Tensor]:
+def _state(unet: torch.nn.Module, text: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Both networks' tensors, under ``unet.`` and ``text.``."""
     both = {f"unet.{k}": v for k, v in unet.state_dict().items()} | {
         f"text.{k}": v for k, v in text.state_dict().items()
@@ -226,7 +255,9 @@ def _state(unet, text) -> dict[str, torch.Tensor]:
     return {k: v.detach().clone() for k, v in both.items()}
 
 
-def _save(folder: Path, unet, text, ema: dict[str, torch.Tensor], clock: torch.Tensor) -> None:
+def _save(
+    folder: Path, unet: torch.nn.Module, text: torch.nn.Module, ema: dict[str, torch.Tensor], clock: torch.Tensor
+) -> None:
     for name, state in ((RAW, _state(unet, text)), (EMA, ema)):
         checkpoint.write(folder / name, state, minutes=clock[0].item(), samples=clock[1].item())
 
