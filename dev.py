@@ -64,10 +64,10 @@ def run(command: list[str], doing: str, **options: object) -> None:
     say(f"{doing} …")
     started = time.time()
     with tempfile.TemporaryFile("w+") as output:
-        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, **options).returncode  # type: ignore[call-overload]
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, **options)  # type: ignore[call-overload]
         output.seek(0)
         lines = output.read().strip().splitlines()
-    if code:
+    if done.returncode:
         raise SetupError(f"{doing} failed:\n  " + "\n  ".join(lines[-12:]) + f"\nThe command was: {' '.join(command)}")
     say(f"  done in {time.time() - started:.0f} s")
 

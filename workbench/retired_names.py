@@ -48,7 +48,7 @@ TABLE = (
     Retired("once beside", HOST, ("module", "import")),
     Retired("due kept trials lasting", ("host/engine/latent_edits.py",)),
     Retired("trials lasting watched _watched told ask asked _ask answer _answer answers_of _answering_again", HOST),
-    Retired("said wanted ask asked answer answers answers_of Terms Bank heads beside", ("methods/erase/trained/*",)),
+    Retired("said wanted ask asked answer answers_of Terms Bank heads beside", ("methods/erase/trained/*",)),
     Retired("Terms Bank paint Painter", ("host/erase/*", "demo/*", "boards/*")),
     Retired("around", ("host/engine/attention.py",)),
     Retired("look looks seen Maps", ("host/compose/*", "host/anagram/anti_segregation.py")),
