@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -64,10 +64,10 @@ def learn(
     noise = torch.randn((len(LEVELS), *pictures.shape[1:]), generator=generator)
     sigma = torch.tensor(LEVELS)
     x = pictures + noise * sigma[:, None, None, None]
-    target = _predict(plain, x, sigma, before.encode_from_tokens({"l": [section]}))
+    noised = _NoisedPictures(x, sigma, _predict(plain, x, sigma, before.encode_from_tokens({"l": [section]})))
     clip.encode_from_tokens({"l": [section]})  # loads the edited one before its weights are looked at
     prompt_of = partial(with_prefix, section) if kind == "prefix" else partial(with_word, section, concept_id=word)
-    return Learned({"l": [prompt_of(_descend(edited, clip, prompt_of, start, x, sigma, target))]})
+    return Learned({"l": [prompt_of(_descend(edited, clip, prompt_of, start, noised))]})
 
 
 def _start(kind: str, clip: Any, word: int, generator: torch.Generator) -> torch.Tensor:
@@ -87,18 +87,20 @@ def _predict(
     )
 
 
+class _NoisedPictures(NamedTuple):
+    """Noised latents x (b, 4, h, w) at noise levels sigma (b,), and the plain model's predictions for them."""
+
+    x: torch.Tensor
+    sigma: torch.Tensor
+    target: torch.Tensor
+
+
 def _descend(
-    patcher: Any,
-    clip: Any,
-    prompt_of: Callable[[torch.Tensor], list],
-    start: torch.Tensor,
-    x: torch.Tensor,
-    sigma: torch.Tensor,
-    target: torch.Tensor,
+    patcher: Any, clip: Any, prompt_of: Callable[[torch.Tensor], list], start: torch.Tensor, noised: _NoisedPictures
 ) -> torch.Tensor:
     """Adam on the learned tokens; the best of all iterations."""
     with differentiable(patcher.model, clip.cond_stage_model):
-        x, sigma, target = (without_inference_tensors(t) for t in (x, sigma, target))
+        x, sigma, target = (without_inference_tensors(t) for t in noised)
         learned = without_inference_tensors(start).clone().requires_grad_(True)
         optimiser = torch.optim.Adam([learned], lr=RATE)
         options = differentiable_options(patcher.model_options)

@@ -52,22 +52,10 @@ class EraseRunner:
         for at in range(0, len(seeds), BATCH):
             noise, part = noise_for(seeds[at : at + BATCH]), conds[at : at + BATCH]
             start = torch.zeros_like(noise) if latent is None else latent[at : at + BATCH]
-            made.append(
-                comfy.sample.sample(
-                    edited.model,
-                    noise,
-                    STEPS,
-                    CFG,
-                    "euler",
-                    "normal",
-                    [[part, {}]],
-                    [[negative.expand(len(part), -1, -1), {}]],
-                    start,
-                    denoise=1.0 if latent is None else 0.75,
-                    disable_pbar=True,
-                    seed=seeds[0],
-                )
-            )
+            conditionings = [[part, {}]], [[negative.expand(len(part), -1, -1), {}]]
+            options = {"denoise": 1.0 if latent is None else 0.75, "disable_pbar": True, "seed": seeds[0]}
+            sampling = edited.model, noise, STEPS, CFG, "euler", "normal"
+            made.append(comfy.sample.sample(*sampling, *conditionings, start, **options))
         return torch.cat(made)
 
     def encoded_texts(self, clip: Any, texts: list[str]) -> torch.Tensor:

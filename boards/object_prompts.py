@@ -114,18 +114,9 @@ def sampled_pictures(prompt: ObjectPrompt, zero: ZeroSettings | None) -> torch.T
         model = with_suppression(model, zero.suppression, 0.0, zero.end)
         positive = correct_objects(positive, zero.correction, zero.window, zero.threshold)
     noise = noise_for(list(SEEDS), WIDTHS[len(concepts)])
+    conditionings = positive, encode(demo.clip, "")
     latents = comfy.sample.sample(
-        model,
-        noise,
-        STEPS,
-        CFG,
-        SAMPLER,
-        SCHEDULER,
-        positive,
-        encode(demo.clip, ""),
-        torch.zeros_like(noise),
-        disable_pbar=True,
-        seed=1,
+        model, noise, STEPS, CFG, SAMPLER, SCHEDULER, *conditionings, torch.zeros_like(noise), disable_pbar=True, seed=1
     )
     return demo.vae.decode(latents).float()
 

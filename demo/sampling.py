@@ -42,17 +42,10 @@ class DemoSampler:
     ) -> torch.Tensor:
         """Pictures (b, h, w, 3) in 0..1, one per seed."""
         noise = noise_for(seeds, width, height)
+        settings = steps, CFG, SAMPLER, SCHEDULER
+        conditionings = encode(self.clip, prompt), encode(self.clip, "")
+        start = torch.zeros_like(noise)
         latents = comfy.sample.sample(
-            self.model,
-            noise,
-            steps,
-            CFG,
-            SAMPLER,
-            SCHEDULER,
-            encode(self.clip, prompt),
-            encode(self.clip, ""),
-            torch.zeros_like(noise),
-            disable_pbar=True,
-            seed=seeds[0],
+            self.model, noise, *settings, *conditionings, start, disable_pbar=True, seed=seeds[0]
         )
         return self.vae.decode(latents).float()

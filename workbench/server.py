@@ -93,27 +93,11 @@ class HostServer:
         for folder in ("custom_nodes", "models", "input", "output", "user", "temp"):
             (self.base / folder).mkdir()
         (self.base / "custom_nodes" / PACK_FOLDER).symlink_to(self.pack, target_is_directory=True)
-        command = [
-            sys.executable,
-            "main.py",
-            "--listen",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--disable-auto-launch",
-            "--base-directory",
-            str(self.base),
-            "--database-url",
-            "sqlite:///:memory:",
-            *self.arguments,
-        ]
-        if os.environ.get("CONCEPTS_DEVICE", "cpu") == "cpu":
-            command.append("--cpu")
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         with open(self.log, "wb") as log:
             # a session of its own, so that Ctrl-C reaches us first and we end it in order
             self._process = subprocess.Popen(
-                command,
+                self._command(),
                 cwd=self.host,
                 env=environment,
                 stdout=log,
@@ -122,6 +106,13 @@ class HostServer:
                 preexec_fn=_die_with_parent,
                 pass_fds=(self._lock,),  # should it outlive us, its folder stays
             )
+
+    def _command(self) -> list[str]:
+        """The host on this port, with every folder it writes to below ``base``."""
+        address = ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
+        folders = ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
+        device = ["--cpu"] if os.environ.get("CONCEPTS_DEVICE", "cpu") == "cpu" else []
+        return [sys.executable, "main.py", *address, *folders, *self.arguments, *device]
 
     def wait(self, seconds: float = 120) -> None:
         """Returns when the host answers.

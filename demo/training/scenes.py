@@ -68,10 +68,10 @@ def draw(
         size = min(size, right - left)
         x = rng.randint(left, right - size)
         y = rng.randint(0, HEIGHT - size) if not place else rng.randint(20, HEIGHT - size - 20)
-        paint = sprite(concept, scene.style, size, rng.choice(tilts))
+        thing = sprite(concept, scene.style, size, rng.choice(tilts))
         patch = picture[y : y + size, x : x + size]
-        patch *= 1 - paint[..., 3:]
-        patch += np.clip(paint[..., :3] * (1 + rng.gauss(0, 0.04)), 0, paint[..., 3:])
+        patch *= 1 - thing[..., 3:]
+        patch += np.clip(thing[..., :3] * (1 + rng.gauss(0, 0.04)), 0, thing[..., 3:])
         boxes.append((x, y, x + size, y + size))
     if scene.style == "mosaic":
         picture = _mosaic(rng, picture, STONE[len(scene.concepts)])

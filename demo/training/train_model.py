@@ -234,17 +234,24 @@ def _fit(
             group["lr"] = _rate(clock[0].item() / minutes, steps)
         batch = batches.next(BATCH)
         loss = training_loss(unet, text, encoder.encode, batch, levels, generator)
-        loss.backward()
-        if torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, 1.0)):
-            optimiser.step()
-            losses.append(loss.item())
-        else:
-            log.info("rank %d step %d: a non-finite gradient was skipped", rank, steps)
-        optimiser.zero_grad(set_to_none=True)
+        _take_step(optimiser, parameters, loss, losses)
         steps += 1
         clock[1] += len(batch[0])
         if recorder is not None:
             recorder.step(steps, losses)
+
+
+def _take_step(
+    optimiser: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], loss: torch.Tensor, losses: list[float]
+) -> None:
+    """One step of the optimiser, whose loss is noted; one with a non-finite gradient is skipped."""
+    loss.backward()
+    if torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, 1.0)):
+        optimiser.step()
+        losses.append(loss.item())
+    else:
+        log.info("a step with a non-finite gradient was skipped")
+    optimiser.zero_grad(set_to_none=True)
 
 
 def _state(unet: torch.nn.Module, text: torch.nn.Module) -> dict[str, torch.Tensor]:
