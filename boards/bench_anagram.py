@@ -1,6 +1,6 @@
-"""``dev.py bench anagram``: what views cost beside the model calls they need, and what the gradient step costs.
+"""``dev.py bench anagram``: what views cost over the model calls they need, and what the gradient step costs.
 
-Both sides of a ratio are timed in turn in the same run, so that they meet the same machine.
+Both sides of a ratio are timed in turn in the same run: they meet the same machine.
 """
 
 from __future__ import annotations

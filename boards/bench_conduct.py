@@ -125,7 +125,7 @@ class ConductBench:
 
 
 def compare(name: str, bench: ConductBench, runs: int) -> None:
-    """Prints the ratio of each to ours' seconds, run in turn so that all meet the same machine."""
+    """Prints the ratio of each to ours' seconds, run in turn: all meet the same machine."""
     steps = {
         "ours": bench.ours(),
         "bare rows": bench.bare(),

@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> int:
 def _line(model: Any, encode: Any, solver: str, kept: Preserved) -> None:
     erased = Erased("concept", "anchor", TEMPLATES["object"], SPAN_TO_END, 1.0)
     for text in ("", *kept.prompts, *(filled_template(t, w) for t in erased.templates for w in ("concept", "anchor"))):
-        encode(text)  # making up rows is no part of what is measured
+        encode(text)  # making up rows is not measured
     _forget_peak()
     before, started, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
     edit = solve_erasure(model, SimpleNamespace(layer_idx=None), erased, kept, SolveRequest(solver), encode)

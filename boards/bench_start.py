@@ -48,7 +48,7 @@ class Start(NamedTuple):
 
 
 def measured_start(host: Path, cache: Path, pack: Path | None = ROOT) -> Start:
-    """Starts a process that imports the host's nodes, then those of the pack.
+    """Starts a process that imports the host's nodes, then the pack's.
 
     Args:
         cache: a folder for the bytecode, which neither the host's folder nor the repository gets.

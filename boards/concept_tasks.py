@@ -189,7 +189,7 @@ class ConceptMetrics:
         return found | ({"similar_right": statistics.mean(self.similar)} if self.similar else {})
 
     def remarks(self) -> list[str]:
-        return [f"not as asked: {line}" for line in self.wrong]
+        return [f"not as prompted: {line}" for line in self.wrong]
 
 
 def foreground(picture: torch.Tensor, tolerance: float = 0.1) -> torch.Tensor:

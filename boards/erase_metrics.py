@@ -37,7 +37,7 @@ class EraseMetrics:
         return []
 
     def figures(self, plain: Mapping[str, float] | None = None) -> Figures:
-        """Shares. Those of preserved concepts are relative to ``plain``, the figures of the unedited model."""
+        """Shares. The preserved concepts' are relative to ``plain``, the figures of the unedited model."""
         preserved = {
             "kept_right": self._share("kept"),
             "kept_unlisted": self._share("unlisted"),

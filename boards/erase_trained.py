@@ -56,8 +56,8 @@ def train_row(name: str, model: Any, clip: Any, concepts: Erased | None, preserv
 def with_adapter(model: Any, factors: Mapping[str, LowRank]) -> Any:
     """A clone that runs with the factors on the activation side.
 
-    The pictures are those of Apply Erasure's patches. The weights that all clones share stay the plain model's, because
-    an attack evaluates both in turn.
+    The pictures are the same as with Apply Erasure's patches. The weights that all clones share stay the plain model's,
+    because an attack evaluates both in turn.
     """
     edited = model.clone()
     layers = layers_named(edited.model, factors)

@@ -1,4 +1,4 @@
-"""``dev.py score model``: how well the demo model draws what it is asked for, by the judge's eye."""
+"""``dev.py score model``: how well the demo model draws its prompts, by the judge's eye."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NOT_OBJECTS = ("nothing", SEVERAL, UNSURE)
 
 
 def prompts_of_pairs(count: int) -> list[vocabulary.Scene]:
-    """Two-object scenes in which every concept stands on each side equally often; fixed."""
+    """Two-object scenes in which every concept is on each side equally often; fixed."""
     rng = Random(5)
     left = list(vocabulary.CONCEPTS)
     right = left[7:] + left[:7]  # never the same concept twice
@@ -141,7 +141,7 @@ class ModelMetrics:
 
     def remarks(self) -> list[str]:
         return [
-            f"not as asked: {judged.job.task.caption()}: {', '.join(map(str, row))}"
+            f"not as prompted: {judged.job.task.caption()}: {', '.join(map(str, row))}"
             for judged in self.judged
             for row in judged.verdicts
             if [v.name for v in row] != list(judged.job.task.concepts)

@@ -1,4 +1,4 @@
-"""What the benches share: seconds of one thing over those of another, run in turn, and how far memory grows."""
+"""What the benches share: ratios of seconds, both sides run in turn, and how far memory grows."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The demo model's autoencoder: an analytic encoder and a learned decoder.
 
-The encoder is a fixed convolution whose kernels are symmetric under the square's eight symmetries, so that
+The encoder is a fixed convolution. Its kernels are symmetric under the square's eight symmetries, and
 ``encode(turn(x)) == turn(encode(x))`` holds exactly for flips and quarter turns. The decoder learns the same from
-augmented data. That is what anagrams on latents need.
+augmented data. Anagrams on latents need both.
 """
 
 from __future__ import annotations

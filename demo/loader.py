@@ -93,7 +93,7 @@ class _Target:
 def load_demo_model(folder: Path = FOLDER) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the bundled weights.
 
-    Built outside inference mode, so that its weights are ordinary tensors whoever calls this.
+    Built outside inference mode: its weights are ordinary tensors whoever calls this.
 
     Raises:
         RuntimeError: a file is missing or damaged; the message says how to get it back.

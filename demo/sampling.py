@@ -22,7 +22,7 @@ def encode(clip: Any, prompt: str) -> list:
 
 
 def noise_for(seeds: list[int], width: int = 128, height: int = 128) -> torch.Tensor:
-    """Noise (b, 4, h/8, w/8), each picture from its own seed, so that it does not depend on the batch it is in."""
+    """Noise (b, 4, h/8, w/8), each picture from its own seed: it does not depend on its batch."""
     shape = (1, LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 

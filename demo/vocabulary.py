@@ -1,4 +1,4 @@
-"""What the demo model can be asked for: the words, and the captions made of them.
+"""The words that the demo model knows, and the captions made of them.
 
 Nothing here needs torch or the art: the judge, the score board, the trainers and the tests share it.
 """
@@ -67,7 +67,7 @@ BACKGROUNDS = {
 """Background name to its centre in sRGB (0..255)."""
 
 PLACES = {1: (None,), 2: ("left", "right"), 3: ("left", "middle", "right")}
-"""Number of objects to where they stand, in reading order; a single object stands anywhere."""
+"""Number of objects to their places, in reading order; a single object is anywhere."""
 
 _PLACE_PHRASE = {"left": "on the left ", "right": "on the right ", "middle": "in the middle "}
 

@@ -46,7 +46,7 @@ async def run_graph(
     """Runs a graph in API format to its end and returns the pictures it saved.
 
     Args:
-        workflow: the same graph in UI format; the host embeds it in the PNGs, so that dropping one restores the graph.
+        workflow: the same graph in UI format; the host embeds it in the PNGs: dropping one restores the graph.
 
     Raises:
         GraphFailed: the host refused the graph or a part of it, a node raised, or the run or the host was ended.

@@ -49,8 +49,8 @@ def title_of(graph: dict, node: str) -> str:
     return there.get("_meta", {}).get("title") or there.get("class_type", f"node {node}")
 
 
-def asked(graph: dict) -> str:
-    """What a graph asks for: its prompts, one after the other, the empty ones left out."""
+def prompts_in(graph: dict) -> str:
+    """The prompts of a graph, one after the other, the empty ones left out."""
     texts = [
         n["inputs"].get(k) for n in graph.values() for k in ("text", "prompt") if n["class_type"] != "PrimitiveString"
     ]
@@ -109,7 +109,7 @@ async def run_all(server: HostServer, graphs: list[Path], folder: Path, judge: J
     failed = 0
     for path in graphs:
         graph, template = json.loads(path.read_text()), UI / path.name
-        _say(f"{path.stem}\n    asked: {asked(graph)}")
+        _say(f"{path.stem}\n    prompt: {prompts_in(graph)}")
         workflow = json.loads(template.read_text()) if template.exists() else None
         started = time.monotonic()
         try:

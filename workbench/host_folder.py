@@ -1,4 +1,4 @@
-"""The temporary folder of a host, and clearing those of hosts that were killed. Standard library only.
+"""The temporary folder of a host, and the removal of what killed hosts left. Standard library only.
 
 A file in the folder is locked before it gets its name. The process that made the folder and the host that inherits the
 file hold it open. The system releases the lock however they end: a folder whose lock can be taken is not in use.

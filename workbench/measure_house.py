@@ -1,4 +1,4 @@
-"""``dev.py house``: what the order of the code is measured by, and the bound beside each figure.
+"""``dev.py house``: the figures that the order of the code is measured by, each with its bound.
 
 Standard library only: ``python3 -m workbench.measure_house`` from the root of the repository does the same.
 """
@@ -176,7 +176,7 @@ def figures(root: Path = ROOT) -> list[Figure]:
 
 
 def main(arguments: list[str]) -> int:
-    """Prints every figure beside its bound. Returns 1 if one is missed, else 0."""
+    """Prints every figure with its bound. Returns 1 if one is missed, else 0."""
     parser = argparse.ArgumentParser(prog="dev.py house", description=__doc__)
     parser.add_argument("--where", action="store_true", help="also list the places that make up a missed figure")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
 """Starts a module of the pack next to a host, outside of any server: ``python workbench/run.py MODULE [ARGUMENTS]``.
 
-The host has a top-level module called ``nodes`` and so has the pack, so the pack's folder must not be on ``sys.path``:
-the pack is imported as one package under a fixed name, as the host itself does. The host is found through the
-environment variable ``COMFYUI_PATH``; ``dev.py`` sets it.
+The host has a top-level module called ``nodes`` and so has the pack: the pack's folder must not be on ``sys.path``.
+The pack is imported as one package under a fixed name, as the host itself does. The environment variable
+``COMFYUI_PATH`` names the host; ``dev.py`` sets it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def enter_host(host: Path) -> None:
 
 
 def end_in_order() -> None:
-    """Lets a terminate or a hang-up end this process as Ctrl-C does, so that a host it has started is ended too."""
+    """Lets a terminate or a hang-up end this process as Ctrl-C does: a host it has started is ended too."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -36,7 +36,7 @@ class HostFailed(RuntimeError):
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on."""
+    """A loopback port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -61,7 +61,7 @@ def check_port(port: int) -> None:
 
 
 class HostServer:
-    """A host in a process of its own, on the loopback address, with every folder it writes to in a temporary place.
+    """A host in a separate process, on the loopback address, with every folder it writes to in a temporary place.
 
     Use as a context manager. Entering it removes what killed hosts have left. Leaving it in any way ends the host and
     removes its folders.
@@ -95,7 +95,7 @@ class HostServer:
         (self.base / "custom_nodes" / PACK_FOLDER).symlink_to(self.pack, target_is_directory=True)
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         with open(self.log, "wb") as log:
-            # a session of its own, so that Ctrl-C reaches us first and we end it in order
+            # a new session: Ctrl-C reaches us first, and we end it in order
             self._process = subprocess.Popen(
                 self._command(),
                 cwd=self.host,

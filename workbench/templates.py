@@ -1,4 +1,4 @@
-"""The templates in UI format, made from the graphs in API format so that the two cannot drift.
+"""The templates in UI format, made from the graphs in API format: the two cannot drift.
 
 ``workflows/api/NAME.json`` is the source. ``workflows/NAME.json`` is the same graph as the editor stores it. The
 positions of its widget values come from the host's ``/object_info``.

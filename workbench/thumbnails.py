@@ -17,7 +17,7 @@ from .server import HostServer
 from .twins import TWINS
 
 SIDE = 256  # px
-_BY_HAND = {"anagram_sd15": "anagram_turn"}  # twins that are graphs of their own
+_BY_HAND = {"anagram_sd15": "anagram_turn"}  # twins that no source makes
 _PAPER = (23, 24, 28)
 _MOST = 4  # pictures on one thumbnail
 _QUALITY = 85
@@ -37,11 +37,11 @@ def thumbnail(pictures: list[bytes]) -> bytes:
         raise ValueError("There is no picture to make a thumbnail of; end the graph with a Save Image.")
     shown = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
     whole = [picture for picture in shown if max(picture.size) <= 2 * min(picture.size)]
-    shown = whole[:_MOST] or [_beginning(shown[0])]  # no long sheets beside pictures
+    shown = whole[:_MOST] or [_beginning(shown[0])]  # no long sheets among pictures
     across = 1 if len(shown) == 1 else 2
     side = SIDE // across
     rows = -(-len(shown) // across)
-    spare = (SIDE - rows * side) // 2  # two pictures stand in the middle
+    spare = (SIDE - rows * side) // 2  # two pictures are in the middle
     square = Image.new("RGB", (SIDE, SIDE), _PAPER)
     for at, picture in enumerate(shown):
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -105,7 +105,7 @@ def _remember(name: str, graph: dict[str, Any]) -> None:
 
 
 def make(server: HostServer, names: list[str]) -> list[Path]:
-    """Runs the graphs (all, if none is named) and writes their thumbnails, those of their twins, and the record."""
+    """Runs the graphs (all, if none is named) and writes the thumbnails of them and of their twins, and the record."""
     made = []
     for path in sorted(API.glob("*.json")):
         if names and path.stem not in names:

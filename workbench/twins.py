@@ -42,7 +42,7 @@ def _prompts(*texts: str, first: int = 2) -> dict[tuple[str, str], Any]:
 
 
 def _two_loras(at: str, first: str, second: str, prompts: Sequence[str]) -> dict[tuple[str, str], Any]:
-    """Nodes 4 and 5, the concepts: LoRAs of one's own in place of the demo's."""
+    """Nodes 4 and 5, the concepts: the user's LoRAs in place of the demo's."""
     return {
         ("4", "lora"): "my_first_concept.safetensors",
         ("4", "phrase"): first,

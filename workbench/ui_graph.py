@@ -104,7 +104,7 @@ def _ui_node(identity: str, node: dict[str, Any], info: dict[str, Any], order: i
 
 
 def _placed_nodes(graph: Graph, object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All nodes, those of a column below one another, in the order of the columns."""
+    """All nodes in the order of the columns, each column from top to bottom."""
     columns, heights = _columns(graph), dict[int, int]()
     nodes: dict[str, dict[str, Any]] = {}
     for order, identity in enumerate(sorted(graph, key=lambda node: (columns[node], int(node)))):

@@ -1,1 +1,1 @@
-"""How the weights under ``demo/weights`` were made. Nobody needs this to run the pack."""
+"""How the weights under ``demo/weights`` were made. The pack runs without this."""

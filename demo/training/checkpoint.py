@@ -1,4 +1,4 @@
-"""What a training keeps so that it can be stopped and gone on with: its tensors and how long it has worked."""
+"""What a training saves to be resumed: its tensors and how long it has worked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAVE_EVERY = 1.0  # minutes
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], **numbers: float) -> None:
-    """Writes a checkpoint in one move, so that a kill in the middle leaves the last one whole."""
+    """Writes a checkpoint in one move: a kill in the middle leaves the last one whole."""
     part = path.with_name(f"{path.name}.part")
     save_file(
         {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, part, {"at": json.dumps(numbers)}

@@ -1,7 +1,7 @@
-"""The host's own UNet and text encoder, built so that they can be trained from nothing.
+"""The host's own UNet and text encoder, built to be trained from nothing.
 
-The host's layers leave their weights uninitialised (it only ever loads checkpoints) and its blocks add residuals in
-place; plain ``torch.nn`` layers and a layer norm that copies its input make both trainable.
+The host's layers leave their weights uninitialised, because it only loads checkpoints, and its blocks add residuals in
+place. Plain ``torch.nn`` layers and a layer norm that copies its input make both trainable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scenes made on the fly: a picture, its caption, and where each object stands."""
+"""Scenes made on the fly: a picture, its caption, and where each object is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def random_scene(
     concepts: tuple[str, ...] = words.CONCEPTS,
     style_share: dict[str, float] = STYLE_SHARE,
 ) -> words.Scene:
-    """A scene of distinct concepts; a single object is sometimes asked to stand on one side."""
+    """A scene of distinct concepts; a single object is sometimes placed on one side."""
     chosen = tuple(rng.sample(concepts, objects))
     style = rng.choices(list(style_share), list(style_share.values()))[0]
     places = (rng.choice(("left", "right")),) if objects == 1 and rng.random() < 0.15 else None
@@ -49,7 +49,7 @@ def _column(scene: words.Scene, place: str | None) -> tuple[int, int]:
     return (0, width // 2) if place == "left" else (width // 2, width)
 
 
-# the sizes (px) and tilts (degrees) are few so that the sprite cache stays small
+# the sizes (px) and tilts (degrees) are few: the sprite cache stays small
 FREE_SIZES, PLACED_SIZES, TILTS = (72, 80, 88, 96, 104, 112), (48, 52, 56, 60), (-8, 0, 0, 8)
 
 

@@ -1,7 +1,7 @@
 """Trains the judge, and makes the held-out pictures it is checked on.
 
-So that it cannot go by colour and silhouette alone it sees its pictures re-coloured, grey, blurred and noisy; so that
-it is honest it sees blanks, noise, shuffled and mixed pictures, the mixed ones with their true proportions as target.
+It sees its pictures re-coloured, grey, blurred and noisy: it cannot go by colour and silhouette alone. It also sees
+blanks, noise, shuffled and mixed pictures, to be honest about them. A mixed one has its true proportions as target.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Trains one LoRA for a concept the base model has never seen, in kohya's naming, so that the host's loader takes it.
+"""Trains one LoRA for a concept the base model has never seen, in kohya's naming, which the host's loader takes.
 
-A third of the pictures show only what the base model knows, so that the LoRA adds a concept and moves nothing else.
+A third of the pictures show only what the base model knows: the LoRA adds a concept and moves nothing else.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def kohya_names(model: Any, clip: Any) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def kohya_state(network: torch.nn.Module, names: dict[str, str]) -> dict[str, torch.Tensor]:
-    """The injected adapters of a network as the tensors of a kohya file; those of a 1×1 convolution have four axes."""
+    """The injected adapters of a network as the tensors of a kohya file; for a 1×1 convolution with four axes."""
     up, down = (
         {
             path: getattr(layer, side)["default"].weight.detach()

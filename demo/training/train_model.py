@@ -175,7 +175,7 @@ def _rate(progress: float, steps: int) -> float:
 
 
 class _Recorder:
-    """What the first process does beside its steps: the moving average, the clock, the log and the checkpoints."""
+    """What the first process does between its steps: the moving average, the clock, the log and the checkpoints."""
 
     def __init__(self, unet: torch.nn.Module, text: torch.nn.Module, folder: Path, clock: torch.Tensor) -> None:
         self.unet, self.text, self.folder, self.clock = unet, text, folder, clock

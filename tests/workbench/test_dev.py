@@ -24,7 +24,7 @@ def _dev(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 def test_a_wrong_host_folder_is_named(tmp_path):
     done = _dev("demo", COMFYUI_PATH=str(tmp_path))
     assert done.returncode == 2
-    assert f"COMFYUI_PATH is {tmp_path}, and that is no ComfyUI folder" in done.stderr
+    assert f"COMFYUI_PATH is {tmp_path}, and that is not a ComfyUI folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 
