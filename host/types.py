@@ -66,6 +66,20 @@ class EvaluationArguments(TypedDict):
     model_options: ModelOptions
 
 
+class WeightedLayer(Protocol):
+    """A layer of a network that has a weight, of whatever class: the host's, or one of another pack."""
+
+    weight: torch.Tensor
+
+
+class Convolution(WeightedLayer, Protocol):
+    """A convolution over two axes."""
+
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+
+
 class HasModules(Protocol):
     """Anything with torch modules inside: the host's models, text encoders, a plain module."""
 

@@ -23,7 +23,7 @@ from ..engine.preview import Painter, with_previews
 from ..engine.sampling import percent_of
 from ..lora.branches import prepared
 from ..lora.concept import Concept, check_layers
-from ..lora.files import unet_factors
+from ..lora.factors import unet_factors
 from .enhancement import Enhancer, reinitialised
 from .injection import Injection, Voice, Words
 from .region_search import Watcher

@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 import comfy.model_patcher
 import comfy.patcher_extension
 import torch
-import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 
+from ...methods.lora import LoraFactors, low_rank_change
 from ...methods.masks import MaskPyramid
 from .. import keys
 from ..engine.attention import CROSS, SELF, Site, sites_of, unet_of
 from ..engine.attention_patches import Attend, OutputSite, after_attention, override_attention
-from ..lora.branches import Branch, low_rank, other_tokens
-from ..lora.files import Factors
+from ..lora.branches import Branch, low_rank, unknown_grid
 
 _KEYS, _VALUES, _OUT = "attn2.to_k", "attn2.to_v", "attn2.to_out.0"
 _COARSEST = 32  # times a token of the coarsest grid may stand for a cell of the latent
@@ -48,7 +47,7 @@ class Voice:
     """A concept as it is heard in its regions. ``factors`` are of ``lowrank.prepared``."""
 
     words: Words
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, LoraFactors]
     strength: float = 1.0
 
 
@@ -241,7 +240,7 @@ def grid_of(q: torch.Tensor, extra: dict[str, Any]) -> tuple[int, int]:
     """
     height, width = (int(side) for side in extra["activations_shape"][-2:])
     if q.shape[1] != height * width:
-        raise other_tokens(q.shape[1], [height * width])
+        raise unknown_grid(q.shape[1], [height * width])
     return height, width
 
 
@@ -253,12 +252,12 @@ def _background(q, k, v, own, attend) -> torch.Tensor:
     return out.index_add(1, own, attend(q[:, own], k, v)) if len(own) else out
 
 
-def _branch(x: torch.Tensor, factors: Factors, strength: float) -> torch.Tensor:
-    hidden = F.linear(x, factors.down.to(x))
-    return (hidden if factors.up is None else F.linear(hidden, factors.up.to(x))) * (strength * factors.scale)
+def _branch(x: torch.Tensor, factors: LoraFactors, strength: float) -> torch.Tensor:
+    down, up, scale = factors.to(x)
+    return low_rank_change(x, down, up) * (strength * scale)
 
 
-def _linear(layer: Any, x: torch.Tensor, factors: Factors | None, strength: float) -> torch.Tensor:
+def _linear(layer: Any, x: torch.Tensor, factors: LoraFactors | None, strength: float) -> torch.Tensor:
     """The layer's own answer, however its weights are kept, with the concept's branch."""
     y = layer(x)
     return y if factors is None or strength == 0 else y + _branch(x, factors, strength).to(y)

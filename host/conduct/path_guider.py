@@ -21,7 +21,7 @@ from ..engine.guider import asking_for_room
 from ..engine.preview import Painter, with_previews
 from ..lora.branches import prepared
 from ..lora.concept import Concept, check_layers
-from ..lora.files import unet_factors
+from ..lora.factors import unet_factors
 from .paths import Masks, Path, Paths
 
 log = logging.getLogger(__name__)

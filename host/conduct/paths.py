@@ -20,11 +20,11 @@ import comfy.patcher_extension
 import comfy.samplers
 import torch
 
+from ...methods.lora import LoraFactors
 from .. import keys
 from ..engine.attention import CROSS, Captured, Site, capture, find_sites, unet_of
 from ..engine.attention_patches import OutputSite, after_attention, after_transformers
 from ..lora.branches import Branch, low_rank
-from ..lora.files import Factors
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Path:
 
     positive: Conds
     negative: Conds
-    factors: Mapping[str, Factors] | None = None
+    factors: Mapping[str, LoraFactors] | None = None
     strength: float = 1.0
 
 

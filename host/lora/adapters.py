@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
 from ...methods.erase.lowrank import LowRank
 from ...methods.erase.train import Factors
+from ...methods.lora import low_rank_change
 from ..engine.attention import unet_of
 
 PLACES = {
@@ -88,7 +88,7 @@ def _branch(factor: LowRank) -> Callable[..., torch.Tensor]:
     up, down = factor
 
     def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        change = linear(linear(inputs[0].to(down.dtype), down), up)
+        change = low_rank_change(inputs[0].to(down.dtype), down, up)
         return output + change.to(output.dtype)
 
     return hook

@@ -9,7 +9,8 @@ from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.injection import Injection, Voice, Words
 from comfyui_concepts.host.engine.attention import unet_of
 from comfyui_concepts.host.lora.concept import Concept
-from comfyui_concepts.host.lora.files import Factors, LoraFile
+from comfyui_concepts.host.lora.files import LoraFile
+from comfyui_concepts.methods.lora import LoraFactors
 from comfyui_concepts.methods.masks import MaskPyramid
 
 SIZE = (16, 24)
@@ -35,7 +36,7 @@ def lora(patcher, seed, pattern=("attn1.", "attn2.", "ff.net.2", "proj_in")):
             shape = module.weight.shape
             if len(shape) == 2 or shape[-1] == 1:
                 down = randn(2, *shape[1:], seed=seed, scale=0.3)
-                factors[path] = Factors(down, randn(shape[0], 2, seed=seed, scale=0.3), 1.0)
+                factors[path] = LoraFactors(down, randn(shape[0], 2, seed=seed, scale=0.3), 1.0)
     assert factors
     return factors
 

@@ -15,7 +15,8 @@ from comfyui_concepts.host.conduct.paths import Path, Paths
 from comfyui_concepts.host.engine.attention import sites_of
 from comfyui_concepts.host.engine.attention_patches import after_attention, after_transformers
 from comfyui_concepts.host.lora.branches import prepared
-from comfyui_concepts.host.lora.files import LoraFile, unet_factors, unet_names
+from comfyui_concepts.host.lora.factors import unet_factors, unet_names
+from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.methods.masks import MaskPyramid
 from comfyui_concepts.methods.regions import Box, Region
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
-from comfyui_concepts.host.lora.files import Factors, LoraFile, read_lora, unet_factors, unet_names, with_text_part
+from comfyui_concepts.host.lora.factors import unet_factors, unet_names
+from comfyui_concepts.host.lora.files import LoraFile, read_lora, with_text_part
+from comfyui_concepts.methods.lora import LoraFactors
 from safetensors.torch import save_file
 
 LINEAR = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
@@ -199,7 +201,7 @@ def test_a_peft_adapter_adds_what_peft_adds(new_model, patcher, tmp_path):
 )
 def test_what_a_peft_adapter_replaces_is_refused_in_words(new_model, tmp_path, more, named):
     _saved_by_peft(new_model, tmp_path, r=2, **more)
-    with pytest.raises(ValueError, match=f"also holds '.*{named}.*' *, which is no low-rank pair.*modules_to_save"):
+    with pytest.raises(ValueError, match=f"also holds '.*{named}.*' *, which is not a low-rank pair.*modules_to_save"):
         read_lora(tmp_path)
 
 
@@ -231,7 +233,7 @@ def test_keys_of_every_spelling_are_counted(patcher, caplog, spelling):
 @pytest.mark.parametrize("name", ["lion.pth", "lion.ckpt", "lion.bin"])
 def test_only_safetensors_are_opened(name, tmp_path):
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ValueError, match=r"no \.safetensors file, and other files can run code"):
+    with pytest.raises(ValueError, match=r"not a \.safetensors file, and other files can run code"):
         read_lora(tmp_path / name)
 
 
@@ -295,7 +297,7 @@ def test_masked_branches_leave_the_text_and_the_time_alone(patcher):
         "b.emb_layers.1",
         "b.ff.net.2",
     )
-    factors = dict.fromkeys(names, Factors(torch.ones(1, 1), torch.ones(1, 1), 1.0))
+    factors = dict.fromkeys(names, LoraFactors(torch.ones(1, 1), torch.ones(1, 1), 1.0))
     assert list(Branch(factors, tokens={}).layers()) == ["a.attn2.to_q", "a.attn1.to_k", "b.ff.net.2"]
     assert list(Branch(factors).layers()) == list(names)
 
