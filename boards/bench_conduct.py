@@ -19,6 +19,8 @@ import torch
 from ..demo.architecture import UNET
 from ..demo.loader import load_demo_model
 from ..host.conduct.path_guider import PathGuider
+from ..host.conduct.paths import Paths
+from ..host.engine.base_prompts import BasePrompts
 from ..host.lora.concept import Concept
 from ..host.lora.files import LoraFile
 from ..methods.masks import MaskPyramid
@@ -67,27 +69,16 @@ class ConductBench:
 
     def ours(self) -> Callable[[], None]:
         """The paths; the factors are read once, as in a sampling of many steps."""
-        guider = PathGuider(
-            self.patcher,
-            self.positive,
-            self.negative,
-            5.0,
-            self.concepts,
-            lambda h, w: MaskPyramid.of(self.regions, h, w),
-        )
-        start, made = guider.start, list[Any]()
-        names = ["", *(f" {n}" for n in range(self.count))]
+        base = BasePrompts(self.positive, self.negative, 5.0)
+        guider = PathGuider(self.patcher, base, self.concepts, lambda h, w: MaskPyramid.of(self.regions, h, w))
+        read, first = guider.new_paths, list[Paths]()
 
-        def start_again(x: torch.Tensor) -> Any:
-            if not made:
-                made.append(start(x))
-            paths = [
-                replace(path, positive=guider.conds[f"positive{n}"], negative=guider.conds[f"negative{n}"])
-                for path, n in zip(made[0].paths, names, strict=True)
-            ]
-            return replace(made[0], paths=paths)
+        def with_known_factors(x: torch.Tensor) -> Paths:
+            if not first:
+                first.append(read(x))
+            return first[0].with_conds(guider.path_conds())
 
-        guider.start = start_again  # type: ignore[method-assign]
+        guider.new_paths = with_known_factors  # type: ignore[method-assign]
         return lambda: self._sample(guider)
 
     def bare(self) -> Callable[[], None]:

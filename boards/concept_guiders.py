@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..demo.judge import WHOLE, Judge
 from ..demo.sampling import CFG, STEPS, DemoSampler, encode, noise_for
 from ..host.conduct.guider import ConductGuider
 from ..host.conduct.layout import LayoutReference
+from ..host.engine.base_prompts import BasePrompts
 from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import read_lora
 from ..methods.conduct.settings import Conduct
@@ -75,18 +76,19 @@ class ConceptRunner:
         return [self.concept(c, task.concept_prompt(c)) for c in task.concepts]
 
     def coverage_at(self, task: ConceptTask, height: int, width: int) -> torch.Tensor:
-        return coverage([Region("", (Box(*b),)) for b in task.layout.fractions()], height, width)
+        return coverage(self.regions(task), height, width)
+
+    def regions(self, task: ConceptTask) -> list[Region]:
+        return [Region("", (Box(*b),)) for b in task.layout.fractions()]
 
     def conductor_guider(self, task: ConceptTask, model: Any, variant: ConductVariant) -> ConductGuider:
         positive = encode(self.demo.clip, task.base_prompt())
         layout = LayoutReference(positive, self.reference_latent(task)) if variant.layout else None
         return ConductGuider(
             model,
-            positive,
-            self.negative,
-            CFG,
+            BasePrompts(positive, self.negative, CFG),
             self.concepts(task),
-            partial(self.coverage_at, task),
+            self.regions(task),
             variant.settings,
             layout,
         )

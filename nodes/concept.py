@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from comfy_api.latest import io
@@ -11,8 +10,8 @@ from ..host.folders import lora_file, lora_names
 from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import read_lora
 from ..host.schema import schema
+from ..host.types import CLIP
 from ..methods.linked_list import in_order
-from ..methods.regions import Region
 from .wires import Concepts
 
 CATEGORY = "concepts"
@@ -72,48 +71,18 @@ class ConceptsConcept(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, clip, lora, strength, prompt, phrase="", negative="", concepts=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        clip: CLIP,
+        lora: str,
+        strength: float,
+        prompt: str,
+        phrase: str = "",
+        negative: str = "",
+        concepts: ConceptList | None = None,
+    ) -> io.NodeOutput:
         concept = make_concept(read_lora(lora_file(lora)), strength, clip, prompt, phrase, negative)
         return io.NodeOutput(ConceptList(concept, concepts))
-
-
-def assigned(concepts: Sequence[Concept], regions: Sequence[Region]) -> list[Concept]:
-    """A concept for each region: the one its label names, by name or by phrase, and for the others the rest in order.
-
-    Concepts that answer to the same label take its regions in turn. A concept may stand in several regions of its label.
-
-    Raises:
-        ValueError: a region is left over, or a concept that has a strength.
-    """
-    found = _named(concepts, regions)
-    rest = [c for c in concepts if c not in found.values()]
-    others = [place for place in range(len(regions)) if place not in found]
-    if len(others) > len(rest):
-        raise ValueError(
-            f"There are {len(concepts)} concepts and {len(regions)} regions; draw one region a concept, or label every region with a "
-            "concept's phrase, so that one concept can stand in several."
-        )
-    found |= dict(zip(others, rest, strict=False))
-    # one without strength is left out of the picture anyway, and so of the regions that an earlier run has found
-    unused = [c for c in rest[len(others) :] if c.strength != 0]
-    if unused:
-        raise ValueError(
-            f"The concept '{unused[0].name}' has no region; draw one for it, label one with its phrase '{unused[0].phrase}', or "
-            "take the concept out."
-        )
-    return [found[place] for place in range(len(regions))]
-
-
-def _named(concepts: Sequence[Concept], regions: Sequence[Region]) -> dict[int, Concept]:
-    """The concepts of the regions whose labels name one, by the region's place."""
-    named = [[c for c in concepts if region.label.strip().lower() in c.labels] for region in regions]
-    found: dict[int, Concept] = {}
-    # a label that means one concept alone comes first: another that could mean it too leaves it then
-    for place in sorted(range(len(regions)), key=lambda place: len(named[place])):
-        if named[place]:
-            uses = list(found.values())
-            found[place] = min(named[place], key=uses.count)
-    return found
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (ConceptsConcept,)

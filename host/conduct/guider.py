@@ -2,164 +2,186 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import comfy.samplers
 import torch
 
-from ...methods.conduct.refine import at_points, clusters, followed, looked_at, refined
+from ...methods.conduct.refine import attention_of_masks, clusters, followed_mask, masks_at_points, refined_masks
 from ...methods.conduct.settings import Conduct
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot
-from ..engine.attention import capture
+from ...methods.regions import Region
+from ..engine.attention import Site, capture
+from ..engine.base_prompts import BasePrompts
 from ..engine.gradients import plain_patcher
+from ..engine.guider import Sampling
 from ..engine.latent_edits import edit_schedule_for
 from ..engine.sampling import percent_of
 from ..lora.concept import Concept
-from .layout import Aligner, LayoutReference, mask_site, trajectory
-from .path_guider import PathGuider, first_masks
-from .paths import Path, Paths
+from ..types import ModelOptions, ModelPatcher
+from .layout import Aligner, Denoiser, LayoutReference, Trajectory, mask_site, trajectory
+from .path_guider import PathGuider, PathRun, first_masks
+from .paths import ConceptPath
 
 _LAYOUT, _WHO = "layout", "Concept Conductor's layout alignment"
+
+
+@dataclass(eq=False)
+class ConductRun(PathRun):
+    """One sampling: alignment before each prediction, refinement of the masks after it.
+
+    ``refined_at`` is the percent of the last refinement, ``snapshot`` the attention recorded there. ``followed`` holds the
+    masks of each path by itself and those of the base, (batch, concepts, height, width) of bool each.
+    """
+
+    settings: Conduct
+    site: Site
+    aligner: Aligner | None = None
+    refined_at: float | None = None
+    snapshot: AttentionSnapshot | None = None
+    followed: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def before(self, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> torch.Tensor:
+        percent = percent_of(self.paths.model.model_sampling, float(sigma.max()))
+        if self.aligner is not None:
+            x = self.aligner(x, sigma, options)
+        self.paths.merging.active = self.settings.injects_at(percent)
+        self.paths.recorded_site = self.site if self.settings.refines_at(percent, self.refined_at) else None
+        return x
+
+    def after(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
+        paths = self.paths
+        if paths.recorded_site is None or not paths.maps:
+            return
+        self.refined_at = percent_of(paths.model.model_sampling, float(sigma.max()))
+        grid = _grid_of(paths.maps[0].shape[-1], *x.shape[-2:])
+        paths.merging.masks = MaskPyramid(self._refined(grid, len(x)))
+        own = torch.stack([paths.maps[number][0] for number in range(1, len(paths.paths))])
+        seen = attention_of_masks(own, first_masks(paths.merging.masks, *grid))
+        self.snapshot = AttentionSnapshot(seen, self.refined_at)
+        paths.maps.clear()
+
+    def attention(self) -> AttentionSnapshot | None:
+        """Where the cells of each mask look on their concept's path, for the first picture.
+
+        Of the last refinement; before any, of the last step of the alignment.
+        """
+        if self.snapshot is None and self.aligner is not None and self.aligner.captured:
+            own, grid = self.aligner.attention()
+            seen = attention_of_masks(own, first_masks(self.paths.merging.masks, *grid))
+            return AttentionSnapshot(seen, self.aligner.percent)
+        return self.snapshot
+
+    def _refined(self, grid: tuple[int, int], batch: int) -> torch.Tensor:
+        """The masks of every picture after one refinement, (batch, concepts, *grid)."""
+        masks = self.paths.merging.masks.at(*grid)
+        now = (masks if masks.ndim == 4 else masks.expand(batch, *masks.shape))[:, 1:] > 0.5
+        own_before, base_before = self.followed or (now, now)
+        own, base, fused = torch.zeros_like(now), torch.zeros_like(now), torch.zeros_like(now)
+        count = len(self.paths.paths) - 1
+        numbers = range(count + 1, 2 * count + 2)
+        for b in range(batch):
+            base_pool = clusters(self.paths.maps[0][b], numbers)
+            for i in range(count):
+                own_pool = clusters(self.paths.maps[i + 1][b], numbers)
+                own[b, i] = self._followed_mask(own_pool, own_before[b, i])
+                base[b, i] = self._followed_mask(base_pool, base_before[b, i])
+            fused[b] = refined_masks(now[b], own[b], base[b])
+        self.followed = (own, base)
+        return fused.float()
+
+    def _followed_mask(self, pool: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        settings, here = self.settings, mask.to(pool.device)
+        return followed_mask(pool, here, settings.least_overlap, settings.rectangles).to(mask.device)
 
 
 class ConductGuider(PathGuider):
     """Several concepts in regions, or in the layout of a reference.
 
     Args:
-        covered_for: how much of each cell of a latent of (height, width) each concept's region covers,
-            ([batch,] concepts, height, width); None with a layout whose points say where the concepts are.
-        soft: whether regions fade into each other.
-        layout: None leaves the layout to the prompts: there is no alignment then.
+        regions: one per concept; None with a layout whose points mark the concepts.
+        layout: with None, the prompts decide the layout, and there is no alignment.
 
-    ``masks`` holds, after a sampling, the masks it ended with, (batch, 1 + concepts, height, width), background first; where every
-    strength is 0 they are empty, of all that are ``listed``.
+    ``masks`` holds the last sampling's final masks, (batch, 1 + concepts, height, width), background first. If every strength
+    is 0, those of all listed concepts are empty.
     """
 
-    aligner: Aligner | None = None
-    looks: AttentionSnapshot | None = None
     masks: torch.Tensor | None = None
 
     def __init__(
         self,
-        model: Any,
-        positive: list,
-        negative: list,
-        cfg: float,
+        model: ModelPatcher,
+        base: BasePrompts,
         concepts: Sequence[Concept],
-        covered_for: Callable[[int, int], torch.Tensor] | None,
+        regions: Sequence[Region] | None,
         settings: Conduct,
         layout: LayoutReference | None = None,
-        soft: bool = False,
     ) -> None:
         active = [n for n, concept in enumerate(concepts) if concept.strength != 0]
+        soft = any(region.feather > 0 for region in regions or ())
 
         def masks_for(height: int, width: int) -> MaskPyramid:
-            if covered_for is None:
+            if regions is None:
                 return MaskPyramid(torch.zeros(len(active), height, width))
-            return MaskPyramid(covered_for(height, width)[..., active, :, :], soft)
+            return MaskPyramid.of([regions[n] for n in active], height, width, soft)
 
-        aligns = layout is not None and bool(active) and settings.guidance_weight > 0
-        given = plain_patcher(model) if aligns else model
-        super().__init__(given, positive, negative, cfg, [concepts[n] for n in active], masks_for)
-        self.settings, self.layout, self.model_given, self.listed = settings, layout, model, tuple(concepts)
-        self.points = [] if layout is None or covered_for is not None else [layout.points[n] for n in active]
+        aligns = layout is not None and bool(active) and settings.aligns
+        super().__init__(plain_patcher(model) if aligns else model, base, [concepts[n] for n in active], masks_for)
+        self.settings, self.layout, self.given_model, self.listed = settings, layout, model, tuple(concepts)
+        self.points = [] if layout is None or regions is not None else [layout.points[n] for n in active]
         if layout is not None and active:
             self.inner_set_conds({_LAYOUT: layout.positive[:1]})
 
-    def start(self, x: torch.Tensor) -> Paths:
-        paths = super().start(x)
-        _, sampler, sigmas, denoise_mask = self.about
-        paths.deep = self.settings.whole_transformers
-        self.refined_at: float | None = None
-        self.site = mask_site(paths.unet, *x.shape[-2:])
-        if self.layout is not None:
-            layout = Path(self.conds[_LAYOUT], self.conds[_LAYOUT])
-            levels = trajectory(
-                self.layout, self.inner_model, layout.positive, sigmas, x, self.model_options, self.model_given
-            )
-            if self.points:
-                paths.masks = MaskPyramid(self._masks_at_points(paths, layout, levels))
-            if self.settings.guidance_weight > 0:
-                once = edit_schedule_for(sampler, sigmas, denoise_mask, self.inner_model.model_sampling, _WHO)
-                self.aligner = Aligner(paths, layout, levels, sigmas, self.settings, once)
+    def begin(self, sampling: Sampling) -> ConductRun:
+        x = sampling.noise
+        paths = self.new_paths(x)
+        paths.whole_blocks = self.settings.whole_transformers
         self.masks = None
-        self._followed: tuple[torch.Tensor, torch.Tensor] | None = None  # each path's own masks and the base's
-        return paths
+        run = ConductRun(paths, self.settings, mask_site(paths.unet, *x.shape[-2:]))
+        if self.layout is not None:
+            self._lay_out(run, self.layout, sampling)
+        return run
 
-    def before(self, paths: Paths, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        progress = percent_of(paths.model.model_sampling, float(sigma.max()))
-        if self.aligner is not None:
-            x = self.aligner(x, sigma, options)
-        paths.merging = self.settings.injects_at(progress)
-        paths.look_at = self.site if self.settings.refines_at(progress, self.refined_at) else None
-        return x
+    def _lay_out(self, run: ConductRun, reference: LayoutReference, sampling: Sampling) -> None:
+        """Gives the run the reference's trajectory: for first masks from points, and for alignment."""
+        model, sigmas = self.inner_model, sampling.sigmas
+        denoiser = Denoiser(model, self.conds[_LAYOUT], self.model_options)
+        latents = trajectory(reference, denoiser, self.given_model, sigmas, sampling.noise)
+        if self.points:
+            run.paths.merging.masks = MaskPyramid(self._masks_at_points(run, denoiser, latents))
+        if self.settings.aligns:
+            schedule = edit_schedule_for(sampling.sampler, sigmas, sampling.denoise_mask, model.model_sampling, _WHO)
+            layout = ConceptPath(denoiser.conds, denoiser.conds)
+            run.aligner = Aligner(run.paths, layout, latents, sigmas, self.settings, schedule)
 
-    def after(self, paths: Paths, x: torch.Tensor, sigma: torch.Tensor) -> None:
-        if paths.look_at is not None and paths.maps:
-            self.refined_at = percent_of(paths.model.model_sampling, float(sigma.max()))
-            grid = _grid(paths.maps[0].shape[-1], *x.shape[-2:])
-            paths.masks = MaskPyramid(self._refined(paths, grid, len(x)))
-            own = torch.stack([paths.maps[number][0] for number in range(1, len(paths.paths))])
-            self.looks = AttentionSnapshot(looked_at(own, first_masks(paths.masks, *grid)), self.refined_at)
-            paths.maps.clear()
-        shown = paths.masks.at(*x.shape[-2:])
-        self.masks = (shown if shown.ndim == 4 else shown.expand(len(x), *shown.shape)).detach().cpu().float()
+    def predict(
+        self, run: PathRun, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions, seed: int | None
+    ) -> torch.Tensor:
+        out = super().predict(run, x, sigma, options, seed)
+        self.masks = run.masks_like(x)
+        return out
 
-    def inner_sample(self, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        try:
-            if not self.concepts:
-                self.masks = torch.zeros(len(noise), 1 + len(self.listed), *noise.shape[-2:])
-                self.masks[:, 0] = 1
-            return super().inner_sample(noise, *args, **kwargs)
-        finally:
-            self.aligner = self.looks = None
+    def inner_sample(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """One sampling, as the host calls it: with the noise as the first argument."""
+        noise = args[0]
+        if self.is_plain() and isinstance(noise, torch.Tensor):
+            self.masks = torch.zeros(len(noise), 1 + len(self.listed), *noise.shape[-2:])
+            self.masks[:, 0] = 1
+        return super().inner_sample(*args, **kwargs)
 
-    def attention(self) -> AttentionSnapshot | None:
-        """Where the cells of each mask looked on their concept's path: in the last refinement, before any in the last step of
-        the alignment. Of the first picture."""
-        if self.looks is None and self.aligner is not None and self.running is not None and self.aligner.seen:
-            own, grid = self.aligner.attention()
-            return AttentionSnapshot(looked_at(own, first_masks(self.running.masks, *grid)), self.aligner.progress)
-        return self.looks
-
-    def _refined(self, paths: Paths, grid: tuple[int, int], batch: int) -> torch.Tensor:
-        """The masks of every picture after one refinement, (batch, concepts, *grid)."""
-        now = paths.masks.at(*grid)
-        now = (now if now.ndim == 4 else now.expand(batch, *now.shape))[:, 1:] > 0.5
-        own_before, base_before = self._followed or (now, now)
-        own, base, fused = torch.zeros_like(now), torch.zeros_like(now), torch.zeros_like(now)
-        count = len(paths.paths) - 1
-        numbers = range(count + 1, 2 * count + 2)
-        for b in range(batch):
-            of_base = clusters(paths.maps[0][b], numbers)
-            for i in range(count):
-                of_own = clusters(paths.maps[i + 1][b], numbers)
-                own[b, i] = self._follow(of_own, own_before[b, i])
-                base[b, i] = self._follow(of_base, base_before[b, i])
-            fused[b] = refined(now[b], own[b], base[b])
-        self._followed = (own, base)
-        return fused.float()
-
-    def _follow(self, pool: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return followed(pool, mask.to(pool.device), self.settings.least_overlap, self.settings.rectangles).to(
-            mask.device
-        )
-
-    def _masks_at_points(self, paths: Paths, layout: Path, levels: dict[float, torch.Tensor]) -> torch.Tensor:
+    def _masks_at_points(self, run: ConductRun, denoiser: Denoiser, latents: Trajectory) -> torch.Tensor:
         """First masks from the clicks, of the reference at the noise level where refinement ends."""
-        model = paths.model
-        level = min(levels, key=lambda s: abs(percent_of(model.model_sampling, s) - self.settings.refine_end))
-        x = levels[level]
-        with capture(paths.unet, [self.site]) as seen:
-            comfy.samplers.calc_cond_batch(model, [layout.positive], x, x.new_full((1,), level), self.model_options)
-        attention = seen.probabilities(self.site).mean(1)[0]
-        return at_points(attention, seen.grid(self.site), self.points).float()
+        end, sampling = self.settings.refine_end, denoiser.model.model_sampling
+        sigma = min(latents, key=lambda s: abs(percent_of(sampling, s) - end))
+        with capture(run.paths.unet, [run.site]) as captured:
+            denoiser(latents[sigma], sigma)
+        attention = captured.probabilities(run.site).mean(1)[0]
+        return masks_at_points(attention, captured.grid(run.site), self.points).float()
 
 
-def _grid(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """The grid of a level with that many tokens."""
+def _grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """The grid of the level with that many tokens, for a latent of (height, width)."""
     factor = 1
     while -(-height // factor) * -(-width // factor) > tokens:
         factor *= 2

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from ..types import Conditioning
+
 _NOT_IN_ONE_CALL = {
     "area": "an area (Conditioning (Set Area))", "mask": "a mask (Conditioning (Set Mask))", "gligen": "GLIGEN boxes",
     "hooks": "LoRA hooks", "default": "a default conditioning",
 }  # fmt: skip
 
 
-def check_base_prompts(positive: list, negative: list) -> None:
+class BasePrompts(NamedTuple):
+    """The prompts of the whole picture, and the guidance scale that weighs them."""
+
+    positive: Conditioning
+    negative: Conditioning
+    cfg: float
+
+
+def check_base_prompts(positive: Conditioning, negative: Conditioning) -> None:
     """Refuses base prompts that need model calls of their own.
 
     Raises:

@@ -21,7 +21,7 @@ def alignment_loss(features: torch.Tensor, reference: torch.Tensor) -> torch.Ten
     return (features.to(precise) - reference.to(precise)).square().mean(-1).sum(-1)
 
 
-def moved(x: torch.Tensor, gradient: torch.Tensor, sigma: float, weight: float) -> torch.Tensor:
+def moved_latent(x: torch.Tensor, gradient: torch.Tensor, sigma: float, weight: float) -> torch.Tensor:
     """One step: z ← z − w ∂L/∂z of the variance-preserving latent z = x / √(1 + σ²), written for x."""
     return x - weight * (1 + sigma**2) * gradient
 

@@ -83,7 +83,9 @@ def rectangle(mask: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def followed(pool: torch.Tensor, mask: torch.Tensor, least_overlap: float, rectangles: bool = False) -> torch.Tensor:
+def followed_mask(
+    pool: torch.Tensor, mask: torch.Tensor, least_overlap: float, rectangles: bool = False
+) -> torch.Tensor:
     """The mask (height, width) after one refinement: the cluster that overlaps most with it, or its rectangle if none does."""
     overlap = overlaps(pool, mask.flatten())
     if rectangles or not mask.any() or overlap.max() <= 0 or overlap.max() < least_overlap:
@@ -91,7 +93,7 @@ def followed(pool: torch.Tensor, mask: torch.Tensor, least_overlap: float, recta
     return pool[int(overlap.argmax())].view_as(mask)
 
 
-def refined(fused: torch.Tensor, own: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+def refined_masks(fused: torch.Tensor, own: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """The new masks of all concepts from those of their paths and of the base: U = own ∪ base, and where two of these meet,
     what was there before (2408.03632).
 
@@ -106,7 +108,7 @@ def refined(fused: torch.Tensor, own: torch.Tensor, base: torch.Tensor) -> torch
     return torch.where(conflict, fused, union)
 
 
-def looked_at(attention: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def attention_of_masks(attention: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Where the cells of each mask look, on average, (concepts, height, width); an empty mask looks nowhere.
 
     Args:
@@ -118,7 +120,7 @@ def looked_at(attention: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return mean.view(masks.shape)
 
 
-def at_points(
+def masks_at_points(
     attention: torch.Tensor, grid: tuple[int, int], points: list[tuple[float, float]], seed: int = 0
 ) -> torch.Tensor:
     """First masks from clicks: of six clusters of the reference's self-attention, those in which the points lie.

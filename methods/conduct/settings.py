@@ -41,20 +41,26 @@ class Conduct:
     rectangles: bool = False
 
     @property
+    def aligns(self) -> bool:
+        """Whether there is any layout alignment."""
+        return self.guidance_weight > 0
+
+    @property
     def refines(self) -> bool:
+        """Whether masks are ever refined."""
         return self.refine_end > self.refine_start
 
     def steps_each(self, guided: int) -> int:
         """Gradient steps before each of ``guided`` sampling steps."""
         return self.iterations or max(1, -(-REFERENCE_UPDATES // max(guided, 1)))
 
-    def guides_at(self, progress: float) -> bool:
-        return self.guidance_weight > 0 and self.guidance_start <= progress <= self.guidance_end
+    def guides_at(self, percent: float) -> bool:
+        return self.aligns and self.guidance_start <= percent <= self.guidance_end
 
-    def injects_at(self, progress: float) -> bool:
-        return self.injection_start <= progress <= self.injection_end
+    def injects_at(self, percent: float) -> bool:
+        return self.injection_start <= percent <= self.injection_end
 
-    def refines_at(self, progress: float, last: float | None) -> bool:
+    def refines_at(self, percent: float, last: float | None) -> bool:
         """Whether to refine now; ``last`` is when it was done before."""
-        inside = self.refines and self.refine_start <= progress <= self.refine_end
-        return inside and (last is None or progress - last >= self.refine_every - 1e-6)
+        inside = self.refines and self.refine_start <= percent <= self.refine_end
+        return inside and (last is None or percent - last >= self.refine_every - 1e-6)

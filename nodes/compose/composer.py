@@ -10,10 +10,10 @@ from comfy_api.latest import io
 
 from ...host.compose.guider import ComposeGuider
 from ...host.schema import schema
+from ...methods.assignment import assigned_concepts
 from ...methods.compose.settings import Compose, LossWeights
 from ...methods.region_picture import picture
 from ...methods.regions import Region, coverage
-from ..concept import assigned
 from ..region import linked
 from ..wires import ComposerOptions, Concepts, Regions
 
@@ -75,7 +75,7 @@ class ConceptsComposer(io.ComfyNode):
         soft = any(region.feather > 0 for region in drawn)
         covered = partial(_covered, drawn)
         return io.NodeOutput(
-            ComposeGuider(model, positive, negative, cfg, assigned(listed, drawn), covered, settings, soft)
+            ComposeGuider(model, positive, negative, cfg, assigned_concepts(listed, drawn), covered, settings, soft)
         )
 
 

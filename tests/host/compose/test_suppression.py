@@ -15,6 +15,7 @@ from comfyui_concepts.host.compose.suppression import Suppressor, with_suppressi
 from comfyui_concepts.host.conduct.path_guider import PathGuider
 from comfyui_concepts.host.engine.attention import CROSS, find_sites, unet_of
 from comfyui_concepts.host.engine.attention_patches import override_attention
+from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.host.text.tokens import correct_objects, encode_with_objects
@@ -227,8 +228,8 @@ def _lora():
 
 def _of_paths(model, positive, negative):
     concepts = [Concept(f"c{n}", "", _lora(), 1.0, _prompt(n, marked=positive), _prompt(9, marked=negative)) for n in (1, 2)]  # fmt: skip
-    base = _prompt(3, marked=positive), _prompt(9, marked=negative)
-    return PathGuider(model, *base, 3.0, concepts, lambda h, w: MaskPyramid.of(HALVES, h, w))
+    base = BasePrompts(_prompt(3, marked=positive), _prompt(9, marked=negative), 3.0)
+    return PathGuider(model, base, concepts, lambda h, w: MaskPyramid.of(HALVES, h, w))
 
 
 def _of_two_positives(model, positive, negative):

@@ -11,15 +11,24 @@ import pytest
 import torch
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.conduct import layout as layout_module
-from comfyui_concepts.host.conduct.guider import ConductGuider
-from comfyui_concepts.host.conduct.layout import Aligner, LayoutReference, guidance_site, mask_site, trajectory
-from comfyui_concepts.host.conduct.paths import Path, Paths
+from comfyui_concepts.host.conduct.guider import ConductGuider, ConductRun
+from comfyui_concepts.host.conduct.layout import (
+    Aligner,
+    Denoiser,
+    LayoutReference,
+    guidance_site,
+    mask_site,
+    trajectory,
+)
+from comfyui_concepts.host.conduct.merging import Merging
+from comfyui_concepts.host.conduct.paths import ConceptPath, Paths
+from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.engine.latent_edits import EditSchedule
 from comfyui_concepts.host.engine.sampling import percent_of
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.methods.conduct.settings import Conduct
-from comfyui_concepts.methods.regions import Box, Region, coverage
+from comfyui_concepts.methods.regions import Box, Region
 
 from ..faults import FAULTS, assert_as_before, load_off_the_device, tensors_of
 
@@ -49,9 +58,13 @@ def _guider(model, strengths=(1.0, 1.0), settings=QUICK, layout=True, cfg=3.0, d
     ]
     reference = LayoutReference(_text(7, dtype), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4)))
     return ConductGuider(
-        model, _text(8, dtype), _text(9, dtype), cfg, concepts, lambda h, w: coverage(HALVES[: len(concepts)], h, w), settings,
+        model,
+        BasePrompts(_text(8, dtype), _text(9, dtype), cfg),
+        concepts,
+        HALVES[: len(concepts)],
+        settings,
         reference if layout else None,
-    )  # fmt: skip
+    )
 
 
 def _sample(guider, sampler="euler", batch=1, steps=3, mask=None):
@@ -95,11 +108,11 @@ def test_every_ingredient_changes_the_picture_and_runs_repeat(model):
 def test_a_second_run_of_one_guider_is_the_first_and_keeps_the_reference(model):
     guider = _guider(model)
     first = _sample(guider)
-    kept = next(iter(guider.layout.kept.values()))
+    kept = next(iter(guider.layout.cache.values()))
     assert torch.equal(_sample(guider), first)
-    assert next(iter(guider.layout.kept.values())) is kept
+    assert next(iter(guider.layout.cache.values())) is kept
     _sample(guider, steps=5)
-    assert next(iter(guider.layout.kept.values())) is not kept
+    assert next(iter(guider.layout.cache.values())) is not kept
 
 
 def test_a_model_that_another_node_has_changed_gets_a_trajectory_of_its_own(model):
@@ -110,7 +123,7 @@ def test_a_model_that_another_node_has_changed_gets_a_trajectory_of_its_own(mode
         guider = _guider(patcher)
         guider.layout = reference
         _sample(guider)
-        (known,) = reference.kept.values()
+        (known,) = reference.cache.values()
         return known[1]
 
     plain = kept_for(model)
@@ -182,7 +195,7 @@ def test_a_layer_wise_prompt_of_another_model_is_refused(model, side):
     guider = _guider(model)
     getattr(guider.concepts[0], side)[0][1][keys.LAYER_CONTEXTS] = torch.randn(16, 7, 32)
     with pytest.raises(ValueError, match="for 16 layers, and this model has 7 cross-attentions; load the checkpoint"):
-        ConductGuider(model, _text(8), _text(9), 3.0, guider.concepts, None, QUICK)
+        ConductGuider(model, BasePrompts(_text(8), _text(9), 3.0), guider.concepts, None, QUICK)
 
 
 def _aligner(guider, model, sigma, x):
@@ -200,8 +213,8 @@ def _aligner(guider, model, sigma, x):
             made = comfy.sampler_helpers.convert_cond(text)
             guider.conds[f"{side} {n}"] = comfy.samplers.process_conds(model.model, x, {side: made}, x.device)[side]
     guider.conds |= {"positive": conds["base"], "negative": conds["base"]}
-    paths = super(ConductGuider, guider).start(x)
-    layout = Path(conds["layout"], conds["layout"])
+    paths = guider.new_paths(x)
+    layout = ConceptPath(conds["layout"], conds["layout"])
     sigmas = torch.tensor([sigma, 0.0])
     return Aligner(paths, layout, {sigma: x.clone()}, sigmas, guider.settings, EditSchedule()), paths
 
@@ -274,7 +287,7 @@ def test_inversion_comes_back(model):
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         levels = trajectory(
-            LayoutReference(_text(7), latent), model.model, conds, sigmas, torch.zeros(1, 4, 8, 8), {}, model
+            LayoutReference(_text(7), latent), Denoiser(model.model, conds, {}), model, sigmas, torch.zeros(1, 4, 8, 8)
         )
     assert set(levels) == {float(s) for s in sigmas if s > 0}
     noise = levels[float(sigmas[0])] / (1 + sigmas[0] ** 2) ** 0.5
@@ -283,7 +296,9 @@ def test_inversion_comes_back(model):
     )
     assert (back - latent).square().mean() < 0.2 * latent.square().mean()
     with pytest.raises(ValueError, match="scale the reference"):
-        trajectory(LayoutReference(_text(7), latent), model.model, conds, sigmas, torch.zeros(1, 4, 8, 16), {}, model)
+        trajectory(
+            LayoutReference(_text(7), latent), Denoiser(model.model, conds, {}), model, sigmas, torch.zeros(1, 4, 8, 16)
+        )
 
 
 def test_a_control_net_of_inference_weights_goes_with_a_layout(model, control_net):
@@ -318,9 +333,9 @@ def test_less_usual_samplings_are_finite_and_repeat(new_model, case):
     points = ((0.2, 0.5), (0.8, 0.5)) if case == "points" else ()
     if case == "layers":
         guider.concepts[0].positive[0][1][keys.LAYER_CONTEXTS] = torch.randn(7, 7, 32, generator=generator)
-    covered_for = None if case == "points" else (lambda h, w: coverage(HALVES, h, w))
+    regions = None if case == "points" else HALVES
     layout = LayoutReference(_text(7), latent, points=points)
-    guider = ConductGuider(model, _text(8), _text(9), 3.0, guider.concepts, covered_for, QUICK, layout)
+    guider = ConductGuider(model, BasePrompts(_text(8), _text(9), 3.0), guider.concepts, regions, QUICK, layout)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 6)
     sigmas = sigmas[2:] if case == "denoise" else sigmas
     start, runs = latent if case == "denoise" else torch.zeros_like(latent), []
@@ -342,9 +357,9 @@ PLACES = ["inverting", "at points", "aligning", "asking", "refining", "two phase
 def test_the_model_is_as_it_was_whatever_happens(model, where, fault, monkeypatch):
     before, options, error = tensors_of(model), str(model.model_options), FAULTS[fault]()
     owner, name = {
-        "aligning": (Aligner, "_keys"), "refining": (ConductGuider, "_refined"), "inverting": (layout_module, "_inverted"),
+        "aligning": (Aligner, "_keys"), "refining": (ConductRun, "_refined"), "inverting": (layout_module, "_inverted"),
         "at points": (ConductGuider, "_masks_at_points"),
-    }.get(where, (Paths, "_merge"))  # fmt: skip
+    }.get(where, (Merging, "merge"))  # fmt: skip
     original = getattr(owner, name)
 
     def failing(*args):
@@ -361,8 +376,7 @@ def test_the_model_is_as_it_was_whatever_happens(model, where, fault, monkeypatc
     monkeypatch.undo()
     assert_as_before(model, before)
     assert str(model.model_options) == options
-    assert guider.running is None
-    assert guider.aligner is None
+    assert guider.run is None
     assert not getattr(comfy.model_management, "in_training", False)
 
 
@@ -370,7 +384,7 @@ def test_prompts_that_need_calls_of_their_own_are_refused(model):
     positive = _text(8)
     positive[0][1]["area"] = (8, 8, 0, 0)
     with pytest.raises(ValueError, match="an area.*regions of the concepts"):
-        ConductGuider(model, positive, _text(9), 3.0, [], None, QUICK)
+        ConductGuider(model, BasePrompts(positive, _text(9), 3.0), [], None, QUICK)
     with pytest.raises(ValueError, match="dpm_adaptive"):
         _sample(_guider(model), "dpm_adaptive")
 

@@ -11,7 +11,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfyui_concepts.host import keys
-from comfyui_concepts.host.conduct.paths import Path, Paths
+from comfyui_concepts.host.conduct.paths import ConceptPath, Paths
 from comfyui_concepts.host.engine.attention import sites_of
 from comfyui_concepts.host.engine.attention_patches import after_attention, after_transformers
 from comfyui_concepts.host.lora.branches import prepared
@@ -79,10 +79,10 @@ class Setting:
         self.options = {"transformer_options": {}}
 
     def paths(self, order=None):
-        made = [Path(*self.prompts[0])]
+        made = [ConceptPath(*self.prompts[0])]
         for n, (lora, strength) in enumerate(zip(self.loras, self.strengths, strict=True), 1):
             factors = prepared(unet_factors(lora, self.model), torch.device("cpu"), self.dtype)
-            made.append(Path(*self.prompts[n], factors, strength))
+            made.append(ConceptPath(*self.prompts[n], factors, strength))
         return Paths(self.model, made, self.masks)
 
     @contextlib.contextmanager
@@ -98,13 +98,13 @@ class Setting:
     def batched(self, paths=None):
         """UNet outputs of the base, (positive, negative), each (batch, …)."""
         paths, found = paths or self.paths(), {}
-        original = paths._keep_maps
+        original = paths._record_maps
         tables = []
-        paths._keep_maps = lambda table, seen: (tables.append(table), original(table, seen))
+        paths._record_maps = lambda table, seen: (tables.append(table), original(table, seen))
         with self.seeing() as outputs, torch.no_grad():
             paths.predict(self.x, self.sigma, self.options)
         for table, out in zip(tables, outputs, strict=True):
-            found |= {(row.path, row.side): out[row.rows] for row in table}
+            found |= {(row.path, row.cond_or_uncond): out[row.rows] for row in table}
         return found
 
     def alone(self, prompt, change=None):
@@ -191,7 +191,7 @@ def test_two_phases_give_the_same(precise, monkeypatch):
     paths = setting.paths()
     assert _difference(setting.batched(paths), whole) < 1e-12
     assert paths.calls == 3
-    assert paths._store is None
+    assert paths.merging.cached_outputs is None
 
 
 def test_little_memory_chooses_two_phases(precise, monkeypatch):
@@ -210,13 +210,13 @@ def test_the_base_does_not_depend_on_the_order_of_the_rows(precise):
     setting = Setting(precise, halves())
     forward = setting.batched()
     paths = setting.paths()
-    ask = paths._ask
+    ask = paths._evaluate
 
     def turned(lists, x, sigma, options):
         out = ask(lists[::-1], x, sigma, options)
         return out[::-1]
 
-    paths._ask = turned
+    paths._evaluate = turned
     assert _difference(setting.batched(paths), forward) < 1e-12
 
 
@@ -271,19 +271,19 @@ def test_at_a_site_tokens_outside_are_the_bases_and_tokens_inside_the_concepts_b
     """Spec A8.6: at the first attention of the decoder; behind it convolutions and attentions carry it on."""
     setting, seen = Setting(precise, halves()), {}
     paths = setting.paths()
-    merge = paths._merge
+    merge = paths.merging.merge
 
     def watched(output, place, extra):
         before = output.clone()
         after = merge(output, place, extra)
         if place.block[0] == "output" and not seen:
-            seen.update(before=before, after=after.clone(), table=extra["concepts_rows"], grid=place.grid)
+            seen.update(before=before, after=after.clone(), table=extra[keys.PATH_ROWS], grid=place.grid)
         return after
 
-    paths._merge = watched
+    paths.merging.merge = watched
     with torch.no_grad():
         paths.predict(setting.x, setting.sigma, setting.options)
-    rows = {(r.path, r.side): r.rows for r in seen["table"]}
+    rows = {(r.path, r.cond_or_uncond): r.rows for r in seen["table"]}
     masks = setting.masks.at(*seen["grid"]).flatten(-2) > 0
     for side in (0, 1):
         after = seen["after"][rows[0, side]]
@@ -348,7 +348,7 @@ def test_another_node_that_asks_for_the_base_alone_gets_the_base_whole(precise, 
             asked = [setting.prompts[0][0]]
             comfy.samplers.calc_cond_batch(setting.model, asked, setting.x, setting.sigma, paths.routed({}))
     assert torch.equal(outputs[0], setting.alone(setting.prompts[0][0]))
-    assert sum("asks the model for the base alone" in r.message for r in caplog.records) == 1
+    assert sum("requested a prediction for the base prompt only" in r.message for r in caplog.records) == 1
 
 
 def test_rows_of_another_node_in_our_call_take_nothing_from_ours(precise):
@@ -356,17 +356,17 @@ def test_rows_of_another_node_in_our_call_take_nothing_from_ours(precise):
     setting, foreign = Setting(precise, halves()), conds(99)
     expected = setting.batched()
     paths, tables = setting.paths(), []
-    ask, keep = paths._ask, paths._keep_maps
-    paths._keep_maps = lambda table, seen: (tables.append(table), keep(table, seen))
+    ask, keep = paths._evaluate, paths._record_maps
+    paths._record_maps = lambda table, seen: (tables.append(table), keep(table, seen))
 
     def beside(lists, x, sigma, options):
         return ask([*lists[:2], foreign, *lists[2:]], x, sigma, options)
 
-    paths._ask = beside
+    paths._evaluate = beside
     with setting.seeing() as outputs, torch.no_grad():
         paths.predict(setting.x, setting.sigma, setting.options)
     assert len(outputs) == 1
-    rows = {(row.path, row.side): outputs[0][row.rows] for row in tables[0]}
+    rows = {(row.path, row.cond_or_uncond): outputs[0][row.rows] for row in tables[0]}
     assert _difference(rows, expected) < 1e-12
     free = set(range(len(outputs[0]))) - {n for row in tables[0] for n in range(row.rows.start, row.rows.stop)}
     assert float((outputs[0][sorted(free)] - setting.alone(foreign)).abs().max()) < 1e-12
@@ -400,7 +400,7 @@ def deep_one_by_one(setting):
 def test_whole_transformers_are_those_of_separately_patched_models(precise, soft, phases, monkeypatch):
     setting = Setting(precise, halves(soft))
     paths = setting.paths()
-    paths.deep = True
+    paths.whole_blocks = True
     if phases == 2:
         monkeypatch.setattr(Paths, "_fits_one_call", lambda *_: False)
     found = setting.batched(paths)

@@ -14,6 +14,7 @@ from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.conduct.guider import ConductGuider
 from comfyui_concepts.host.conduct.layout import LayoutReference
+from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.engine.preview import show_panels, with_previews
 from comfyui_concepts.host.lora.concept import make_concept
 from comfyui_concepts.host.lora.files import read_lora
@@ -114,9 +115,13 @@ def _several(demo_model, guider_type, settings, *layout, regions=True):
         for name in ("lion", "robot")
     ]
     halves = [Region(boxes=(Box(x, 0.0, 0.5, 1.0),)) for x in (0.0, 0.5)]
-    covered = (lambda h, w: coverage(halves, h, w)) if regions else None
     layout = [LayoutReference(encoded[0], reference) for reference in layout]
-    guider = guider_type(model, *encoded, 3.0, concepts, covered, settings, *layout)
+    if guider_type is ConductGuider:
+        base, drawn = BasePrompts(*encoded, 3.0), halves if regions else None
+        guider = ConductGuider(model, base, concepts, drawn, settings, *layout)
+    else:
+        covered = (lambda h, w: coverage(halves, h, w)) if regions else None
+        guider = guider_type(model, *encoded, 3.0, concepts, covered, settings, *layout)
     latent = torch.zeros(1, 4, 16, 16)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfyui_concepts.methods.conduct.alignment import alignment_loss, moved
+from comfyui_concepts.methods.conduct.alignment import alignment_loss, moved_latent
 from comfyui_concepts.methods.conduct.refine import (
-    at_points,
+    attention_of_masks,
     clusters,
-    followed,
+    followed_mask,
     k_means,
-    looked_at,
+    masks_at_points,
     rectangle,
-    refined,
+    refined_masks,
 )
 from comfyui_concepts.methods.conduct.settings import Conduct
 
@@ -53,7 +53,7 @@ def test_a_step_in_sigma_space_is_the_step_of_the_variance_preserving_latent():
     x = (z.detach() * scale).requires_grad_(True)
     (of_z,) = torch.autograd.grad((z**3).sum(), z)
     (of_x,) = torch.autograd.grad(((x / scale) ** 3).sum(), x)
-    torch.testing.assert_close(moved(x, of_x, sigma, weight) / scale, z - weight * of_z, rtol=0, atol=1e-12)
+    torch.testing.assert_close(moved_latent(x, of_x, sigma, weight) / scale, z - weight * of_z, rtol=0, atol=1e-12)
 
 
 def test_the_windows_are_the_papers_in_two_hundred_steps():
@@ -78,7 +78,7 @@ def test_the_cluster_that_was_planted_is_found_and_the_result_repeats(owner):
         shape = owner == index
         start = rectangle(shape)
         start[:, :2] = False  # a mask that only roughly lies there
-        assert torch.equal(followed(pool, start, 0.3), shape)
+        assert torch.equal(followed_mask(pool, start, 0.3), shape)
     assert torch.equal(k_means(attention, 4), k_means(attention, 4))
 
 
@@ -86,20 +86,20 @@ def test_a_shape_that_overlaps_too_little_is_not_trusted(owner):
     pool = clusters(_planted(owner), [3])
     small = torch.zeros(8, 12, dtype=torch.bool)
     small[2:4, 2], small[3, 3] = True, True
-    assert torch.equal(followed(pool, small, 0.7), rectangle(small))
-    assert torch.equal(followed(pool, small, 0.0), owner == 1)
-    assert torch.equal(followed(pool, owner == 1, 0.0, rectangles=True), rectangle(owner == 1))
+    assert torch.equal(followed_mask(pool, small, 0.7), rectangle(small))
+    assert torch.equal(followed_mask(pool, small, 0.0), owner == 1)
+    assert torch.equal(followed_mask(pool, owner == 1, 0.0, rectangles=True), rectangle(owner == 1))
     nowhere = torch.zeros(8, 12, dtype=torch.bool)
-    assert not followed(pool, nowhere, 0.0).any()  # the reference fails here (spec A7.10)
+    assert not followed_mask(pool, nowhere, 0.0).any()  # the reference fails here (spec A7.10)
 
 
 def test_refined_masks_stay_apart_and_stay_where_clusters_are_the_masks(owner):
     masks = torch.stack([owner == 1, owner == 2])
-    assert torch.equal(refined(masks, masks, masks), masks)
+    assert torch.equal(refined_masks(masks, masks, masks), masks)
     generator = torch.Generator().manual_seed(2)
     for _ in range(50):
         own, base = (torch.rand(2, 8, 12, generator=generator) < 0.4 for _ in range(2))
-        new = refined(masks, own, base)
+        new = refined_masks(masks, own, base)
         assert new.sum(0).max() <= 1
         clash = (own | base).sum(0) > 1
         assert torch.equal(new[:, clash], masks[:, clash])
@@ -107,7 +107,7 @@ def test_refined_masks_stay_apart_and_stay_where_clusters_are_the_masks(owner):
 
 
 def test_clicks_take_the_shapes_they_lie_in(owner):
-    masks = at_points(_planted(owner, 0.05), (8, 12), [(2.5 / 12, 4 / 8), (9 / 12, 5 / 8)])
+    masks = masks_at_points(_planted(owner, 0.05), (8, 12), [(2.5 / 12, 4 / 8), (9 / 12, 5 / 8)])
     assert (masks[0] & (owner == 1)).sum() > 0
     assert not (masks[0] & masks[1]).any()
     assert not (masks[0] & (owner == 2)).any()
@@ -122,6 +122,6 @@ def test_fewer_rows_than_clusters_is_no_error():
 def test_a_mask_looks_where_its_owner_is_and_an_empty_one_nowhere(owner):
     part, nobody = owner == 1, torch.zeros_like(owner, dtype=torch.bool)
     part[4:] = False  # it need not be the whole shape
-    seen = looked_at(_planted(owner).expand(2, -1, -1), torch.stack([part, nobody]))
+    seen = attention_of_masks(_planted(owner).expand(2, -1, -1), torch.stack([part, nobody]))
     assert torch.allclose(seen[0], (owner == 1).double() / (owner == 1).sum())
     assert not seen[1].any()

@@ -9,16 +9,17 @@ import pytest
 import torch
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
+from comfyui_concepts.methods.assignment import assigned_concepts
+from comfyui_concepts.methods.conduct.points import parse_points
 from comfyui_concepts.methods.conduct.settings import Conduct
 from comfyui_concepts.methods.regions import Box, Region
-from comfyui_concepts.nodes.concept import ConceptList, assigned
+from comfyui_concepts.nodes.concept import ConceptList
 from comfyui_concepts.nodes.conduct.conductor import (
     ConceptsConceptMasks,
     ConceptsConductorGuider,
     ConceptsConductorMoreOptions,
     ConceptsConductorOptions,
     ConceptsLayoutReference,
-    parse_points,
 )
 from comfyui_concepts.nodes.region import RegionList
 
@@ -53,12 +54,12 @@ def test_regions_take_concepts_by_their_labels_in_whatever_order_they_lie(demo_m
 
 
 def test_labels_that_do_not_say_and_numbers_that_differ_are_refused():
-    with pytest.raises(ValueError, match="2 concepts and 3 regions; draw one region a concept, or label"):
-        assigned([LION, ROBOT], _regions("robot", "lion", "elsewhere").in_order())
+    with pytest.raises(ValueError, match="2 concepts and 3 regions; draw one region per concept, or label"):
+        assigned_concepts([LION, ROBOT], _regions("robot", "lion", "elsewhere").in_order())
 
 
 def _assigned(concepts, *labels):
-    return [concept.name for concept in assigned(concepts, _regions(*labels).in_order())]
+    return [concept.name for concept in assigned_concepts(concepts, _regions(*labels).in_order())]
 
 
 def test_labels_that_several_concepts_answer_to_go_round():
@@ -83,7 +84,7 @@ def test_a_concept_without_a_region_is_refused_unless_it_has_no_strength():
 
 
 def test_points_are_counted(demo_model):
-    with pytest.raises(ValueError, match="Nobody says where the concepts are"):
+    with pytest.raises(ValueError, match="No positions for the concepts"):
         ConceptsConductorGuider.execute(demo_model[0], [], [], ConceptList(LION, None), 3.0)
 
 
@@ -91,7 +92,7 @@ def test_points_are_read_and_what_is_none_is_refused(demo_model):
     assert parse_points(" 0.25,0.5; 1, 0 ;") == ((0.25, 0.5), (1.0, 0.0))
     assert parse_points("") == ()
     for wrong in ("0.5", "0.5,0.5,0.5", "a,b", "0.5,1.5", "nan,0.5"):
-        with pytest.raises(ValueError, match="is no point; write one as x,y in fractions"):
+        with pytest.raises(ValueError, match="is not a point; write each one as x,y in fractions"):
             parse_points(wrong)
     layout = ConceptsLayoutReference.execute([], points="0.5,0.5; 0.1,0.2", latent={"samples": torch.zeros(1, 4, 8, 8)})
     with pytest.raises(ValueError, match="1 concepts and 2 points; give one to each"):
