@@ -9,7 +9,7 @@ from .regions import Region
 
 
 class Labelled(Protocol):
-    """A concept, as far as its place in the picture goes. ``labels`` are in small letters, without blanks around them."""
+    """A concept that regions can name. ``labels`` are in small letters, without blanks around them."""
 
     @property
     def name(self) -> str: ...
@@ -25,7 +25,7 @@ AnyConcept = TypeVar("AnyConcept", bound=Labelled)
 
 
 def assigned_concepts(concepts: Sequence[AnyConcept], regions: Sequence[Region]) -> list[AnyConcept]:
-    """A concept for each region: the one its label names, by name or by phrase; the other regions get the rest in order.
+    """A concept for each region: the one its label names, by name or by phrase. Other regions get the rest in order.
 
     Concepts with the same label take its regions in turn. A concept may have several regions.
 
@@ -37,16 +37,16 @@ def assigned_concepts(concepts: Sequence[AnyConcept], regions: Sequence[Region])
     others = [number for number in range(len(regions)) if number not in found]
     if len(others) > len(rest):
         raise ValueError(
-            f"There are {len(concepts)} concepts and {len(regions)} regions; draw one region per concept, or label every region "
-            "with a concept's phrase, so that one concept can have several."
+            f"There are {len(concepts)} concepts and {len(regions)} regions; draw one region per concept, or label "
+            "every region with a concept's phrase, so that one concept can have several."
         )
     found |= dict(zip(others, rest, strict=False))
     # a concept without strength is left out of the picture, and so of the regions that an earlier run has found
     unused = [c for c in rest[len(others) :] if c.strength != 0]
     if unused:
         raise ValueError(
-            f"The concept '{unused[0].name}' has no region; draw one for it, label one with its phrase '{unused[0].phrase}', or "
-            "take the concept out."
+            f"The concept '{unused[0].name}' has no region; draw one for it, label one with its phrase "
+            f"'{unused[0].phrase}', or take the concept out."
         )
     return [found[number] for number in range(len(regions))]
 

@@ -1,4 +1,4 @@
-"""What a LoRA adds to the output of one layer: ``scale · up(down(x))``, for every form whose change is a sum of products."""
+"""What a LoRA adds to the output of one layer, ``scale · up(down(x))``, in each of its forms."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn.functional import linear
 class LoraFactors(NamedTuple):
     """The factors of one layer.
 
-    ``down`` is (rank, in) for a Linear and (rank, in, kh, kw) for a convolution; ``up`` is (out, rank). Without ``up``, ``down``
-    is the whole change, (out, in[, kh, kw]): for forms whose rank is not low.
+    ``down`` is (rank, in) for a Linear and (rank, in, kh, kw) for a convolution; ``up`` is (out, rank). Without ``up``,
+    ``down`` is the whole change, (out, in[, kh, kw]): for forms whose rank is not low.
     """
 
     down: torch.Tensor
@@ -33,7 +33,7 @@ def low_rank_change(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor | None
 def lora_factors(
     up: torch.Tensor, down: torch.Tensor, alpha: float | None, middle: torch.Tensor | None = None
 ) -> LoraFactors:
-    """LoRA and LoCon. The middle factor of a Tucker form is taken into ``down``: three convolutions in a row are two."""
+    """LoRA and LoCon. The middle factor of a Tucker form goes into ``down``: three convolutions become two."""
     rank = down.shape[0]
     if middle is not None:
         down = torch.einsum("rj...,jc->rc...", middle.double(), down.flatten(1).double()).to(down.dtype)
@@ -43,7 +43,7 @@ def lora_factors(
 def loha_factors(
     first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor], alpha: float | None
 ) -> LoraFactors:
-    """LoHa, (w1a w1b) ∘ (w2a w2b): rank r1 r2, by row-wise and column-wise products of its factors (2108.06098, prop. 1)."""
+    """LoHa, (w1a w1b) ∘ (w2a w2b), of rank r1 r2: row-wise and column-wise products (2108.06098, prop. 1)."""
     (w1a, w1b), (w2a, w2b) = first, second
     up = (w1a[:, :, None] * w2a[:, None, :]).flatten(1)
     down = (w1b[:, None, :] * w2b[None, :, :]).flatten(0, 1)

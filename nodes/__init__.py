@@ -1,4 +1,4 @@
-"""What a user drags. A node declares its sockets, converts units, and makes one call."""
+"""The nodes. Each declares its sockets, converts units, and makes one call."""
 
 from __future__ import annotations
 

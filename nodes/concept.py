@@ -1,4 +1,4 @@
-"""Concepts: the LoRAs that go into one picture, each with the words that call it."""
+"""Concepts: the LoRAs that go into one picture, each with its phrase."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ConceptList(NamedTuple):
 
 
 class ConceptsConcept(io.ComfyNode):
-    """Adds a concept to the list of what a picture holds."""
+    """Adds a concept to the list of a picture's concepts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -37,38 +37,48 @@ class ConceptsConcept(io.ComfyNode):
             node_id="ConceptsConcept",
             display_name="Concept",
             category=CATEGORY,
-            description="Adds a concept: a LoRA and the prompt in which it appears. Chain one for each concept of the picture; "
-            "the first concept goes into the first region, and so on. The LoRA stays out of the MODEL.",
+            description="Adds a concept: a LoRA and the prompt in which it appears. Chain one node per concept of the "
+            "picture; the first concept goes into the first region, and so on. The LoRA stays out of the MODEL.",
             search_aliases=["lora", "character", "multi lora", "regional lora"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the checkpoint, without this LoRA."),
                 io.Combo.Input(
-                    "lora", options=lora_names(),
+                    "lora",
+                    options=lora_names(),
                     tooltip="The LoRA file: kohya, diffusers, PEFT, LyCORIS (LoCon, LoHa, LoKr) or ED-LoRA.",
                 ),
                 io.Float.Input(
-                    "strength", default=1.0, min=-4.0, max=4.0, step=0.05,
-                    tooltip="How strongly the LoRA acts, on the model and on the text. 0 is the plain model. Start with 1.0; "
-                    "lower it if the concept looks overcooked.",
+                    "strength",
+                    default=1.0,
+                    min=-4.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="How strongly the LoRA acts, on the model and on the text. 0 is the plain model. Start "
+                    "with 1.0; lower it if the concept looks overcooked.",
                 ),
                 io.String.Input(
-                    "prompt", multiline=True, default="",
-                    tooltip="What this concept's own model is asked to draw. For Concept Conductor the whole scene with this "
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="The prompt for this concept's own model. For Concept Conductor, the whole scene with this "
                     "concept in every place: 'on the left a lion and on the right a lion, yellow background'.",
                 ),
                 io.String.Input(
-                    "phrase", default="",
-                    tooltip="The words of the prompt that are the concept, such as 'a lion'. Empty takes the LoRA's own "
-                    "phrase if the file names one, else the whole prompt.",
+                    "phrase",
+                    default="",
+                    tooltip="The words of the prompt that are the concept, such as 'a lion'. Empty takes the LoRA's "
+                    "own phrase if the file names one, else the whole prompt.",
                 ),
                 io.String.Input(
-                    "negative", multiline=True, default="",
+                    "negative",
+                    multiline=True,
+                    default="",
                     tooltip="What this concept must not look like. Start empty.",
                 ),
                 Concepts.Input("concepts", optional=True, tooltip="The concepts so far; leave empty for the first."),
             ],
             outputs=[Concepts.Output("concept_list", display_name="concepts", tooltip="All concepts, first to last.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(

@@ -11,8 +11,9 @@ from ..demo.loader import load_demo_model
 from ..host.anagram.pictures import upright_pictures, views_on
 from ..host.folders import offer_loras
 from ..host.schema import schema
+from ..host.types import VAE
 from ..methods.anagram.score import Readings
-from .anagram.views import lines_of
+from .anagram.views import AnagramView, lines_of
 from .wires import AnagramScores, AnagramViews
 
 offer_loras(LORAS)  # the demo model's LoRAs appear in the host's Load LoRA, as any other
@@ -50,7 +51,7 @@ JUDGE_TEMPERATURE = 0.25  # probabilities, not cosines: with this the concealmen
 
 
 class ConceptsDemoJudge(io.ComfyNode):
-    """What the bundled judge sees."""
+    """What the bundled judge recognises."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -58,27 +59,34 @@ class ConceptsDemoJudge(io.ComfyNode):
             node_id="ConceptsDemoJudge",
             display_name="Demo Judge",
             category="concepts",
-            description="Says which emoji a picture of the demo model shows, by the small classifier that comes with the "
-            "pack; with views, how well each view of an anagram reads.",
+            description="Says which emoji a picture of the demo model shows, by the small classifier that comes with "
+            "the pack. With views: how well each view of an anagram reads.",
             search_aliases=["classifier", "score", "emoji"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("image", tooltip="Pictures made by the demo model."),
                 io.String.Input(
-                    "concepts", multiline=True, default="",
-                    tooltip="With views: the concept each view must show, one line a view, such as heart. Without: leave empty.",
+                    "concepts",
+                    multiline=True,
+                    default="",
+                    tooltip="With views: the concept each view must show, one line per view, such as heart. Without: "
+                    "leave empty.",
                 ),
                 AnagramViews.Input("views", optional=True, tooltip="The views of an anagram."),
                 io.Vae.Input("vae", optional=True, tooltip="The demo model's VAE, so that pieces end at latent cells."),
             ],
             outputs=[
-                io.String.Output("report", display_name="report", tooltip="What it sees, a line a picture."),
-                AnagramScores.Output("scores", display_name="scores", tooltip="For Anagram Contact Sheet; empty without views."),
+                io.String.Output("report", display_name="report", tooltip="What it recognises, one line per picture."),
+                AnagramScores.Output(
+                    "scores", display_name="scores", tooltip="For Anagram Contact Sheet; empty without views."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, image, concepts="", views=None, vae=None) -> io.NodeOutput:
+    def execute(
+        cls, image: torch.Tensor, concepts: str = "", views: AnagramView | None = None, vae: VAE | None = None
+    ) -> io.NodeOutput:
         judge = Judge.load()
         if views is None:
             report = "\n".join(judge.describe(picture) for picture in image)

@@ -31,8 +31,8 @@ _LAYOUT, _WHO = "layout", "Concept Conductor's layout alignment"
 class ConductRun(PathRun):
     """One sampling: alignment before each prediction, refinement of the masks after it.
 
-    ``refined_at`` is the percent of the last refinement, ``snapshot`` the attention recorded there. ``followed`` holds the
-    masks of each path by itself and those of the base, (batch, concepts, height, width) of bool each.
+    ``refined_at`` is the percent of the last refinement, ``snapshot`` the attention recorded there. ``followed`` holds
+    the masks of each path by itself and those of the base, (batch, concepts, height, width) of bool each.
     """
 
     settings: Conduct
@@ -103,8 +103,8 @@ class ConductGuider(PathGuider):
         regions: one per concept; None with a layout whose points mark the concepts.
         layout: with None, the prompts decide the layout, and there is no alignment.
 
-    ``masks`` holds the last sampling's final masks, (batch, 1 + concepts, height, width), background first. If every strength
-    is 0, those of all listed concepts are empty.
+    ``masks`` holds the last sampling's final masks, (batch, 1 + concepts, height, width), background first. If every
+    strength is 0, those of all listed concepts are empty.
     """
 
     masks: torch.Tensor | None = None

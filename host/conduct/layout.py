@@ -52,8 +52,8 @@ class LayoutReference:
         noised: adds forward noise instead of inverting.
         points: clicks (x, y) in fractions, one per concept; the first masks are made from them.
 
-    ``cache`` holds the last trajectory by MODEL, so that a second run of the graph need not compute it. A node that changes a
-    model in whatever way returns another MODEL.
+    ``cache`` holds the last trajectory by MODEL, so that a second run of the graph need not compute it. A node that
+    changes a model in whatever way returns another MODEL.
     """
 
     positive: Conditioning
@@ -85,7 +85,7 @@ def guidance_site(unet: UNetModel) -> Site:
 
 
 def mask_site(unet: UNetModel, height: int, width: int) -> Site:
-    """The self-attention whose rows make masks: the last of the decoder's level whose grid is nearest to 32 × 32 tokens."""
+    """The self-attention whose rows make masks: the last of the decoder's level nearest to 32 × 32 tokens."""
     sites = find_sites(unet, SELF, "output")
     factors = sorted({s.factor for s in sites})
     factor = min(factors, key=lambda f: abs(min(height, width) / f - _MASK_GRID))
@@ -115,8 +115,8 @@ def trajectory(
     """
     if reference.latent.shape[1:] != like.shape[1:]:
         raise ValueError(
-            f"The layout reference's latent is {tuple(reference.latent.shape)} and the picture's is {tuple(like.shape)}; scale "
-            "the reference picture to the canvas before VAE Encode."
+            f"The layout reference's latent is {tuple(reference.latent.shape)} and the picture's is "
+            f"{tuple(like.shape)}; scale the reference picture to the canvas before VAE Encode."
         )
     ascending = sorted({float(s) for s in sigmas if s > 0})
     key = TrajectoryKey(patcher.patches_uuid, tuple(ascending), tuple(like.shape[1:]), like.dtype)
@@ -130,7 +130,7 @@ def trajectory(
 
 
 def _inverted(denoiser: Denoiser, sigmas: list[float], clean: torch.Tensor) -> Trajectory:
-    """By inversion. The model gets the noise level it goes to and the latent it comes from, as in the reference code."""
+    """By inversion. As in the reference code, the model gets the next noise level and the latent of the one before."""
     x, before, latents = clean, 0.0, {}
     bar = comfy.utils.ProgressBar(len(sigmas))
     for sigma in sigmas:
@@ -155,7 +155,8 @@ class Aligner(LatentEdit):
         latents: the reference's trajectory.
         sigmas: of the whole sampling; the paper's number of steps is spread over those inside the window.
 
-    ``captured`` holds what the last step has captured on each path, of the first picture. ``losses`` has one number per step.
+    ``captured`` holds what the last step has captured on each path, of the first picture. ``losses`` has one number per
+    step.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where the paths meet: in its region, the base takes over a concept's output (Concept Conductor, 2408.03632, sec. 3.3)."""
+"""Where the paths meet: in its region, the base takes over a concept's output (Concept Conductor, 2408.03632)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class PathRows(NamedTuple):
-    """Rows of a model call and the path they belong to. ``cond_or_uncond`` is 0 for the positive, 1 for the negative."""
+    """Rows of a model call and their path. ``cond_or_uncond`` is 0 for the positive, 1 for the negative."""
 
     rows: slice
     path: int
@@ -137,13 +137,13 @@ class Merging:
             return base.index_copy(1, tokens, h)
         if self.evaluation is Evaluation.OWN:
             raise RuntimeError(
-                "The concepts and the base were evaluated in separate model calls, so the concepts' outputs are missing; "
-                "please report this workflow."
+                "The concepts and the base were evaluated in separate model calls, so the concepts' outputs are "
+                "missing; please report this workflow."
             )
         if not self._warned:
             self._warned = True
             log.warning(
-                "Another node requested a prediction for the base prompt only; it contains no concepts. Bypass that node if "
-                "they are missing in the picture."
+                "Another node requested a prediction for the base prompt only; it contains no concepts. Bypass that "
+                "node if they are missing in the picture."
             )
         return None

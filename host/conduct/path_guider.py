@@ -109,8 +109,7 @@ class PathGuider(RunGuider[PathRun]):
         return out
 
     def panels(self, run: PathRun, x0: torch.Tensor, paint: Painter) -> list[Panel]:
-        """The picture under the masks of its concepts, each concept by itself, and below it the same for their attention if it
-        was recorded."""
+        """The picture under the masks of all concepts and of each one, and below it their attention if recorded."""
         picture, names, attention = paint(x0), [concept.phrase for concept in self.concepts], run.attention()
         panels = concept_panels(picture, first_masks(run.paths.merging.masks, *x0.shape[-2:]), names)
         return panels if attention is None else [*panels, *attention_panels(picture, attention, names)]
@@ -127,7 +126,7 @@ def first_masks(masks: MaskPyramid, height: int, width: int) -> torch.Tensor:
 
 
 def _with_controls_of(base: Conditioning, own: Conditioning, prompt_type: str) -> Conditioning:
-    """A concept's conditioning under the ControlNets of the base, so that all paths stay in one call and in one layout."""
+    """A concept's conditioning under the base's ControlNets: all paths stay in one call and in one layout."""
     values: Options = {"prompt_type": prompt_type}
     for key in ("control", "control_apply_to_uncond", "start_percent", "end_percent"):
         if len(base) == 1 and key in base[0][1]:

@@ -1,7 +1,8 @@
 """The base and every concept as rows of one model call.
 
-Path 0 is the base model with the base prompt. Path i is the base model with concept i's low-rank branches and prompt. The paths
-meet in the decoder (``merging``). Rows are recognised by the uuid of their conditioning entry, never by their position.
+Path 0 is the base model with the base prompt. Path i is the base model with concept i's low-rank branches and prompt.
+The paths meet in the decoder (``merging``). Rows are recognised by the uuid of their conditioning entry, never by their
+position.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _MEMORY_MARGIN = 1.6  # the host splits a batch at 1.5 times the memory it estim
 
 @dataclass(frozen=True, eq=False)
 class ConceptPath:
-    """One path: its processed conditionings, and its factors as ``lora.branches.prepared`` returns them (None for the base)."""
+    """One path: its processed conditionings, and its factors as ``prepared`` returns them (None for the base)."""
 
     positive: Conds
     negative: Conds
@@ -45,8 +46,10 @@ class Paths:
 
     Args:
         masks: of all concepts. ``merging`` holds them; they may be exchanged between calls.
-        whole_blocks: merges the outputs of the decoder's whole transformers, residual and all, instead of their attentions.
-        recorded_site: a self-attention to record. After a call ``maps[path]`` holds it, mean over heads, (batch, tokens, tokens).
+        whole_blocks: merges the outputs of the decoder's whole transformers, residual and all, instead of their
+            attentions.
+        recorded_site: a self-attention to record. After a call ``maps[path]`` holds it, mean over heads, (batch,
+            tokens, tokens).
     """
 
     model: BaseModel
@@ -71,7 +74,7 @@ class Paths:
                         self._layer_contexts[entry["uuid"]] = entry[keys.LAYER_CONTEXTS]
 
     def with_conds(self, conds: Sequence[tuple[Conds, Conds]]) -> Paths:
-        """New paths with the same factors and masks, and the positive and negative conditionings of another sampling."""
+        """New paths with the same factors and masks, and the (positive, negative) of another sampling."""
         paths = [replace(path, positive=p, negative=n) for path, (p, n) in zip(self.paths, conds, strict=True)]
         return Paths(self.model, paths, self.merging.masks, self.whole_blocks)
 
@@ -80,7 +83,8 @@ class Paths:
     ) -> list[torch.Tensor]:
         """The base's positive and negative prediction (zeros without one) with every concept in its region.
 
-        One model call. Where memory does not allow it, the concepts go first, and only their outputs in their regions are cached.
+        One model call. Where memory does not allow it, the concepts go first, and only their outputs in their regions
+        are cached.
         """
         routed = self.routed(options)
         conds: list[list[Conds | None]] = [[p.positive, *([p.negative] if negative else [])] for p in self.paths]

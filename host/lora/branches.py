@@ -1,7 +1,8 @@
 """Low-rank branches on the layers of a model, each for some rows of the batch or some image tokens.
 
-``y[rows] += strength · scale · up(down(x[rows]))``, added by forward hooks to the layer's output. Weights are never touched, so
-off-loaded, cast and quantised layers work as they are, several concepts share one batched call, and gradients flow.
+``y[rows] += strength · scale · up(down(x[rows]))``, added by forward hooks to the layer's output. Weights are never
+touched, so off-loaded, cast and quantised layers work as they are, several concepts share one batched call, and
+gradients flow.
 """
 
 from __future__ import annotations
@@ -134,6 +135,6 @@ def _weighted(
 def unknown_grid(count: int, known: Iterable[int]) -> ValueError:
     """The refusal of a layer with a number of image tokens for which the regions have no masks."""
     return ValueError(
-        f"A layer works on {count} image tokens, and the regions are known for {sorted(known)}; another node changes the number "
-        "of tokens (token merging, tiling): bypass it."
+        f"A layer works on {count} image tokens, and the regions are known for {sorted(known)}; another node changes "
+        "the number of tokens (token merging, tiling): bypass it."
     )

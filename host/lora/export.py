@@ -1,13 +1,12 @@
-"""Writing LoRA files that the host's own loader, and other programs, read back: the names, and the tensors under them.
+"""Writing LoRA files for the host's loader and other programs: the names, and the tensors under them.
 
-Names come from the host's own key maps, inverted, so that what is written is what its loader looks for.
+The names come from the host's own key maps, inverted, so the host's loader finds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import comfy.lora
 import torch
@@ -15,12 +14,13 @@ import torch
 from ...methods.choices import check_choice
 from ...methods.erase.edit_file import write_tensors
 from ...methods.erase.lowrank import LowRank, balanced_factors
+from ..types import CLIP, ModelPatcher
 
 KOHYA, DIFFUSERS = "kohya", "diffusers"
 STYLES = (KOHYA, DIFFUSERS)
 
 
-def names_of(model: Any = None, clip: Any = None, style: str = KOHYA) -> dict[str, str]:
+def names_of(model: ModelPatcher | None = None, clip: CLIP | None = None, style: str = KOHYA) -> dict[str, str]:
     """The host's weight key to the name of its layer in a LoRA file.
 
     Args:
@@ -28,7 +28,7 @@ def names_of(model: Any = None, clip: Any = None, style: str = KOHYA) -> dict[st
         style: ``kohya`` (also what trainers and web UIs write) or ``diffusers`` (its own names, which peft reads too).
 
     Raises:
-        ValueError: there is no such style.
+        ValueError: an unknown style.
     """
     check_choice(STYLES, style, "naming")
     names: dict[str, str] = {}
@@ -43,17 +43,17 @@ def names_of(model: Any = None, clip: Any = None, style: str = KOHYA) -> dict[st
     return names
 
 
-def _inverted(keys: Mapping[str, Any], rank: Any) -> dict[str, str]:
-    """Target to the name of lowest rank; names whose rank is None are of another style."""
+def _inverted(keys: Mapping[str, object], rank_of: Callable[[str, str], int | None]) -> dict[str, str]:
+    """Weight key to the name of lowest rank. Names whose rank is None are of another style."""
     best: dict[str, tuple[int, str]] = {}
     for name, target in keys.items():
-        place = rank(name, target) if isinstance(target, str) else None
-        if place is not None:
-            best[target] = min(best.get(target, (place, name)), (place, name))
+        rank = rank_of(name, target) if isinstance(target, str) else None
+        if rank is not None and isinstance(target, str):
+            best[target] = min(best.get(target, (rank, name)), (rank, name))
     return {target: name for target, (_, name) in best.items()}
 
 
-def _rank_unet(name: str, key: str, model: Any, style: str) -> int | None:
+def _rank_unet(name: str, key: str, model: ModelPatcher, style: str) -> int | None:
     """SD 1 and 2 LoRAs name blocks as diffusers does, SDXL ones as the original code."""
     if style == DIFFUSERS:
         return 0 if name.startswith("unet.") else 1 if name.startswith("transformer.") else None
@@ -73,9 +73,12 @@ def _rank_text(name: str, two_encoders: bool, style: str) -> int | None:
 
 
 def lora_tensors(
-    layers: Mapping[str, LowRank], names: Mapping[str, str], style: str = KOHYA, dtype: torch.dtype = torch.float16,
+    layers: Mapping[str, LowRank],
+    names: Mapping[str, str],
+    style: str = KOHYA,
+    dtype: torch.dtype = torch.float16,
     biases: Mapping[str, torch.Tensor] | None = None,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+) -> dict[str, torch.Tensor]:
     """The tensors of a LoRA file.
 
     Args:
@@ -104,14 +107,15 @@ def lora_tensors(
 
 _ENDINGS = {KOHYA: (".lora_up.weight", ".lora_down.weight"), DIFFUSERS: (".lora.up.weight", ".lora.down.weight")}
 _TO_OUT = ("_lora.up.weight", "_lora.down.weight")  # the layer whose newer name in diffusers has a further part, ".0"
-# diffusers turns its older names (".processor.to_k", ".lora.up"), which the host reads too, into peft's, but only if a file
-# does not begin with one of peft's
+# Older names of diffusers (".processor.to_k", ".lora.up") are read by the host too. diffusers converts them to peft's,
+# unless the file begins with one of peft's.
 
 
 def _name(names: Mapping[str, str], key: str) -> str:
     if key not in names:
         raise ValueError(
-            f"The weight '{key}' has no name in this style of LoRA; try the other naming, or Save Edit, which holds all."
+            f"The weight '{key}' has no name in this style of LoRA; try the other naming, or Save Edit, which holds "
+            "all."
         )
     return names[key]
 

@@ -1,7 +1,7 @@
 """A LoRA file as low-rank factors of the UNet's layers, whatever names and form it was written in.
 
-The host's own key maps give the names, widened by the spellings of diffusers and PEFT that the host leaves out. A file that
-fits nothing is refused, and so is one with a change that cannot be added to a layer's output.
+The host's own key maps give the names, widened by the spellings of diffusers and PEFT that the host leaves out. A file
+that fits nothing is refused, and so is one with a change that cannot be added to a layer's output.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def unet_factors(lora: LoraFile, model: BaseModel) -> dict[str, LoraFactors]:
     if not loaded:
         some = next(iter(tensors), "nothing")
         raise ValueError(
-            f"The LoRA '{lora.name}' matched 0 of {len(tensors)} keys: none of its layers has a counterpart in this model's "
-            f"UNet (it begins with '{some}'); load the checkpoint it was made for, or another LoRA."
+            f"The LoRA '{lora.name}' matched 0 of {len(tensors)} keys: none of its layers has a counterpart in this "
+            f"model's UNet (it begins with '{some}'); load the checkpoint it was made for, or another LoRA."
         )
     found: dict[str, LoraFactors] = {}
     for weight, adapter in loaded.items():
@@ -123,14 +123,15 @@ def _factors_of(name: str, layer: str, module: WeightedLayer, adapter: _Adapter)
     if convert is None or len(shape) not in (2, 4) or getattr(module, "groups", 1) != 1:
         kind = getattr(adapter, "name", type(adapter).__name__)
         raise ValueError(
-            f"The LoRA '{name}' changes '{layer}' by {kind}, which cannot be added to a layer's output; use a plain LoRA."
+            f"The LoRA '{name}' changes '{layer}' by {kind}, which cannot be added to a layer's output; use a plain "
+            "LoRA."
         )
     factors = fitted(convert(adapter, shape), len(shape))
     out, *inner = shape_of(factors)
     if (out, *inner) != shape:
         raise ValueError(
-            f"The LoRA '{name}' was made for another model: it changes {out} × {tuple(inner)} values of '{layer}', which has "
-            f"{shape[0]} × {shape[1:]}; load the checkpoint it was made for."
+            f"The LoRA '{name}' was made for another model: it changes {out} × {tuple(inner)} values of '{layer}', "
+            f"which has {shape[0]} × {shape[1:]}; load the checkpoint it was made for."
         )
     return factors
 

@@ -1,4 +1,4 @@
-"""Reading LoRA files of every kind: kohya, diffusers, LyCORIS, ED-LoRA, PEFT adapters; and their text part on a CLIP."""
+"""Reading LoRA files (kohya, diffusers, LyCORIS, ED-LoRA, PEFT adapters), and their text part on a CLIP."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def read_lora(file: str | Path) -> LoraFile:
     """Reads a LoRA: a file of kohya, diffusers, LyCORIS or ED-LoRA, or a PEFT adapter (its folder or the file in it).
 
     Raises:
-        ValueError: it is not a safetensors file, a PEFT adapter of another kind than LoRA, or peft is not installed to read one.
+        ValueError: it is not a safetensors file, a PEFT adapter of another kind than LoRA, or peft is not installed to
+            read one.
     """
     file = Path(file)
     folder = file if file.is_dir() else file.parent
@@ -51,8 +52,8 @@ def read_lora(file: str | Path) -> LoraFile:
         return LoraFile(folder.name, _peft_tensors(folder))
     if file.suffix != ".safetensors":
         raise ValueError(
-            f"'{file.name}' is not a .safetensors file, and other files can run code when they are opened; save the LoRA as "
-            ".safetensors with the trainer or the tool it came from."
+            f"'{file.name}' is not a .safetensors file, and other files can run code when they are opened; save the "
+            "LoRA as .safetensors with the trainer or the tool it came from."
         )
     state, metadata = comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
     tensors = dict(_flattened(state.get("params", state)))
@@ -61,7 +62,7 @@ def read_lora(file: str | Path) -> LoraFile:
 
 
 def _flattened(state: Options, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Nested tables of tensors, with the names joined by dots. ``params.`` in front, as some trainers write it, is dropped."""
+    """Nested tables of tensors, with the names joined by dots. Some trainers begin them with ``params.``: dropped."""
     for name, value in state.items():
         if isinstance(value, Mapping):
             yield from _flattened(dict(value), f"{prefix}{name}.")
@@ -87,8 +88,8 @@ def _peft_tensors(folder: Path) -> dict[str, torch.Tensor]:
         from peft.utils.other import get_pattern_key
     except ImportError as error:
         raise ValueError(
-            f"'{folder.name}' is a PEFT adapter, and peft is not installed to read it; install it with: pip install peft, "
-            "or save the LoRA as one .safetensors file."
+            f"'{folder.name}' is a PEFT adapter, and peft is not installed to read it; install it with: pip install "
+            "peft, or save the LoRA as one .safetensors file."
         ) from error
     config: _PeftConfig = PeftConfig.from_pretrained(str(folder))
     _check_peft(folder, config)
@@ -109,14 +110,14 @@ def _check_peft(folder: Path, config: _PeftConfig) -> None:
     """Refuses adapters of other kinds, and files that can run code."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise ValueError(
-            f"'{folder.name}' holds no adapter_model.safetensors, and other files can run code when they are opened; save the "
-            "adapter again with safe_serialization=True."
+            f"'{folder.name}' holds no adapter_model.safetensors, and other files can run code when they are opened; "
+            "save the adapter again with safe_serialization=True."
         )
     kind, dora = str(getattr(config.peft_type, "value", config.peft_type)), bool(getattr(config, "use_dora", False))
     if kind != "LORA" or dora:
         raise ValueError(
-            f"'{folder.name}' is a PEFT adapter of the kind {kind}{' with DoRA' * dora}, and only PEFT's plain LoRA can be "
-            "added to a layer's output here; train one of that kind."
+            f"'{folder.name}' is a PEFT adapter of the kind {kind}{' with DoRA' * dora}, and only PEFT's plain LoRA "
+            "can be added to a layer's output here; train one of that kind."
         )
 
 
@@ -125,8 +126,8 @@ def _check_low_rank_pairs(folder: Path, tensors: Mapping[str, torch.Tensor]) -> 
     others = [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if others:
         raise ValueError(
-            f"The PEFT adapter '{folder.name}' also holds '{others[0]}', which is not a low-rank pair and cannot be added to a "
-            "layer's output; train it without modules_to_save, with bias='none', and not on embeddings."
+            f"The PEFT adapter '{folder.name}' also holds '{others[0]}', which is not a low-rank pair and cannot be "
+            "added to a layer's output; train it without modules_to_save, with bias='none', and not on embeddings."
         )
 
 

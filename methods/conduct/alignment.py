@@ -1,4 +1,4 @@
-"""Layout alignment: the latent moves until its self-attention keys are those of the reference."""
+"""Layout alignment: gradient steps bring the latent's self-attention keys to those of the reference."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def alignment_loss(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """How far the keys are from the reference's (2408.03632), for each picture.
+    """The squared distance of the keys from the reference's (2408.03632), per picture.
 
-    The paper's mean over tokens and channels shrinks a latent cell's gradient with the number of tokens, and its weight grows
-    with it; this sum over tokens has one weight for all sizes.
+    Differs from the paper: the paper takes the mean over tokens and channels. Its gradient per latent cell shrinks with
+    the number of tokens, so its weight grows with it. This sum over tokens has one weight for all sizes.
 
     Args:
         features: (batch, tokens, channels); ``reference``: (1 or batch, tokens, channels).

@@ -1,18 +1,20 @@
 """Masks that follow the shapes: clusters of self-attention rows, chosen by their overlap with the masks so far.
 
-Rows of a self-attention are alike for tokens of one object. For every path the clusters of several k-means runs form a pool;
-the cluster that overlaps most with the old mask is the new one (2408.03632).
+Rows of a self-attention are alike for tokens of one object. For every path the clusters of several k-means runs form a
+pool; the cluster that overlaps most with the old mask is the new one (2408.03632).
 """
 
 from __future__ import annotations
 
 import torch
 
-RESTARTS, MOST_ROUNDS = 5, 50
+RESTARTS, MAX_ROUNDS = 5, 50
 
 
 def k_means(rows: torch.Tensor, k: int, seed: int = 0, restarts: int = RESTARTS) -> torch.Tensor:
-    """Labels (n,) of Lloyd's algorithm with k-means++ starts (Arthur & Vassilvitskii 2007); the best of several, repeatable.
+    """Labels (n,): the best of several runs of Lloyd's algorithm with k-means++ starts (Arthur & Vassilvitskii 2007).
+
+    Equal rows and seed give equal labels.
 
     Args:
         rows: (n, features).
@@ -20,14 +22,14 @@ def k_means(rows: torch.Tensor, k: int, seed: int = 0, restarts: int = RESTARTS)
     generator = torch.Generator().manual_seed(seed)
     best, lowest = torch.zeros(len(rows), dtype=torch.long, device=rows.device), float("inf")
     for _ in range(restarts):
-        labels, cost = _lloyd(rows, _spread_out(rows, k, generator))
+        labels, cost = _lloyd(rows, _starting_centres(rows, k, generator))
         if cost < lowest - 1e-9:
             best, lowest = labels, cost
     return best
 
 
-def _spread_out(rows: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-    """Starting centres: each is a row, chosen with a chance that grows with its squared distance to those before."""
+def _starting_centres(rows: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
+    """Starting centres: rows, each chosen with a chance in proportion to its squared distance to those before."""
     chosen = [int(torch.randint(len(rows), (1,), generator=generator))]
     distance = (rows - rows[chosen[0]]).square().sum(-1)
     for _ in range(k - 1):
@@ -42,7 +44,7 @@ def _spread_out(rows: torch.Tensor, k: int, generator: torch.Generator) -> torch
 def _lloyd(rows: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, float]:
     labels = torch.full((len(rows),), -1, device=rows.device)
     distances = torch.cdist(rows, centres)
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         nearest = distances.argmin(1)
         if torch.equal(nearest, labels):
             break
@@ -56,7 +58,7 @@ def _lloyd(rows: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, flo
 
 
 def clusters(attention: torch.Tensor, counts: range | list[int], seed: int = 0) -> torch.Tensor:
-    """The pool: every cluster of k-means runs with each of these numbers of clusters, (pool, tokens) of bool.
+    """A pool: every cluster of k-means runs with each of these numbers of clusters, (pool, tokens) of bool.
 
     Args:
         attention: (tokens, tokens), rows as probabilities.
@@ -86,7 +88,7 @@ def rectangle(mask: torch.Tensor) -> torch.Tensor:
 def followed_mask(
     pool: torch.Tensor, mask: torch.Tensor, least_overlap: float, rectangles: bool = False
 ) -> torch.Tensor:
-    """The mask (height, width) after one refinement: the cluster that overlaps most with it, or its rectangle if none does."""
+    """The mask (height, width) after one refinement: the cluster that overlaps most with it, or else its rectangle."""
     overlap = overlaps(pool, mask.flatten())
     if rectangles or not mask.any() or overlap.max() <= 0 or overlap.max() < least_overlap:
         return rectangle(mask)
@@ -94,11 +96,11 @@ def followed_mask(
 
 
 def refined_masks(fused: torch.Tensor, own: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """The new masks of all concepts from those of their paths and of the base: U = own ∪ base, and where two of these meet,
-    what was there before (2408.03632).
+    """The new masks of all concepts: U = own ∪ base, and where two of these meet, the mask before (2408.03632).
 
     Args:
-        fused, own, base: (concepts, height, width) of bool: the masks so far, and the two kinds of new ones.
+        fused: the masks so far, (concepts, height, width) of bool.
+        own, base: the new masks of the concepts' paths and of the base, shaped alike.
 
     Returns:
         (concepts, height, width) of bool. Disjoint if ``fused`` was.
@@ -109,7 +111,7 @@ def refined_masks(fused: torch.Tensor, own: torch.Tensor, base: torch.Tensor) ->
 
 
 def attention_of_masks(attention: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Where the cells of each mask look, on average, (concepts, height, width); an empty mask looks nowhere.
+    """The mean attention of each mask's cells, (concepts, height, width); zeros for an empty mask.
 
     Args:
         attention: each concept's self-attention, (concepts, tokens, tokens), rows as probabilities.
@@ -123,10 +125,10 @@ def attention_of_masks(attention: torch.Tensor, masks: torch.Tensor) -> torch.Te
 def masks_at_points(
     attention: torch.Tensor, grid: tuple[int, int], points: list[tuple[float, float]], seed: int = 0
 ) -> torch.Tensor:
-    """First masks from clicks: of six clusters of the reference's self-attention, those in which the points lie.
+    """First masks from clicks: of six clusters of the reference's self-attention, those that hold the points.
 
     Args:
-        attention: (tokens, tokens); ``points``: (x, y) in fractions of the canvas, one a concept.
+        attention: (tokens, tokens); ``points``: (x, y) in fractions of the canvas, one per concept.
 
     Returns:
         (points, height, width) of bool.

@@ -1,28 +1,29 @@
-"""What a user may set of Concept Conductor, with the paper's values for a schedule of any length."""
+"""The settings of Concept Conductor, with the paper's values for a schedule of any length."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 REFERENCE_UPDATES = 61
-"""Gradient steps of the reference implementation (SD 1.5, 200 steps); their number, not their density, moves the layout."""
+"""Gradient steps of the reference code (SD 1.5, 200 steps). Their number, not their density, moves the layout."""
 
 
 @dataclass(frozen=True)
 class Conduct:
-    """Windows are in sampling percent, 0 to 1; both ends belong to them.
+    """Windows are in sampling percent, 0 to 1, and include both ends.
 
     Attributes:
-        guidance_weight: of the alignment loss, for each token: the reference's 10 at 256 tokens and 40 at 1024 are both 0.0390625.
+        guidance_weight: of the alignment loss, per token. The reference code's 10 at 256 tokens and 40 at 1024 are both
+            0.0390625. 0 is no alignment.
         guidance_start, guidance_end: the window of layout alignment.
-        iterations: gradient steps before each step of the window; 0 makes about as many in all as the reference does.
-        concept_share: γ, how much the concepts' paths count against the base's in the alignment.
+        iterations: gradient steps before each step of the window; 0 makes about as many in all as the reference code.
+        concept_share: γ, the weight of the concepts' paths in the alignment; the base's is 1.
         injection_start, injection_end: the window in which concepts are put into the base.
-        whole_transformers: put in what whole transformers of the decoder answer, feed-forward and residual included, instead of
-            their attentions alone as the paper does: for LoRAs that act on more than attention.
+        whole_transformers: takes the outputs of the decoder's whole transformers, feed-forward and residual included,
+            for LoRAs that act on more than attention. Differs from the paper, which takes their attentions alone.
         refine_start, refine_end: the window of mask refinement; empty (end not above start) is off.
-        refine_every: least distance of two refinements.
-        least_overlap: below this overlap with the old mask, a cluster is not trusted and the old mask's rectangle is taken.
+        refine_every: the smallest distance between two refinements.
+        least_overlap: a cluster that overlaps less with the old mask is not trusted; the old mask's rectangle is taken.
         rectangles: always take rectangles.
     """
 
@@ -55,12 +56,14 @@ class Conduct:
         return self.iterations or max(1, -(-REFERENCE_UPDATES // max(guided, 1)))
 
     def guides_at(self, percent: float) -> bool:
+        """Whether the layout is aligned at this percent."""
         return self.aligns and self.guidance_start <= percent <= self.guidance_end
 
     def injects_at(self, percent: float) -> bool:
+        """Whether concepts are put into the base at this percent."""
         return self.injection_start <= percent <= self.injection_end
 
     def refines_at(self, percent: float, last: float | None) -> bool:
-        """Whether to refine now; ``last`` is when it was done before."""
+        """Whether to refine at this percent. ``last`` is the percent of the last refinement."""
         inside = self.refines and self.refine_start <= percent <= self.refine_end
         return inside and (last is None or percent - last >= self.refine_every - 1e-6)

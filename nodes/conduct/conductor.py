@@ -38,26 +38,30 @@ class ConceptsLayoutReference(io.ComfyNode):
             node_id="ConceptsLayoutReference",
             display_name="Layout Reference",
             category=CATEGORY,
-            description="A picture of ordinary things in the layout that the concepts take: a photo, a collage, or the latent "
-            "of an earlier sampler. It is computed at every noise level once per schedule, and kept for later runs.",
+            description="A picture of ordinary things in the layout that the concepts take: a photo, a collage, or the "
+            "latent of an earlier sampler. It is computed at every noise level once per schedule, and kept for later "
+            "runs.",
             search_aliases=["inversion", "layout", "composition", "pose"],
             inputs=[
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="What the reference shows, in words the model knows: 'on the left a cat and on the right a dog'.",
+                    tooltip="What the reference shows, in words the model knows: 'on the left a cat and on the right a "
+                    "dog'.",
                 ),
                 io.Combo.Input(
                     "trajectory",
                     options=list(TRAJECTORIES),
                     default="inverted",
-                    tooltip="How the reference gets to each noise level. 'inverted' runs the sampler backwards: as many model "
-                    "calls as there are steps, once. 'noised' adds noise: no calls, a looser layout. Start with inverted.",
+                    tooltip="How the reference gets to each noise level. 'inverted' runs the sampler backwards: as "
+                    "many model calls as there are steps, once. 'noised' adds noise: no calls, a looser layout. Start "
+                    "with inverted.",
                 ),
                 io.String.Input(
                     "points",
                     default="",
-                    tooltip="Without regions: one point on each concept in the reference, as x,y in fractions, in the order of "
-                    "the concepts: 0.25,0.5; 0.75,0.5. The masks then follow the shapes. Start empty and draw regions.",
+                    tooltip="Without regions: one point on each concept in the reference, as x,y in fractions, in the "
+                    "order of the concepts: 0.25,0.5; 0.75,0.5. The masks then follow the shapes. Start empty and draw "
+                    "regions.",
                 ),
                 io.Latent.Input(
                     "latent", optional=True, tooltip="The reference as a clean latent, of the picture's size."
@@ -101,8 +105,9 @@ class ConceptsConductorGuider(io.ComfyNode):
             node_id="ConceptsConductorGuider",
             display_name="Concept Conductor",
             category=CATEGORY,
-            description="Several concepts in one picture, each with its whole LoRA in its own region, in one model call per "
-            "step. For SamplerCustomAdvanced, any sampler and scheduler. Best with a layout reference; works with regions alone.",
+            description="Several concepts in one picture, each with its whole LoRA in its own region, in one model "
+            "call per step. For SamplerCustomAdvanced, any sampler and scheduler. Best with a layout reference; works "
+            "with regions alone.",
             search_aliases=["multi lora", "regional lora", "concept conductor", "characters"],
             inputs=[
                 io.Model.Input(
@@ -127,15 +132,15 @@ class ConceptsConductorGuider(io.ComfyNode):
                     "inject",
                     options=list(INJECTIONS),
                     default="attentions",
-                    tooltip="What of a concept goes into the picture: 'attentions' as in the paper, for LoRAs on attention "
-                    "alone; 'transformers' whole blocks of the decoder, for LoRAs that act on more (most files). Start with "
-                    "attentions; take transformers if a concept only half appears.",
+                    tooltip="What of a concept goes into the picture: 'attentions' as in the paper, for LoRAs on "
+                    "attention alone; 'transformers' whole blocks of the decoder, for LoRAs that act on more (most "
+                    "files). Start with attentions; take transformers if a concept only half appears.",
                 ),
                 Regions.Input(
                     "regions",
                     optional=True,
-                    tooltip="Where the concepts go: one region per concept in order, or regions labelled with their phrases. "
-                    "Leave empty only with a layout that has points.",
+                    tooltip="Where the concepts go: one region per concept in order, or regions labelled with their "
+                    "phrases. Leave empty only with a layout that has points.",
                 ),
                 Layouts.Input(
                     "layout", optional=True, tooltip="A picture whose layout is taken. Empty: the regions alone decide."
@@ -183,8 +188,8 @@ class ConceptsConceptMasks(io.ComfyNode):
             node_id="ConceptsConceptMasks",
             display_name="Concept Masks",
             category=CATEGORY,
-            description="Shows where each concept ended up: the masks of the last sampling with this Concept Conductor, after "
-            "refinement, over the picture.",
+            description="Shows where each concept ended up: the masks of the last sampling with this Concept "
+            "Conductor, after refinement, over the picture.",
             search_aliases=["mask preview", "segmentation"],
             inputs=[
                 io.Guider.Input("guider", tooltip="The Concept Conductor that sampled."),

@@ -1,4 +1,4 @@
-"""What there is to set about Concept Conductor, in two nodes that chain."""
+"""The settings of Concept Conductor, in two nodes that chain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CATEGORY = "concepts/conduct"
 
 
 class ConceptsConductorOptions(io.ComfyNode):
-    """What there is to set about Concept Conductor."""
+    """The settings that are changed most."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,54 +23,92 @@ class ConceptsConductorOptions(io.ComfyNode):
             node_id="ConceptsConductorOptions",
             display_name="Concept Conductor Options",
             category=CATEGORY,
-            description="How hard the layout is held, and when masks follow the shapes. Without this node the paper's values hold.",
+            description="How strongly the layout is aligned, and when masks follow the shapes. Without this node the "
+            "paper's values are used.",
             search_aliases=["guidance", "mask refinement"],
             inputs=[
                 io.Float.Input(
-                    "guidance_weight", default=paper.guidance_weight, min=0.0, max=1.0, step=0.0001,
-                    tooltip="How far each step moves the latent towards the reference's layout, for each token. 0 is off. Start "
-                    "with 0.0391, the paper's; raise it if the layout is not taken, lower it if pictures look burnt.",
+                    "guidance_weight",
+                    default=paper.guidance_weight,
+                    min=0.0,
+                    max=1.0,
+                    step=0.0001,
+                    tooltip="How far each step moves the latent towards the reference's layout, per token. 0 is off. "
+                    "Start with 0.0391, the paper's; raise it if the layout is not taken, lower it if pictures look "
+                    "burnt.",
                 ),
                 io.Float.Input(
-                    "guidance_end", default=paper.guidance_end, min=0.0, max=1.0, step=0.01,
-                    tooltip="Until which part of the sampling the layout is held (0 to 1). Start with 0.3.",
+                    "guidance_end",
+                    default=paper.guidance_end,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Up to which part of the sampling the layout is aligned (0 to 1). Start with 0.3.",
                 ),
                 io.Int.Input(
-                    "iterations", default=paper.iterations, min=0, max=100,
-                    tooltip="Moves before each step while the layout is held. 0 makes about 61 in all, as the paper does in 200 "
-                    "steps. Start with 0; lower it for speed.",
+                    "iterations",
+                    default=paper.iterations,
+                    min=0,
+                    max=100,
+                    tooltip="Gradient steps before each sampling step while the layout is aligned. 0 makes about 61 in "
+                    "all, as the paper does in 200 steps. Start with 0; lower it for speed.",
                 ),
                 io.Float.Input(
-                    "refine_start", default=paper.refine_start, min=0.0, max=1.0, step=0.01,
-                    tooltip="From which part of the sampling on masks follow the shapes that appear. Start with 0.25.",
+                    "refine_start",
+                    default=paper.refine_start,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="From which part of the sampling the masks follow the shapes that appear. Start with 0.25.",
                 ),
                 io.Float.Input(
-                    "refine_end", default=paper.refine_end, min=0.0, max=1.0, step=0.01,
-                    tooltip="Until when they do; at or below refine_start is off, and regions stay as drawn. Start with 0.4.",
+                    "refine_end",
+                    default=paper.refine_end,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Until when they do; at or below refine_start it is off, and regions stay as drawn. Start "
+                    "with 0.4.",
                 ),
                 io.Float.Input(
-                    "least_overlap", default=paper.least_overlap, min=0.0, max=1.0, step=0.05,
-                    tooltip="A shape that overlaps less than this with the mask so far is not trusted; the mask's rectangle is "
-                    "taken then. 0 trusts every shape. Start with 0.7.",
+                    "least_overlap",
+                    default=paper.least_overlap,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="A shape that overlaps less than this with the mask so far is not trusted; the mask's "
+                    "rectangle is taken then. 0 trusts every shape. Start with 0.7.",
                 ),
             ],
-            outputs=[ConductorOptions.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")],
-        )  # fmt: skip
+            outputs=[
+                ConductorOptions.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")
+            ],
+        )
 
     @classmethod
     def execute(
-        cls, guidance_weight, guidance_end, iterations, refine_start, refine_end, least_overlap
+        cls,
+        guidance_weight: float,
+        guidance_end: float,
+        iterations: int,
+        refine_start: float,
+        refine_end: float,
+        least_overlap: float,
     ) -> io.NodeOutput:
         return io.NodeOutput(
             Conduct(
-                guidance_weight=guidance_weight, guidance_end=guidance_end, iterations=iterations, refine_start=refine_start,
-                refine_end=refine_end, least_overlap=least_overlap,
+                guidance_weight=guidance_weight,
+                guidance_end=guidance_end,
+                iterations=iterations,
+                refine_start=refine_start,
+                refine_end=refine_end,
+                least_overlap=least_overlap,
             )
-        )  # fmt: skip
+        )
 
 
 class ConceptsConductorMoreOptions(io.ComfyNode):
-    """The rest of what there is to set about Concept Conductor."""
+    """The other settings."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -79,51 +117,89 @@ class ConceptsConductorMoreOptions(io.ComfyNode):
             node_id="ConceptsConductorMoreOptions",
             display_name="Concept Conductor More Options",
             category=CATEGORY,
-            description="When the layout begins to hold, when concepts are put in, and how masks follow the shapes in detail. Goes "
-            "behind Concept Conductor Options or alone; without it the paper's values hold.",
+            description="When alignment of the layout begins, when concepts are put in, and details of how masks "
+            "follow the shapes. Goes behind Concept Conductor Options or alone; without it the paper's values are "
+            "used.",
             search_aliases=["injection window", "mask refinement", "advanced"],
             inputs=[
                 io.Float.Input(
-                    "guidance_start", default=paper.guidance_start, min=0.0, max=1.0, step=0.01,
-                    tooltip="From which part of the sampling on the layout is held (0 to 1); later, noise decides more of it. "
-                    "Start with 0.",
+                    "guidance_start",
+                    default=paper.guidance_start,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="From which part of the sampling the layout is aligned (0 to 1). If it begins later, the "
+                    "noise decides more of the layout. Start with 0.",
                 ),
                 io.Float.Input(
-                    "injection_start", default=paper.injection_start, min=0.0, max=1.0, step=0.01,
-                    tooltip="From which part of the sampling on concepts are put into their regions; before, the base draws alone. "
-                    "Start with 0.",
+                    "injection_start",
+                    default=paper.injection_start,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="From which part of the sampling the concepts are put into their regions; before it, the "
+                    "base draws alone. Start with 0.",
                 ),
                 io.Float.Input(
-                    "injection_end", default=paper.injection_end, min=0.0, max=1.0, step=0.01,
-                    tooltip="Until when they are; after it the base finishes the picture, smoother at the seams and less like the "
-                    "concepts. Start with 1.",
+                    "injection_end",
+                    default=paper.injection_end,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Until when they are; after it the base finishes the picture, smoother at the seams and "
+                    "less like the concepts. Start with 1.",
                 ),
                 io.Float.Input(
-                    "refine_every", default=paper.refine_every, min=0.001, max=1.0, step=0.005,
-                    tooltip="How much of the sampling lies at least between two refinements of the masks. Start with 0.025; raise "
-                    "it for speed.",
+                    "refine_every",
+                    default=paper.refine_every,
+                    min=0.001,
+                    max=1.0,
+                    step=0.005,
+                    tooltip="The smallest part of the sampling between two refinements of the masks. Start with 0.025; "
+                    "raise it for speed.",
                 ),
                 io.Float.Input(
-                    "concept_share", default=paper.concept_share, min=0.0, max=10.0, step=0.05,
-                    tooltip="How much the concepts' own drawings count against the base's when the layout is held. 0 moves the "
-                    "base alone. Start with 1.",
+                    "concept_share",
+                    default=paper.concept_share,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How much the concepts' own predictions count against the base's when the layout is "
+                    "aligned. 0 aligns the base only. Start with 1.",
                 ),
                 io.Boolean.Input(
-                    "rectangles", default=paper.rectangles,
+                    "rectangles",
+                    default=paper.rectangles,
                     tooltip="Masks are always rectangles around the shapes. Start with off; on if masks fray.",
                 ),
-                ConductorOptions.Input("options", optional=True, tooltip="From Concept Conductor Options. Empty: the paper's values."),
+                ConductorOptions.Input(
+                    "options", optional=True, tooltip="From Concept Conductor Options. Empty: the paper's values."
+                ),
             ],
-            outputs=[ConductorOptions.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")],
-        )  # fmt: skip
+            outputs=[
+                ConductorOptions.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")
+            ],
+        )
 
     @classmethod
     def execute(
-        cls, guidance_start, injection_start, injection_end, refine_every, concept_share, rectangles, options=None
+        cls,
+        guidance_start: float,
+        injection_start: float,
+        injection_end: float,
+        refine_every: float,
+        concept_share: float,
+        rectangles: bool,
+        options: Conduct | None = None,
     ) -> io.NodeOutput:
         return io.NodeOutput(
             replace(
-                options or Conduct(), guidance_start=guidance_start, injection_start=injection_start, injection_end=injection_end,
-                refine_every=refine_every, concept_share=concept_share, rectangles=rectangles,
+                options or Conduct(),
+                guidance_start=guidance_start,
+                injection_start=injection_start,
+                injection_end=injection_end,
+                refine_every=refine_every,
+                concept_share=concept_share,
+                rectangles=rectangles,
             )
-        )  # fmt: skip
+        )

@@ -96,10 +96,12 @@ def test_every_ingredient_changes_the_picture_and_runs_repeat(model):
     whole = _sample(_guider(model))
     assert torch.equal(whole, _sample(_guider(model)))
     others = {
-        "no layout": _sample(_guider(model, layout=False)), "no concepts": _plain(model), "cfg 1": _sample(_guider(model, cfg=1.0)),
+        "no layout": _sample(_guider(model, layout=False)),
+        "no concepts": _plain(model),
+        "cfg 1": _sample(_guider(model, cfg=1.0)),
         "whole transformers": _sample(_guider(model, settings=replace(QUICK, whole_transformers=True))),
         "no injection": _sample(_guider(model, settings=replace(QUICK, injection_end=-1.0))),
-    }  # fmt: skip
+    }
     for name, other in others.items():
         assert torch.isfinite(other).all(), name
         assert not torch.equal(other, whole), name
@@ -116,7 +118,8 @@ def test_a_second_run_of_one_guider_is_the_first_and_keeps_the_reference(model):
 
 
 def test_a_model_that_another_node_has_changed_gets_a_trajectory_of_its_own(model):
-    """Patches of the attention or of the noise schedule change no weights, and the host's number of a model's patches neither."""
+    """Patches of the attention or of the noise schedule change no weights, and the host's number of a model's patches
+    neither."""
     reference = _guider(model).layout
 
     def kept_for(patcher):
@@ -169,9 +172,14 @@ def test_the_edits_that_last_are_those_of_the_guided_levels(model, sampler, monk
     latents = []
     monkeypatch.setattr(EditSchedule, "apply", lambda self, x, moved: (latents.append(x), kept(self, x, moved))[1])
     guider.sample(
-        noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, disable_pbar=True, seed=3,
+        noise,
+        torch.zeros_like(noise),
+        comfy.samplers.sampler_object(sampler),
+        sigmas,
+        disable_pbar=True,
+        seed=3,
         callback=lambda step, x0, x, total: steps.append(x),
-    )  # fmt: skip
+    )
     sampling = model.get_model_object("model_sampling")
     guided = [float(s) for s in sigmas[:-1] if settings.guides_at(percent_of(sampling, float(s)))]
     assert edited == pytest.approx(guided)
@@ -184,14 +192,17 @@ def test_only_what_takes_gradients_asks_newer_hosts_for_ordinary_weights(model):
     dynamic.is_dynamic, dynamic.get_non_dynamic_delegate = lambda: True, lambda: plain
     assert _guider(dynamic).model_patcher is plain
     for other in (
-        {"layout": False}, {"strengths": (0.0, 0.0)}, {"settings": replace(QUICK, guidance_weight=0.0)},
-    ):  # fmt: skip
+        {"layout": False},
+        {"strengths": (0.0, 0.0)},
+        {"settings": replace(QUICK, guidance_weight=0.0)},
+    ):
         assert _guider(dynamic, **other).model_patcher is dynamic
 
 
 @pytest.mark.parametrize("side", ["positive", "negative"])
 def test_a_layer_wise_prompt_of_another_model_is_refused(model, side):
-    """LoRA-Composer has the same test: with a wrong number of layers, words would be read by layers they are not for."""
+    """LoRA-Composer has the same test: with a wrong number of layers, words would be read by layers they are not
+    for."""
     guider = _guider(model)
     getattr(guider.concepts[0], side)[0][1][keys.LAYER_CONTEXTS] = torch.randn(16, 7, 32)
     with pytest.raises(ValueError, match="for 16 layers, and this model has 7 cross-attentions; load the checkpoint"):
@@ -272,7 +283,8 @@ def test_a_latent_that_is_the_reference_under_its_prompt_does_not_move(model):
 
 
 def test_inversion_comes_back(model):
-    """Sampling from the inverted latent with the same prompt leads near the reference: the steps are the sampler's own, reversed."""
+    """Sampling from the inverted latent with the same prompt leads near the reference: the steps are the sampler's own,
+    reversed."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(_text(7), _text(7))
     guider.set_cfg(1.0)
@@ -357,9 +369,11 @@ PLACES = ["inverting", "at points", "aligning", "asking", "refining", "two phase
 def test_the_model_is_as_it_was_whatever_happens(model, where, fault, monkeypatch):
     before, options, error = tensors_of(model), str(model.model_options), FAULTS[fault]()
     owner, name = {
-        "aligning": (Aligner, "_keys"), "refining": (ConductRun, "_refined"), "inverting": (layout_module, "_inverted"),
+        "aligning": (Aligner, "_keys"),
+        "refining": (ConductRun, "_refined"),
+        "inverting": (layout_module, "_inverted"),
         "at points": (ConductGuider, "_masks_at_points"),
-    }.get(where, (Merging, "merge"))  # fmt: skip
+    }.get(where, (Merging, "merge"))
     original = getattr(owner, name)
 
     def failing(*args):

@@ -87,7 +87,8 @@ class Setting:
 
     @contextlib.contextmanager
     def seeing(self):
-        """What comes out of the UNet itself, in its own precision, by path and side; the host's wrapper rounds to float32."""
+        """What comes out of the UNet itself, in its own precision, by path and side; the host's wrapper rounds to
+        float32."""
         outputs = []
         handle = self.model.diffusion_model.register_forward_hook(lambda m, i, out: outputs.append(out.clone()))
         try:
@@ -115,9 +116,11 @@ class Setting:
         context = prompt[0]["model_conds"]["c_crossattn"].cond.to(self.dtype)
         with self.seeing() as outputs, torch.no_grad():
             self.model.apply_model(
-                self.x, self.sigma, c_crossattn=context.expand(len(self.x), -1, -1),
+                self.x,
+                self.sigma,
+                c_crossattn=context.expand(len(self.x), -1, -1),
                 transformer_options=options["transformer_options"],
-            )  # fmt: skip
+            )
         return outputs[0]
 
     def one_by_one(self):
@@ -340,7 +343,8 @@ def test_other_rows_and_other_calls_pass_untouched(precise):
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_another_node_that_asks_for_the_base_alone_gets_the_base_whole(precise, soft, caplog):
-    """The concepts are missing in that answer, which is said once; the base is not darkened by the background's mask."""
+    """The concepts are missing in that answer, which is said once; the base is not darkened by the background's
+    mask."""
     setting = Setting(precise, halves(soft))
     paths = setting.paths()
     with setting.seeing() as outputs, torch.no_grad():
@@ -379,9 +383,10 @@ def deep_one_by_one(setting):
         answers = []
         for n, (lora, strength) in enumerate(zip(setting.loras, setting.strengths, strict=True), 1):
             seen = {}
-            with patched(setting.patcher, lora, strength), after_transformers(
-                unet, lambda out, place, seen=seen: seen.update({place: out.clone()})
-            ):  # fmt: skip
+            with (
+                patched(setting.patcher, lora, strength),
+                after_transformers(unet, lambda out, place, seen=seen: seen.update({place: out.clone()})),
+            ):
                 found[n, side] = setting.alone(setting.prompts[n][side])
             answers.append(seen)
 

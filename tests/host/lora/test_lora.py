@@ -118,9 +118,11 @@ def test_a_middle_factor_of_a_convolution_is_taken_in(patcher):
     out, inner = module.weight.shape[:2]
     name = f"lora_unet_{DIFFUSERS[CONV].replace('.', '_')}"
     tensors = {
-        f"{name}.lora_down.weight": _random(3, inner, 1, 1), f"{name}.lora_mid.weight": _random(3, 3, 3, 3, seed=5),
-        f"{name}.lora_up.weight": _random(out, 3, 1, 1, seed=9), f"{name}.alpha": torch.tensor(1.5),
-    }  # fmt: skip
+        f"{name}.lora_down.weight": _random(3, inner, 1, 1),
+        f"{name}.lora_mid.weight": _random(3, 3, 3, 3, seed=5),
+        f"{name}.lora_up.weight": _random(out, 3, 1, 1, seed=9),
+        f"{name}.alpha": torch.tensor(1.5),
+    }
     check(patcher, tensors, 1.3, [CONV])
 
 
@@ -131,16 +133,20 @@ def test_hadamard_and_kronecker_forms_are_what_the_host_would_merge(patcher, kin
     name, rank = f"lora_unet_{DIFFUSERS[layer].replace('.', '_')}", 12 if "high" in kind else 2
     if kind.startswith("loha"):
         tensors = {
-            f"{name}.hada_w1_a": _random(out, rank), f"{name}.hada_w1_b": _random(rank, inner, seed=1),
-            f"{name}.hada_w2_a": _random(out, rank, seed=2), f"{name}.hada_w2_b": _random(rank, inner, seed=3),
-        }  # fmt: skip
+            f"{name}.hada_w1_a": _random(out, rank),
+            f"{name}.hada_w1_b": _random(rank, inner, seed=1),
+            f"{name}.hada_w2_a": _random(out, rank, seed=2),
+            f"{name}.hada_w2_b": _random(rank, inner, seed=3),
+        }
     elif kind == "lokr":
         tensors = {f"{name}.lokr_w1": _random(4, 4), f"{name}.lokr_w2": _random(out // 4, inner // 4)}
     else:
         tensors = {
-            f"{name}.lokr_w1_a": _random(4, 2), f"{name}.lokr_w1_b": _random(2, 4, seed=1),
-            f"{name}.lokr_w2_a": _random(out // 4, 2), f"{name}.lokr_w2_b": _random(2, inner // 4, seed=3),
-        }  # fmt: skip
+            f"{name}.lokr_w1_a": _random(4, 2),
+            f"{name}.lokr_w1_b": _random(2, 4, seed=1),
+            f"{name}.lokr_w2_a": _random(out // 4, 2),
+            f"{name}.lokr_w2_b": _random(2, inner // 4, seed=3),
+        }
     tensors[f"{name}.alpha"] = torch.tensor(1.5)
     check(patcher, tensors, 0.9, [layer])
 
@@ -246,7 +252,10 @@ def test_a_peft_adapter_of_pickles_is_not_opened(tmp_path):
 
 
 def test_the_learned_words_of_an_ed_lora_are_set_apart(tmp_path):
-    save_file({"new_concept_embedding.<dog_1>": torch.randn(16, 8), "unet.x.lora_up.weight": torch.ones(1)}, tmp_path / "ed.safetensors")  # fmt: skip
+    save_file(
+        {"new_concept_embedding.<dog_1>": torch.randn(16, 8), "unet.x.lora_up.weight": torch.ones(1)},
+        tmp_path / "ed.safetensors",
+    )
     lora = read_lora(tmp_path / "ed.safetensors")
     assert lora.embeddings["<dog_1>"]["l"].shape == (16, 8)
     assert list(lora.tensors) == ["unet.x.lora_up.weight"]
@@ -391,7 +400,8 @@ def test_words_learned_for_different_models_do_not_go_into_one_prompt(demo_model
 
 @pytest.fixture
 def inverted(demo_model, tmp_path, monkeypatch):
-    """The demo's text encoder, which finds a textual inversion of two vectors, 'badhand', and one of a single, 'dot'."""
+    """The demo's text encoder, which finds a textual inversion of two vectors, 'badhand', and one of a single,
+    'dot'."""
     _, clip, _ = demo_model
     tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)
     for name, count in (("badhand", 2), ("dot", 1)):
@@ -476,5 +486,5 @@ def test_more_learned_words_than_there_are_stand_ins_are_refused(demo_model):
     nouns = ("cat", "dog", "lion", "tiger", "robot", "clock", "tree", "car", "house")
     lora = _learned(demo_model[1], *nouns)
     prompt = " ".join(lora.embeddings)
-    with pytest.raises(ValueError, match="9 learned words of the ED-LoRA 'ed', and 8 can stand in one; use fewer"):
+    with pytest.raises(ValueError, match="9 learned words of the ED-LoRA 'ed', and one prompt can hold 8; use fewer"):
         make_concept(lora, 1.0, demo_model[1], prompt, "", "")

@@ -1,4 +1,5 @@
-"""Exported LoRAs in diffusers: read by its own converters, they give the keys and values that the edit gives here (A15)."""
+"""Exported LoRAs in diffusers: read by its own converters, they give the keys and values that the edit gives here
+(A15)."""
 
 from __future__ import annotations
 
@@ -16,11 +17,17 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLL
 from safetensors.torch import load_file
 
 XL = {
-    "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10,
-    "use_linear_in_transformer": True, "adm_in_channels": 10, "num_classes": "sequential",
-}  # fmt: skip
-"""The blocks of SDXL under the same numbers and as deep, with 32 channels instead of 320; 6 of 10 values are the pooled ones."""
+    "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "transformer_depth_middle": 10,
+    "use_linear_in_transformer": True,
+    "adm_in_channels": 10,
+    "num_classes": "sequential",
+}
+"""The blocks of SDXL under the same numbers and as deep, with 32 channels instead of 320; 6 of 10 values are the pooled
+ones."""
 
 
 def _low(out: int, width: int, rank: int, seed: int) -> LowRank:
@@ -30,20 +37,31 @@ def _low(out: int, width: int, rank: int, seed: int) -> LowRank:
 
 def _xl_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64, 128), layers_per_block=2, cross_attention_dim=32,
+        sample_size=8,
+        block_out_channels=(32, 64, 128),
+        layers_per_block=2,
+        cross_attention_dim=32,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4, 8),
-        transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=2, projection_class_embeddings_input_dim=10,
-    )  # fmt: skip
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4, 8),
+        transformer_layers_per_block=(1, 2, 10),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=2,
+        projection_class_embeddings_input_dim=10,
+    )
 
 
 def _demo_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=16, block_out_channels=(64, 128, 192), layers_per_block=1, cross_attention_dim=128,
+        sample_size=16,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        cross_attention_dim=128,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=(2, 4, 6),
-    )  # fmt: skip
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(2, 4, 6),
+    )
 
 
 def _filled(unet: UNet2DConditionModel, model, keys) -> dict[str, str]:
@@ -115,7 +133,9 @@ def test_diffusers_makes_the_same_keys_and_values_of_an_sdxl_lora(new_model, tmp
     _check(unet, model, edit, layers)
 
 
-@pytest.mark.parametrize(("naming", "name"), [(KOHYA, "lora_unet_input_blocks_4_1_"), (DIFFUSERS, "unet.down_blocks.1.attentions.0.")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("naming", "name"), [(KOHYA, "lora_unet_input_blocks_4_1_"), (DIFFUSERS, "unet.down_blocks.1.attentions.0.")]
+)
 def test_an_sdxl_lora_names_its_blocks_as_trainers_do(new_model, tmp_path, naming, name):
     model = new_model(more=XL)
     erase_export.export_lora(model, None, Edit(_low(32, 32, 2, 2)), tmp_path / "a.safetensors", naming)

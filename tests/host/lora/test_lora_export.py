@@ -15,9 +15,11 @@ def _layers(model, rank=2):
     state = model.model.state_dict()
     g = torch.Generator().manual_seed(1)
     return {
-        key: LowRank(torch.randn(len(state[key]), rank, generator=g), torch.randn(rank, state[key].shape[1], generator=g))
+        key: LowRank(
+            torch.randn(len(state[key]), rank, generator=g), torch.randn(rank, state[key].shape[1], generator=g)
+        )
         for key in targeted_keys(state, ("k", "v"))
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("style", [KOHYA, DIFFUSERS])
@@ -42,9 +44,10 @@ def test_text_encoder_layers_and_biases_have_names(demo_model):
     _, clip, _ = demo_model
     key = "clip_l.transformer.text_model.encoder.layers.1.mlp.fc1.weight"
     tensors = lora_tensors(
-        {key: LowRank(torch.ones(512, 1), torch.ones(1, 128))}, names_of(clip=clip),
+        {key: LowRank(torch.ones(512, 1), torch.ones(1, 128))},
+        names_of(clip=clip),
         biases={key.replace("weight", "bias"): torch.ones(512)},
-    )  # fmt: skip
+    )
     patches = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
     assert set(patches) == {key, key.replace("weight", "bias")}
     assert names_of(clip=clip, style=DIFFUSERS)[key] == "text_encoder.text_model.encoder.layers.1.mlp.fc1"
