@@ -22,7 +22,6 @@ from ..lora.concept import Concept
 from ..types import ModelOptions, ModelPatcher
 from .layout import Aligner, Denoiser, LayoutReference, Trajectory, mask_site, trajectory
 from .path_guider import PathGuider, PathRun, first_masks
-from .paths import ConceptPath
 
 _LAYOUT, _WHO = "layout", "Concept Conductor's layout alignment"
 
@@ -152,8 +151,7 @@ class ConductGuider(PathGuider):
             run.paths.merging.masks = MaskPyramid(self._masks_at_points(run, denoiser, latents))
         if self.settings.aligns:
             schedule = edit_schedule_for(sampling.sampler, sigmas, sampling.denoise_mask, model.model_sampling, _WHO)
-            layout = ConceptPath(denoiser.conds, denoiser.conds)
-            run.aligner = Aligner(run.paths, layout, latents, sigmas, self.settings, schedule)
+            run.aligner = Aligner(run.paths, denoiser.as_path(), latents, sigmas, self.settings, schedule)
 
     def predict(
         self, run: PathRun, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions, seed: int | None

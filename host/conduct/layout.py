@@ -76,6 +76,10 @@ class Denoiser:
         sigmas = x.new_full((len(x),), sigma)
         return comfy.samplers.calc_cond_batch(self.model, [self.conds], x, sigmas, self.options)[0]
 
+    def as_path(self) -> ConceptPath:
+        """Its prompt as a path without a LoRA."""
+        return ConceptPath(self.conds, self.conds)
+
 
 def guidance_site(unet: UNetModel) -> Site:
     """The self-attention whose keys are aligned: the first of the decoder; in deep blocks the middle of its second."""
@@ -113,11 +117,7 @@ def trajectory(
     Raises:
         ValueError: the reference has another size than the picture.
     """
-    if reference.latent.shape[1:] != like.shape[1:]:
-        raise ValueError(
-            f"The layout reference's latent is {tuple(reference.latent.shape)} and the picture's is "
-            f"{tuple(like.shape)}; scale the reference picture to the canvas before VAE Encode."
-        )
+    _check_size(reference, like)
     ascending = sorted({float(s) for s in sigmas if s > 0})
     key = TrajectoryKey(patcher.patches_uuid, tuple(ascending), tuple(like.shape[1:]), like.dtype)
     cached = reference.cache.get(patcher)
@@ -127,6 +127,14 @@ def trajectory(
         make = _noised if reference.noised else _inverted
         cached = reference.cache[patcher] = (key, make(denoiser, ascending, clean))
     return cached[1]
+
+
+def _check_size(reference: LayoutReference, like: torch.Tensor) -> None:
+    if reference.latent.shape[1:] != like.shape[1:]:
+        raise ValueError(
+            f"The layout reference's latent is {tuple(reference.latent.shape)} and the picture's is "
+            f"{tuple(like.shape)}; scale the reference picture to the canvas before VAE Encode."
+        )
 
 
 def _inverted(denoiser: Denoiser, sigmas: list[float], clean: torch.Tensor) -> Trajectory:

@@ -142,11 +142,11 @@ class Paths:
         table = [PathRows(e.rows, *self._owners[e.uuid], e.uuid) for e in entries if e.uuid in self._owners]
         if not table:
             return run(call)
-        sides = list(call.transformer_options.get("cond_or_uncond") or [0] * len(entries))
+        cond_or_uncond = list(call.transformer_options.get("cond_or_uncond") or [0] * len(entries))
         for number, entry in enumerate(entries):
             if entry.uuid in self._owners:
-                sides[number] = self._owners[entry.uuid][1]  # other packs expect 0 and 1 only
-        options = {**call.transformer_options, keys.PATH_ROWS: table, "cond_or_uncond": sides}
+                cond_or_uncond[number] = self._owners[entry.uuid][1]  # other packs expect 0 and 1 only
+        options = {**call.transformer_options, keys.PATH_ROWS: table, "cond_or_uncond": cond_or_uncond}
         sites = [] if self.recorded_site is None else [self.recorded_site]
         with contextlib.ExitStack() as stack:
             stack.enter_context(low_rank(self.unet, self._branches(table)))

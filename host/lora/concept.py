@@ -62,20 +62,23 @@ def _encode(clip: CLIP, lora: LoraFile, text: str, phrase: str | None) -> Condit
         ValueError: as ``encode_with_phrase``, ``_stand_ins`` and ``_layer_count``.
     """
     words = [word for word in lora.embeddings if word in text]
-    if not words:
-        return (
-            _encode_plain(clip, text) if phrase is None or not text.strip() else encode_with_phrase(clip, text, phrase)
-        )
+    if words:
+        return _encode_learned(clip, lora, text, phrase, words)
+    if phrase is None or not text.strip():
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return encode_with_phrase(clip, text, phrase)
+
+
+def _encode_learned(clip: CLIP, lora: LoraFile, text: str, phrase: str | None, words: Sequence[str]) -> Conditioning:
+    """The prompt with these learned words, one encoding per attention layer."""
     layers, stand_ins = _layer_count(lora, words), _stand_ins(lora, words, text)
     for word, stand_in in stand_ins.items():
         spaced = f" {stand_in} "  # learned words may touch, and their stand-ins would be read as one other word
         text = text.replace(word, spaced)
         phrase = None if phrase is None else phrase.replace(word, spaced)
     positions = {} if phrase is None else {keys.PHRASE_POSITIONS: phrase_positions(clip, text, phrase)}
-    encodings = [
-        clip.encode_from_tokens_scheduled(_learned_tokens(clip, text, lora, stand_ins, layer))
-        for layer in range(layers)
-    ]
+    tokens = (_learned_tokens(clip, text, lora, stand_ins, layer) for layer in range(layers))
+    encodings = [clip.encode_from_tokens_scheduled(of_layer) for of_layer in tokens]
     contexts = torch.cat([e[0][0] for e in encodings])  # (layers, tokens, channels)
     return node_helpers.conditioning_set_values([encodings[0][0]], {keys.LAYER_CONTEXTS: contexts, **positions})
 
@@ -126,10 +129,6 @@ def check_layers(concepts: Iterable[Concept], unet: UNetModel) -> None:
                     f"has {layers} cross-attentions; load the checkpoint it was trained on (16 are SD 1.5, 70 are "
                     "SDXL)."
                 )
-
-
-def _encode_plain(clip: CLIP, text: str) -> Conditioning:
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
 def _learned_tokens(clip: CLIP, text: str, lora: LoraFile, stand_ins: dict[str, str], layer: int) -> Tokens:

@@ -98,11 +98,14 @@ def lora_tensors(
         if style == KOHYA:
             tensors[f"{name}.alpha"] = torch.tensor(float(matrix.rank)).to(dtype)
     for key, difference in (biases or {}).items():
-        if style != KOHYA or not key.endswith(".bias"):
-            raise ValueError(f"'{key}' cannot be stored in a {style} LoRA; save it as an edit instead.")
-        weight = f"{key[: -len('.bias')]}.weight"
-        tensors[f"{_name(names, weight)}.diff_b"] = difference.to(dtype).contiguous()
+        tensors[_bias_name(names, key, style)] = difference.to(dtype).contiguous()
     return tensors
+
+
+def _bias_name(names: Mapping[str, str], key: str, style: str) -> str:
+    if style != KOHYA or not key.endswith(".bias"):
+        raise ValueError(f"'{key}' cannot be stored in a {style} LoRA; save it as an edit instead.")
+    return f"{_name(names, key.removesuffix('.bias') + '.weight')}.diff_b"
 
 
 _ENDINGS = {KOHYA: (".lora_up.weight", ".lora_down.weight"), DIFFUSERS: (".lora.up.weight", ".lora.down.weight")}
