@@ -6,7 +6,6 @@ import argparse
 import logging
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import comfy.hooks
