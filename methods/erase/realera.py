@@ -27,7 +27,7 @@ def realera(problem: Problem, settings: SolverSettings) -> Solution:
     near, beyond, notes, shells = [], [], [], []
     for rows, (variants, numbers) in zip(problem.erased, problem.variants, strict=True):
         if not len(variants):
-            notes.append("a concept has one sentence and no other names, so it has no neighbours")
+            notes.append("a concept has one sentence and no other names, so that it has no neighbours")
             continue
         shells.append(_shell_of(rows, variants.double(), numbers, settings.reach))
         inside, outside = _sampled_neighbours(rows, shells[-1], settings, generator)
@@ -100,9 +100,7 @@ def _preserved_within(problem: Problem, shells: Sequence[_Shell]) -> list[str]:
     if not names:
         return []
     some = ", ".join(f"'{name}'" for name in list(names)[:_NAMED]) + (" …" if len(names) > _NAMED else "")
-    return [
-        f"preserved, and within the neighbourhood that is erased: {some}; lower the reach, or see whether they move"
-    ]
+    return [f"kept, and within the neighbourhood that is erased: {some}; lower the reach, or see whether they move"]
 
 
 def structured_offsets(factor: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

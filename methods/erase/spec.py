@@ -149,7 +149,7 @@ def check_erased(erased: Erased) -> None:
     if concept.lower() == anchor.lower():
         raise ValueError(
             f"The anchor is the concept itself ('{concept}'), so nothing would change; name another anchor, or "
-            "leave it empty."
+            "leave the anchor empty."
         )
     check_choice(SCOPES, erased.scope, "scope")
     if not erased.templates:
