@@ -42,9 +42,9 @@ def _notes(dimensions: int, width: int) -> tuple[str, ...]:
     """A warning if the null space has few dimensions."""
     if dimensions >= _FEW * width:
         return ()
-    return (
-        f"only {dimensions} of {width} directions are free of what is preserved, so little can be erased; preserve "
-        "fewer prompts, raise the threshold, or use another solver",
+    return (  # saved files contain these words
+        f"only {dimensions} of {width} directions are free of what is kept, so that little can be erased; keep fewer "
+        "prompts, raise the threshold, or use another solver",
     )
 
 

@@ -24,7 +24,7 @@ _NAMED = 8  # preserved prompts that a note names
 def realera(problem: Problem, settings: SolverSettings) -> Solution:
     """UCE on the concepts and on neighbours sampled around each of their rows; rows beyond these are preserved."""
     generator = torch.Generator().manual_seed(settings.seed)
-    near, beyond, notes, shells = [], [], [], []
+    near, beyond, notes, shells = [], [], [], []  # saved files contain the words of notes
     for rows, (variants, numbers) in zip(problem.erased, problem.variants, strict=True):
         if not len(variants):
             notes.append("a concept has one sentence and no other names, so that it has no neighbours")
