@@ -25,10 +25,8 @@ def contact_sheet(pictures: torch.Tensor, captions: Sequence[str], heads: Sequen
     """
     rows, columns, height, width, _ = pictures.shape
     gap, letters = max(2, round(GAP * width)), max(9, round(TEXT * width))
-    font = ImageFont.load_default(letters)
-    line = round(letters * 1.5)
-    size = (gap + columns * (width + gap), line + rows * (line + height + gap))
-    sheet = Image.new("RGB", size, "white")
+    font, line = ImageFont.load_default(letters), round(letters * 1.5)
+    sheet = Image.new("RGB", (gap + columns * (width + gap), line + rows * (line + height + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
         draw.text((gap + column * (width + gap), line // 6), head, "gray", font)
