@@ -176,7 +176,7 @@ class Aligner(LatentEdit):
         settings: Conduct,
         schedule: EditSchedule,
     ) -> None:
-        check_differentiable(paths.model)  # type: ignore[arg-type]
+        check_differentiable(paths.model)
         sampling = paths.model.model_sampling
         aligned = sum(settings.guides_at(percent_of(sampling, float(s))) for s in sigmas[:-1])
         window = (settings.guidance_start, settings.guidance_end)
@@ -210,7 +210,7 @@ class Aligner(LatentEdit):
                 # pictures of a batch do not meet
                 return share * alignment_loss(keys, without_inference_tensors(target)).sum()
 
-            gradient = gradient_of(self.paths.model, x, loss_of)  # type: ignore[arg-type]
+            gradient = gradient_of(self.paths.model, x, loss_of)
             if gradient.value is None:
                 return x
             total, loss = total + gradient.value, loss + gradient.loss

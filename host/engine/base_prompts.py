@@ -7,9 +7,12 @@ from typing import NamedTuple
 from ..types import Conditioning
 
 _NOT_IN_ONE_CALL = {
-    "area": "an area (Conditioning (Set Area))", "mask": "a mask (Conditioning (Set Mask))", "gligen": "GLIGEN boxes",
-    "hooks": "LoRA hooks", "default": "a default conditioning",
-}  # fmt: skip
+    "area": "an area (Conditioning (Set Area))",
+    "mask": "a mask (Conditioning (Set Mask))",
+    "gligen": "GLIGEN boxes",
+    "hooks": "LoRA hooks",
+    "default": "a default conditioning",
+}
 
 
 class BasePrompts(NamedTuple):
@@ -21,7 +24,7 @@ class BasePrompts(NamedTuple):
 
 
 def check_base_prompts(positive: Conditioning, negative: Conditioning) -> None:
-    """Refuses base prompts that need model calls of their own.
+    """Refuses base prompts that need separate model calls.
 
     Raises:
         ValueError: an empty conditioning, or one with areas, masks, GLIGEN or hooks.
@@ -33,6 +36,6 @@ def check_base_prompts(positive: Conditioning, negative: Conditioning) -> None:
             for key, what in _NOT_IN_ONE_CALL.items():
                 if values.get(key) is not None:
                     raise ValueError(
-                        f"The {name} prompt has {what}, which would tear the concepts' one model call apart; say where things "
-                        "are with the regions of the concepts instead."
+                        f"The {name} prompt has {what}, which would split the one model call of all concepts; use the "
+                        "regions of the concepts to say where things are."
                     )
