@@ -73,7 +73,7 @@ class ConceptsDemoJudge(io.ComfyNode):
                     "leave empty.",
                 ),
                 AnagramViews.Input("views", optional=True, tooltip="The views of an anagram."),
-                io.Vae.Input("vae", optional=True, tooltip="The demo model's VAE, so that pieces end at latent cells."),
+                io.Vae.Input("vae", optional=True, tooltip="The demo model's VAE: pieces then end at latent cells."),
             ],
             outputs=[
                 io.String.Output("report", display_name="report", tooltip="What it recognises, one line per picture."),

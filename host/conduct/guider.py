@@ -31,7 +31,7 @@ class ConductRun(PathRun):
     """One sampling: alignment before each prediction, refinement of the masks after it.
 
     ``refined_at`` is the percent of the last refinement, ``snapshot`` the attention recorded there. ``followed`` holds
-    the masks of each path by itself and those of the base, (batch, concepts, height, width) of bool each.
+    the masks of each path by itself and the base's, (batch, concepts, height, width) of bool each.
     """
 
     settings: Conduct

@@ -52,8 +52,8 @@ class LayoutReference:
         noised: adds forward noise instead of inverting.
         points: clicks (x, y) in fractions, one per concept; the first masks are made from them.
 
-    ``cache`` holds the last trajectory by MODEL, so that a second run of the graph need not compute it. A node that
-    changes a model in whatever way returns another MODEL.
+    ``cache`` holds the last trajectory by MODEL, for a second run of the graph. A node that changes a model in
+    whatever way returns another MODEL.
     """
 
     positive: Conditioning

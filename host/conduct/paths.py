@@ -100,7 +100,7 @@ class Paths:
     def single_path(self, path: ConceptPath) -> Iterator[None]:
         """Inside it, every row of every call has this path's branches, and nothing is merged.
 
-        The branches are hung up first, so that captures inside see what they have changed.
+        The branches are hung up first: captures inside see the changed outputs.
         """
         branches = [] if path.factors is None else [Branch(path.factors, path.strength)]
         with self.merging.evaluating(Evaluation.SINGLE_PATH), low_rank(self.unet, branches):
@@ -194,5 +194,5 @@ class Paths:
 
 
 def _with_negative(predictions: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The base's two predictions out of those of all paths; zeros for a negative that was not evaluated."""
+    """The base's two predictions, which come first; zeros for a negative that was not evaluated."""
     return predictions[:2] if len(predictions) > 1 else [predictions[0], torch.zeros_like(predictions[0])]

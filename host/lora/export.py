@@ -90,16 +90,13 @@ def lora_tensors(
     """
     tensors: dict[str, torch.Tensor] = {}
     for key, matrix in layers.items():
-        up, down = balanced_factors(matrix)
         name = _name(names, key)
         ends = _TO_OUT if style == DIFFUSERS and name.endswith(".to_out") else _ENDINGS[style]
-        tensors[name + ends[0]] = up.to(dtype).contiguous()
-        tensors[name + ends[1]] = down.to(dtype).contiguous()
+        for end, factor in zip(ends, balanced_factors(matrix), strict=True):
+            tensors[name + end] = factor.to(dtype).contiguous()
         if style == KOHYA:
             tensors[f"{name}.alpha"] = torch.tensor(float(matrix.rank)).to(dtype)
-    for key, difference in (biases or {}).items():
-        tensors[_bias_name(names, key, style)] = difference.to(dtype).contiguous()
-    return tensors
+    return tensors | {_bias_name(names, key, style): d.to(dtype).contiguous() for key, d in (biases or {}).items()}
 
 
 def _bias_name(names: Mapping[str, str], key: str, style: str) -> str:
