@@ -30,9 +30,13 @@ SOLVERS: dict[str, Solver] = {
     "uce": Solver(_uce, 0.5, 1.0, "one solve (UCE)"),
     # rece's preserve weight: at 10 learned words bring the concept back far more often, below 6 others suffer
     "rece": Solver(
-        rece.cumulative, 0.1, 6.0, "also erases what would bring the concept back (RECE, all epochs together)"
+        rece.cumulative,
+        0.1,
+        6.0,
+        "also erases what would bring the concept back (RECE, all epochs together)",
+        every_weight=True,
     ),
-    "rece-sequential": Solver(rece.sequential, 0.1, 0.1, "RECE epoch on epoch, as published"),
+    "rece-sequential": Solver(rece.sequential, 0.1, 0.1, "RECE epoch on epoch, as published", every_weight=True),
     "realera": Solver(realera, 0.5, 1.0, "also erases the concept's neighbourhood (RealEra-style)"),
     "null-space": Solver(
         null_space, 0.05, 1.0, "changes only what the preserved prompts do not use, for many concepts"

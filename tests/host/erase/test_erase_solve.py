@@ -53,6 +53,22 @@ def test_solving_and_probing_read_keys_and_values_of_a_model_with_32(new_model, 
     assert all(set(kinds) == {"k", "v"} for kinds in read)
 
 
+@pytest.mark.parametrize(
+    ("solver", "count"), [("uce", 11), ("rece", 32), ("rece-sequential", 32), ("realera", 11), ("null-space", 11)]
+)
+def test_solvers_whose_result_depends_on_the_weights_read_every_one(new_model, monkeypatch, solver, count):
+    read = []
+
+    def weight_energy(model, keys, progress=None):
+        read.append(len(keys))
+        return erase_weights.weight_energy(model, keys, progress)
+
+    monkeypatch.setattr(erase_solve, "weight_energy", weight_energy)
+    model, request = new_model(sd15=True), SolveRequest(solver)
+    solve_erasure(model, NO_CLIP, erase("cat", "dog"), Preserved(("a fox",), 1.0), request, RandomEncoder(24))
+    assert read == [count]
+
+
 def test_an_edit_for_another_clip_skip_is_refused_where_it_is_applied_and_where_it_is_probed(demo_model):
     model, clip, _ = demo_model
     edit = solve_erasure(model, clip, erase("cat"), None)
