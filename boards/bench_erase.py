@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import logging
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..host.erase.weights import text_keys
 from ..methods.erase.rows import PromptTokens
 from ..methods.erase.solvers import SOLVERS
 from ..methods.erase.spec import SPAN_TO_END, TEMPLATES, Erased, Preserved, filled_template
+from .timing import forget_peak, memory
 
 PRESERVES = 200
 
@@ -99,23 +99,6 @@ class RandomEncoder:
         return rows * 27 / rows.norm(dim=1, keepdim=True)
 
 
-_STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def _memory(field: str) -> float | None:
-    """A figure of this process in MB: VmRSS now, or VmHWM at its highest; None if not Linux."""
-    if not _STATUS.is_file():
-        return None
-    lines = _STATUS.read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
-
-
-def _forget_peak() -> None:
-    """Forgets the highest memory so far, where the system can."""
-    if _FORGET.exists():
-        _FORGET.write_text("5")
-
-
 def _mb(figure: float | None, before: float | None = 0.0) -> str:
     return "unknown" if figure is None or before is None else f"{figure - before:.0f} MB"
 
@@ -131,9 +114,7 @@ def main(arguments: list[str]) -> int:
     print(f"one concept in {len(TEMPLATES['object'])} sentences, {PRESERVES} kept prompts", flush=True)
     for size in options.size or SIZES:
         model, encode = cross_attention_only(size), RandomEncoder(SIZES[size][0])
-        print(
-            f"{size}: {len(text_keys(model, ('k', 'v')))} weights, {_mb(_memory('VmRSS'))} with the model", flush=True
-        )
+        print(f"{size}: {len(text_keys(model, ('k', 'v')))} weights, {_mb(memory('VmRSS'))} with the model", flush=True)
         for solver in options.solver or SOLVERS:
             _line(model, encode, solver, kept)
     return 0
@@ -144,8 +125,8 @@ def _line(model: Any, encode: Any, solver: str, kept: Preserved) -> None:
     erased = Erased("concept", "anchor", TEMPLATES["object"], SPAN_TO_END, 1.0)
     for text in ("", *kept.prompts, *(filled_template(t, w) for t in erased.templates for w in ("concept", "anchor"))):
         encode(text)  # making up rows is not measured
-    _forget_peak()
-    before, started, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
+    forget_peak()
+    before, started, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     edit = solve_erasure(model, SimpleNamespace(layer_idx=None), erased, kept, SolveRequest(solver), encode)
     solved, cpu = time.perf_counter(), time.process_time() - cpu
     apply_edit(model, edit, 1.0, WEIGHTS)
@@ -153,6 +134,6 @@ def _line(model: Any, encode: Any, solver: str, kept: Preserved) -> None:
     print(
         f"  {solver:<16} solve {solved - started:6.1f} s ({cpu:5.1f} s of processor)  "
         f"apply {applied - solved:5.1f} s  rank {edit.report['rank']:3d}  "
-        f"peak beyond the model {_mb(_memory('VmHWM'), before)}",
+        f"peak beyond the model {_mb(memory('VmHWM'), before)}",
         flush=True,
     )

@@ -24,25 +24,31 @@ import asyncio, json, sys, time
 host, pack = sys.argv[1:]
 sys.argv = sys.argv[:1]
 sys.path.insert(0, host)
-started = time.perf_counter()
+clocks = lambda: (time.perf_counter(), time.process_time())
+started = clocks()
 import comfy.cli_args
 comfy.cli_args.args.cpu = True
 import nodes
 asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-ready, before, count = time.perf_counter(), set(sys.modules), len(nodes.NODE_CLASS_MAPPINGS)
+ready, before, count = clocks(), set(sys.modules), len(nodes.NODE_CLASS_MAPPINGS)
 if pack:
     assert asyncio.run(nodes.load_custom_node(pack))
 added = sorted({name.split(".")[0] for name in set(sys.modules) - before})
-seconds = {"host": ready - started, "pack": time.perf_counter() - ready}
+done = clocks()
+seconds = {"host": ready[0] - started[0], "pack": done[0] - ready[0], "processor": done[1] - ready[1]}
 print(json.dumps(seconds | {"nodes": len(nodes.NODE_CLASS_MAPPINGS) - count, "added": added}))
 """
 
 
 class Start(NamedTuple):
-    """One start: seconds of the host's nodes and of the pack, how many nodes it has, and the packages it imported."""
+    """One start: seconds of the host's nodes and of the pack, how many nodes it has, and the packages it imported.
+
+    ``processor``: the pack's seconds of processor time, which other processes on the machine do not lengthen.
+    """
 
     host: float
     pack: float
+    processor: float
     nodes: int
     added: list[str]
 
@@ -85,10 +91,11 @@ def main(arguments: list[str]) -> int:
         pairs = [(measured_start(host, cache, None), measured_start(host, cache)) for _ in range(options.runs)]
     alone = statistics.median(without.host for without, _ in pairs)
     both = statistics.median(start.host + start.pack for _, start in pairs)
-    added = [start.pack for _, start in pairs]
+    added, processor = ([getattr(start, name) for _, start in pairs] for name in ("pack", "processor"))
     print(f"host alone {alone:.2f} s, with the pack {both:.2f} s (medians of {options.runs})")
     span = f"{min(added):.2f} to {max(added):.2f}"
-    print(f"the pack's {pairs[0][1].nodes} nodes: {statistics.median(added):.2f} s ({span}), at most {MOST_SECONDS} s")
+    print(f"the pack's {pairs[0][1].nodes} nodes: {statistics.median(added):.2f} s ({span})")
+    print(f"their processor time: {statistics.median(processor):.2f} s, at most {MOST_SECONDS} s")
     if heavy := heavy_packages(pairs[0][1]):
         print(f"imported too early: {', '.join(heavy)}")
-    return 1 if heavy or statistics.median(added) > MOST_SECONDS else 0
+    return 1 if heavy or statistics.median(processor) > MOST_SECONDS else 0

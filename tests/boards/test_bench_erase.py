@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from comfyui_concepts.boards import bench_erase
+from comfyui_concepts.boards import bench_erase, timing
 from comfyui_concepts.host.erase.weights import text_keys
 
 
@@ -21,8 +21,8 @@ def test_the_models_have_as_many_weights_as_the_real_ones(size, count, values):
 def test_a_system_without_proc_costs_the_figure_and_not_the_bench(monkeypatch, capsys):
     monkeypatch.setattr(logging, "disable", lambda level: None)  # the bench does so for its whole process
     nowhere = Path("/proc/no/such/place")
-    monkeypatch.setattr(bench_erase, "_STATUS", nowhere)
-    monkeypatch.setattr(bench_erase, "_FORGET", nowhere)
+    monkeypatch.setattr(timing, "_STATUS", nowhere)
+    monkeypatch.setattr(timing, "_FORGET", nowhere)
     monkeypatch.setitem(bench_erase.SIZES, "small", (16, [("middle_block.1", 2, 8)]))
     monkeypatch.setattr(bench_erase, "PRESERVES", 3)
     assert bench_erase.main(["--size", "small", "--solver", "uce"]) == 0
