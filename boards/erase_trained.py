@@ -15,10 +15,14 @@ import torch
 
 from ..host.erase.apply import TEXT, apply_edit, apply_to_clip
 from ..host.erase.solve import SolveRequest, solve_erasure
-from ..host.erase.train import Choices, Request, train_erasure, unlearn_in_text
+from ..host.erase.train import train_erasure
 from ..host.lora.adapters import attached, layers_named
 from ..methods.erase.lowrank import LowRank
 from ..methods.erase.spec import Erased, Preserved
+from ..methods.erase.trained import FEW_SHOT as FEW_SHOT_RECIPE
+from ..methods.erase.trained import METHODS as RECIPES
+from ..methods.erase.trained import Recipe
+from ..methods.erase.trained.plan import TrainOptions, plan_of
 
 SIZE = (16, 16)
 BUDGET = "standard"
@@ -43,11 +47,11 @@ def train_row(name: str, model: Any, clip: Any, concepts: Erased | None, preserv
     """What a row's method leaves. The combined row applies a solved and a trained edit, both made on the plain one."""
     assert concepts is not None
     started = time.monotonic()
-    request = Request(METHODS.get(name, "Co-Erasing"), BUDGET, 0, SIZE, Choices(preview_every=0))
+    recipe: Recipe[Any] = FEW_SHOT_RECIPE if name == FEW_SHOT else RECIPES[METHODS.get(name, "Co-Erasing")]
+    plan = plan_of(recipe, BUDGET, concepts, preserved, TrainOptions(preview_every=0, seed=0, size=SIZE))
+    edit, _ = train_erasure(model, clip, plan)
     if name == FEW_SHOT:
-        edit, _ = unlearn_in_text(model, clip, concepts, preserved, request)
         return model, apply_to_clip(clip, edit), (time.monotonic() - started) / 60
-    edit, _ = train_erasure(model, clip, concepts, preserved, request)
     if name == COMBINED:
         model = apply_edit(model, solve_erasure(model, clip, concepts, preserved, SolveRequest("rece")), 1.0, TEXT)
     return with_adapter(model, edit.layers), clip, (time.monotonic() - started) / 60

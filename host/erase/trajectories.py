@@ -1,65 +1,103 @@
-"""Trajectories of the host's own sampler, drawn once and kept."""
+"""Pictures and trajectories of the host's own sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import comfy.sample
 import comfy.samplers
 import torch
 
-from ...methods.erase.trained.ground import Bank, Encoded
+from ...methods.erase.trained.context import ContextT
+from ...methods.erase.trained.plan import Plan
+from ...methods.erase.trained.prompts import EncodedPrompts
+from ...methods.erase.trained.trajectories import TrajectoryBank
+from ..types import ModelPatcher, StepCallback
 from .predictions import conditioning
 
 SAMPLER, SCHEDULER = "euler", "normal"
-ROWS = 8  # pictures sampled at once
+BATCH = 8  # pictures sampled at once
 
 
-def noise_for(model: Any, seeds: list[int], height: int, width: int) -> torch.Tensor:
-    """Noise for latents of height × width cells, a seed a row."""
+def noise_for(model: ModelPatcher, seeds: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
+    """Noise for latents of height × width cells, one seed per row."""
     channels = model.get_model_object("latent_format").latent_channels
-    return torch.cat(
-        [torch.randn((1, channels, height, width), generator=torch.Generator().manual_seed(s)) for s in seeds]
-    )
+    return torch.cat([torch.randn((1, channels, *size), generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
-def paint(
-    model: Any, prompt: Encoded, empty: Encoded, noise: torch.Tensor, steps: int, cfg: float,
-    callback: Callable[..., None] | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """Clean latents for the prompts, one a row, by the host's sampler."""
-    return comfy.sample.sample(
-        model, noise, steps, cfg, SAMPLER, SCHEDULER, conditioning(prompt), conditioning(empty), torch.zeros_like(noise),
-        callback=callback, disable_pbar=True, seed=0,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class TrajectorySampler:
+    """Samples a model for prompts, against the prompt ''.
 
-
-def draw_bank(
-    model: Any, prompts: Encoded, empty: Encoded, which: list[int], seed: int, size: tuple[int, int], steps: int, cfg: float,
-    step_done: Callable[[int], None] = lambda rows: None,
-) -> Bank:  # fmt: skip
-    """Samples one trajectory for every entry of ``which`` (a row of ``prompts``) and keeps the state before every step.
-
-    Args:
+    Attributes:
+        empty: the prompt ''.
         size: height and width in latent cells.
-        step_done: told how many trajectories have made a step, for progress.
     """
-    parts: list[torch.Tensor] = []
-    for first in range(0, len(which), ROWS):
-        rows = which[first : first + ROWS]
+
+    model: ModelPatcher
+    empty: EncodedPrompts
+    size: tuple[int, int]
+    steps: int
+    cfg: float
+
+    def sample(
+        self, prompts: EncodedPrompts, noise: torch.Tensor, callback: StepCallback | None = None
+    ) -> torch.Tensor:
+        """Clean latents for the prompts, one per row of the noise."""
+        return comfy.sample.sample(
+            self.model,
+            noise,
+            self.steps,
+            self.cfg,
+            SAMPLER,
+            SCHEDULER,
+            conditioning(prompts),
+            conditioning(self.empty),
+            torch.zeros_like(noise),
+            callback=callback,
+            disable_pbar=True,
+            seed=0,
+        )
+
+    def sample_trajectories(
+        self,
+        prompts: EncodedPrompts,
+        rows: Sequence[int],
+        seed: int,
+        step_done: Callable[[int], None] = lambda count: None,
+    ) -> TrajectoryBank:
+        """One trajectory per entry of ``rows`` (a row of the prompts): the state before every step.
+
+        Args:
+            step_done: called with the number of trajectories that have made a step, for progress.
+        """
+        parts = []
+        for first in range(0, len(rows), BATCH):
+            batch = torch.tensor(rows[first : first + BATCH])
+            noise = noise_for(self.model, [seed + first + i for i in range(len(batch))], self.size)
+            parts.append(self._trajectories(prompts.at(batch), noise, step_done))
+        with torch.inference_mode(False):
+            return TrajectoryBank(torch.cat(parts).clone(), self._sigmas()[:-1].clone(), torch.tensor(rows))
+
+    def _trajectories(
+        self, prompts: EncodedPrompts, noise: torch.Tensor, step_done: Callable[[int], None]
+    ) -> torch.Tensor:
+        """States (rows, steps, channels, h, w) on the CPU in float16."""
         states: list[torch.Tensor] = []
 
-        def keep(step: int, x0: torch.Tensor, x: torch.Tensor, total: int, states=states, rows=rows) -> None:
+        def keep_state(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
             states.append(x.detach().to("cpu", torch.float16, copy=True))
-            step_done(len(rows))
+            step_done(len(noise))
 
-        noise = noise_for(model, [seed + first + i for i in range(len(rows))], *size)
-        paint(model, prompts.at(torch.tensor(rows)), empty, noise, steps, cfg, keep)
-        parts.append(torch.stack(states, 1))
-    with torch.inference_mode(False):
-        return Bank(torch.cat(parts).clone(), _sigmas(model, steps)[:-1].clone(), torch.tensor(which))
+        self.sample(prompts, noise, keep_state)
+        return torch.stack(states, 1)
+
+    def _sigmas(self) -> torch.Tensor:
+        sampling = self.model.get_model_object("model_sampling")
+        return comfy.samplers.calculate_sigmas(sampling, SCHEDULER, self.steps).float()
 
 
-def _sigmas(model: Any, steps: int) -> torch.Tensor:
-    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), SCHEDULER, steps).float()
+def sampler_of(model: ModelPatcher, empty: EncodedPrompts, plan: Plan[ContextT]) -> TrajectorySampler:
+    """The sampler of a training's trajectories. ``empty``: the prompt ''."""
+    return TrajectorySampler(model, empty, plan.options.size, plan.trajectories.steps, plan.trajectories.cfg)

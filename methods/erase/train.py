@@ -1,5 +1,8 @@
-"""The loop that trains an erasure: AdamW on low-rank factors, with a warm-up, a clip, a watch on both losses and an end in
-time. What is trained and on what is the business of the methods (``trained/``) and of the host's side."""
+"""The loop that trains an erasure: AdamW on low-rank factors, with a warm-up, a clip, a watch on both losses and an
+early end.
+
+The methods (``trained/``) and the host's side decide what is trained, and on what.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,51 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 
 import torch
 
 from .lowrank import LowRank, total
 
-Factors = dict[str, LowRank]
+LayerFactors = dict[str, LowRank]
 """The key of a weight in its model to what is added to it."""
 
 
-class Terms(NamedTuple):
+class Losses(NamedTuple):
     """The two losses of an iteration, scalars on the graph: what must go, and what must not move."""
 
     erase: torch.Tensor
     preserve: torch.Tensor
 
 
-TermsOf = Callable[[torch.Generator], Terms]
+LossFunction = Callable[[torch.Generator], Losses]
+"""The losses of one iteration, whose random numbers come from the generator."""
+
+
+class LossValues(NamedTuple):
+    """Both losses as numbers."""
+
+    erase: float
+    preserve: float
+
+
+class Ending(Enum):
+    """Why a training ended, as the sentence of its report."""
+
+    COMPLETE = "all {planned} iterations done"
+    ERASED = "done after {done} iterations: the erase loss fell below {erased_below:.0%} of its start"
+    DRIFTED = "stopped after {done} iterations: what must be kept moved more than the budget allows"
+    CANCELLED = "cancelled after {done} iterations; the best adapter so far is kept"
+    NOT_FINITE = (
+        "a loss or gradient was not finite in iteration {next}; the adapter of the iteration before is "
+        "kept (a lower rate, or a bf16 or fp32 model, avoids it)"
+    )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best adapter is returned, not the last one."""
+        return self in (Ending.DRIFTED, Ending.CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -32,53 +62,74 @@ class Schedule:
     """How long and how hard to train.
 
     Attributes:
-        iterations: the most there may be.
+        iterations: at most.
         rate: of AdamW, constant after the warm-up.
-        preserve_weight: what the preserve loss counts against the erase loss.
-        enough: end when the smoothed erase loss is below this share of its first value; 0 never ends early.
-        budget: end, with the last adapter that kept it, when the smoothed preserve loss exceeds this share of the first
-            erase loss; infinity never does.
-        surgery: take the part of the erase gradient away that works against the preserve gradient, layer by layer.
-        least: no early end before so many iterations.
-        smoothing: share of the past in the smoothed losses. An early end needs smoothing^iterations below ``enough``.
-        newest: whether the newest adapter within the budget counts as the best one, not that of the lowest loss: what an
-            adversary says does not tell how far the erasing is.
+        preserve_weight: weight of the preserve loss, where the erase loss has 1.
+        erased_below: end when the smoothed erase loss is below this share of its first value; 0 never ends early.
+        max_drift: end when the smoothed preserve loss exceeds this share of the first erase loss, with the last adapter
+            within it; infinity never ends early.
+        surgery: remove the part of the erase gradient that works against the preserve gradient, layer by layer.
+        min_iterations: before any early end.
+        smoothing: share of the past in the smoothed losses. An early end needs smoothing^iterations below
+            ``erased_below``.
+        newest_is_best: whether the best adapter is the newest within ``max_drift``, not the one of the lowest loss. An
+            adversary's loss does not say how far the erasing is.
     """
 
     iterations: int
     rate: float = 1e-3
     preserve_weight: float = 1.0
-    enough: float = 0.0
-    budget: float = math.inf
+    erased_below: float = 0.0
+    max_drift: float = math.inf
     surgery: bool = False
     warm_up: int = 10
     clip: float = 1.0
-    least: int = 20
+    min_iterations: int = 20
     smoothing: float = 0.95
-    newest: bool = False
+    newest_is_best: bool = False
 
 
 @dataclass
 class Outcome:
     """What a training ends with: the factors (detached, on the CPU), both losses by iteration, and why it ended."""
 
-    factors: Factors
+    factors: LayerFactors
     erase: list[float] = field(default_factory=list)
     preserve: list[float] = field(default_factory=list)
+    ending: Ending = Ending.COMPLETE
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class LoopHooks:
+    """What surrounds the iterations.
+
+    Attributes:
+        region: a context where gradients can be taken, entered for one iteration at a time.
+        after_iteration: called outside of the region with the iteration and the outcome so far, to show progress.
+        cancel_errors: what a cancel raises. After the first step it ends the training with the best adapter so far.
+            Before it, it goes on to the caller, and so does every other error.
+        loss_scale: factor of the losses on the way back; gradients are divided by it. It keeps those of a float16 model
+            from vanishing. An overflow halves it and costs an iteration.
+    """
+
+    region: Callable[[], AbstractContextManager[None]] = nullcontext
+    after_iteration: Callable[[int, Outcome], None] = lambda iteration, so_far: None
+    cancel_errors: type[BaseException] | tuple[type[BaseException], ...] = ()
+    loss_scale: float = 1.0
 
 
 def new_factors(
     shapes: Mapping[str, tuple[int, int]], rank: int, seed: int, device: torch.device | str = "cpu"
-) -> Factors:
+) -> LayerFactors:
     """Fresh factors whose product is zero: ``down`` uniform as a linear layer starts, ``up`` zero; float32.
 
     Args:
         shapes: of the weights, (out, in), by key.
-        rank: at most; a smaller layer takes its own size.
+        rank: at most; a smaller layer gets its own size.
     """
     generator = torch.Generator().manual_seed(seed)
-    made: Factors = {}
+    made: LayerFactors = {}
     for key, (rows, columns) in sorted(shapes.items()):
         r = min(rank, rows, columns)
         down = (torch.rand(r, columns, generator=generator) * 2 - 1) * columns**-0.5
@@ -86,143 +137,138 @@ def new_factors(
     return made
 
 
-def copied(factors: Factors, device: torch.device | str | None = None) -> Factors:
-    """A detached copy, ordinary tensors, on another device if one is named."""
+def copied(factors: LayerFactors, device: torch.device | str | None = None) -> LayerFactors:
+    """A detached copy of ordinary tensors, on another device if one is given."""
     return {key: LowRank(*(t.detach().clone().to(device or t.device) for t in f)) for key, f in factors.items()}
 
 
-def joined(first: Factors, second: Factors) -> Factors:
-    """Both changes one after the other as one: ranks add up, nothing is averaged (a resumed training trains both)."""
+def joined(first: LayerFactors, second: LayerFactors) -> LayerFactors:
+    """Both changes as one: ranks add up, nothing is averaged. A resumed training trains both."""
     made = dict(first)
     for key, factor in second.items():
         made[key] = total(first[key], factor) if key in first else factor
     return made
 
 
-def without_conflict(wanted: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """``wanted`` without its part against ``kept``: a − (a·b/‖b‖²) b where a·b < 0, a elsewhere (DoCo, 2405.15304, §3.4)."""
-    product, square = (wanted * kept).sum(), kept.square().sum()
-    return wanted - product.clamp(max=0) / square.clamp(min=torch.finfo(kept.dtype).tiny) * kept
+def without_conflict(erase: torch.Tensor, preserve: torch.Tensor) -> torch.Tensor:
+    """The gradient ``erase`` without its part against ``preserve`` (DoCo, 2405.15304, §3.4).
+
+    a − (a·b/‖b‖²) b if a·b < 0, else a.
+    """
+    product, square = (erase * preserve).sum(), preserve.square().sum()
+    return erase - product.clamp(max=0) / square.clamp(min=torch.finfo(preserve.dtype).tiny) * preserve
 
 
 def train(
-    factors: Factors,
-    terms_of: TermsOf,
-    schedule: Schedule,
-    seed: int,
-    *,
-    region: Callable[[], AbstractContextManager] = nullcontext,
-    watch: Callable[[int, Outcome], None] = lambda iteration, so_far: None,
-    cancelled: type[BaseException] | tuple[type[BaseException], ...] = (),
-    loss_scale: float = 1.0,
+    factors: LayerFactors, losses_of: LossFunction, schedule: Schedule, seed: int, hooks: LoopHooks | None = None
 ) -> Outcome:
     """Trains the factors in place; the same seed gives the same bits on the same machine.
 
     Args:
-        terms_of: called inside ``region`` once an iteration with a generator of its own, seed + iteration.
-        region: where gradients can be taken; entered for one iteration at a time.
-        watch: called outside of it after every iteration, to show progress.
-        cancelled: what a cancel raises. After the first step it ends the training with the best adapter so far; before
-            it, and every other error, goes on to the caller.
-        loss_scale: what the losses are multiplied by on the way back and the gradients divided by, so that those of a
-            float16 model do not vanish; halved, with an iteration lost, whenever it makes them overflow.
+        losses_of: called once per iteration inside the hooks' region, with a generator seeded by seed + iteration.
     """
-    run = _Run(factors, schedule, loss_scale)
+    hooks = hooks or LoopHooks()
+    run = _Run(factors, schedule, hooks.loss_scale)
     for iteration in range(schedule.iterations):
         try:
-            with region():
-                reason = run.iterate(terms_of(torch.Generator().manual_seed(seed + iteration)))
-            watch(iteration, run.outcome)
-        except cancelled:
+            with hooks.region():
+                ending = run.iterate(losses_of(torch.Generator().manual_seed(seed + iteration)))
+            hooks.after_iteration(iteration, run.outcome)
+        except hooks.cancel_errors:
             if not run.outcome.erase:
                 raise
-            return run.ended(
-                f"cancelled after {len(run.outcome.erase)} iterations; the best adapter so far is kept", run.best
-            )
-        if reason:
-            return run.ended(reason, run.best if reason.startswith("stopped") else factors)
-    return run.ended(f"all {schedule.iterations} iterations done", factors)
+            ending = Ending.CANCELLED
+        if ending:
+            return run.ended(ending)
+    return run.ended(Ending.COMPLETE)
 
 
 class _Run:
     """One training while it runs."""
 
-    def __init__(self, factors: Factors, schedule: Schedule, loss_scale: float) -> None:
+    def __init__(self, factors: LayerFactors, schedule: Schedule, loss_scale: float) -> None:
         with torch.inference_mode(False):
             self.parameters = [t.requires_grad_(True) for factor in factors.values() for t in factor]
             self.optimiser = torch.optim.AdamW(self.parameters, lr=schedule.rate, weight_decay=0.0)
         self.factors, self.schedule, self.outcome = factors, schedule, Outcome({})
         self.best, self.lowest, self.scale = copied(factors), math.inf, loss_scale
-        self.smooth: Terms | None = None
+        self.smooth: LossValues | None = None
 
-    def iterate(self, terms: Terms) -> str:
-        """One step; the reason to end, or nothing."""
-        gradients = self._gradients(terms)
+    def iterate(self, losses: Losses) -> Ending | None:
+        """One step; why to end, if so."""
+        gradients = self._gradients(losses)
         norm = torch.stack([g.norm() for g in gradients]).norm()
-        seen = [float(t.detach()) for t in terms]
-        done = len(self.outcome.erase)
-        finite, sound = math.isfinite(sum(seen)), bool(torch.isfinite(norm))
+        values = LossValues(*(float(t.detach()) for t in losses))
+        finite, sound = math.isfinite(sum(values)), bool(torch.isfinite(norm))
         if finite and not sound and self.scale > 1:
             self.scale /= 2
-            return ""
+            return None
         if not (finite and sound):
-            return (
-                f"a loss or gradient was not finite in iteration {done + 1}; the adapter of the iteration before is "
-                "kept (a lower rate, or a bf16 or fp32 model, avoids it)"
-            )
+            return Ending.NOT_FINITE
+        self._step(gradients, norm)
+        self.outcome.erase.append(values.erase)
+        self.outcome.preserve.append(values.preserve)
+        return self._follow(values)
+
+    def _step(self, gradients: list[torch.Tensor], norm: torch.Tensor) -> None:
+        """One clipped step of AdamW at the rate of the warm-up."""
         scale = torch.clamp(self.schedule.clip / (norm + 1e-6), max=1.0)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient * scale
+        done = len(self.outcome.erase)
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.rate * min(1.0, (done + 1) / max(self.schedule.warm_up, 1))
         self.optimiser.step()
-        self.outcome.erase.append(seen[0])
-        self.outcome.preserve.append(seen[1])
-        return self._enough(*seen)
 
-    def _gradients(self, terms: Terms) -> list[torch.Tensor]:
+    def _gradients(self, losses: Losses) -> list[torch.Tensor]:
         schedule = self.schedule
         if not schedule.surgery:
-            total = terms.erase + schedule.preserve_weight * terms.preserve
-            return self._grad(total)
-        kept = self._grad(terms.preserve, retain_graph=True)
-        wanted = self._grad(terms.erase)
-        return [
-            without_conflict(a, b) + schedule.preserve_weight * b for a, b in zip(wanted, kept, strict=True)
-        ]  # fmt: skip
+            return self._gradient(losses.erase + schedule.preserve_weight * losses.preserve)
+        preserve = self._gradient(losses.preserve, retain_graph=True)
+        erase = self._gradient(losses.erase)
+        pairs = zip(erase, preserve, strict=True)
+        return [without_conflict(a, b) + schedule.preserve_weight * b for a, b in pairs]
 
-    def _grad(self, loss: torch.Tensor, retain_graph: bool = False) -> list[torch.Tensor]:
+    def _gradient(self, loss: torch.Tensor, retain_graph: bool = False) -> list[torch.Tensor]:
         """The gradient of every parameter, zero for one the loss does not reach."""
         if not loss.requires_grad:
             return [torch.zeros_like(p) for p in self.parameters]
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             loss * self.scale, self.parameters, retain_graph=retain_graph, allow_unused=True
-        )  # fmt: skip
-        pairs = zip(found, self.parameters, strict=True)
+        )
+        pairs = zip(gradients, self.parameters, strict=True)
         return [torch.zeros_like(p) if g is None else g / self.scale for g, p in pairs]
 
-    def _enough(self, erase: float, preserve: float) -> str:
-        """Follows the smoothed losses, and keeps the best adapter; the reason to end, if there is one."""
-        before, share = self.smooth, self.schedule.smoothing
-        self.smooth = (
-            Terms(erase, preserve) if before is None else Terms(  # type: ignore[arg-type]
-                before.erase * share + erase * (1 - share), before.preserve * share + preserve * (1 - share)
-            )
-        )  # fmt: skip
-        e, p = float(self.smooth.erase), float(self.smooth.preserve)
+    def _follow(self, values: LossValues) -> Ending | None:
+        """Smooths the losses and keeps the best adapter; why to end, if so."""
+        self.smooth = smooth = self._smoothed(values)
         first, done, schedule = self.outcome.erase[0], len(self.outcome.erase), self.schedule
-        over = p > schedule.budget * abs(first)
-        if over and done >= schedule.least:
-            return f"stopped after {done} iterations: what must be kept moved more than the budget allows"
-        loss = e + schedule.preserve_weight * p
-        if not over and (schedule.newest or loss <= self.lowest):
+        drifted = smooth.preserve > schedule.max_drift * abs(first)
+        if drifted and done >= schedule.min_iterations:
+            return Ending.DRIFTED
+        loss = smooth.erase + schedule.preserve_weight * smooth.preserve
+        if not drifted and (schedule.newest_is_best or loss <= self.lowest):
             self.best, self.lowest = copied(self.factors), loss
-        if done >= schedule.least and e < schedule.enough * abs(first):
-            return f"done after {done} iterations: the erase loss fell below {schedule.enough:.0%} of its start"
-        return ""
+        if done >= schedule.min_iterations and smooth.erase < schedule.erased_below * abs(first):
+            return Ending.ERASED
+        return None
 
-    def ended(self, reason: str, factors: Factors) -> Outcome:
+    def _smoothed(self, values: LossValues) -> LossValues:
+        """The moving averages with the newest values in them."""
+        if self.smooth is None:
+            return values
+        share, before = self.schedule.smoothing, self.smooth
+        return LossValues(
+            before.erase * share + values.erase * (1 - share), before.preserve * share + values.preserve * (1 - share)
+        )
+
+    def ended(self, ending: Ending) -> Outcome:
+        """The outcome, with the best or the last factors and the reason."""
         with torch.inference_mode(False):
-            self.outcome.factors = copied(factors, "cpu")
-        self.outcome.reason = reason
+            self.outcome.factors = copied(self.best if ending.keeps_best else self.factors, "cpu")
+        done, schedule = len(self.outcome.erase), self.schedule
+        self.outcome.ending = ending
+        self.outcome.reason = ending.value.format(
+            planned=schedule.iterations, done=done, next=done + 1, erased_below=schedule.erased_below
+        )
         return self.outcome

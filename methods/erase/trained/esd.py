@@ -1,36 +1,40 @@
-"""ESD: the prompt of the concept learns to say what negative guidance says ("Erasing Concepts from Diffusion Models",
-2303.07345, eq. 5)."""
+"""ESD: the prompt of the concept learns to predict what negative guidance predicts ("Erasing Concepts from Diffusion
+Models", 2303.07345, eq. 5)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from ..train import Terms
-from .ground import Ground, Keeper, Settings, answers, mean_square
+from ..train import Losses, LossFunction
+from .context import MethodSettings, UNetContext, teacher_predictions
+from .preservation import PreservationLoss, mean_square
 
 
 def negative_guidance(concept: torch.Tensor, anchor: torch.Tensor, eta: float) -> torch.Tensor:
-    """ε*(∅) − η (ε*(c) − ε*(∅)), in the paper's η: 0 is the anchor itself, 1 as far beyond it as the concept is before it.
+    """ε*(∅) − η (ε*(c) − ε*(∅)), in the paper's η: 0 is the anchor, 1 as far beyond it as the concept is before it.
 
-    The weights sum to one, so noise, velocity and clean latent obey the same formula. The authors' script counts from the
-    concept instead, ε*(c) − η' (ε*(c) − ε*(∅)): η' = η + 1.
+    The weights sum to one, so noise, velocity and clean latent obey the same formula. The authors' script counts from
+    the concept instead, ε*(c) − η' (ε*(c) − ε*(∅)): η' = η + 1.
     """
     return anchor - eta * (concept - anchor)
 
 
-def esd(ground: Ground, settings: Settings) -> Callable[[torch.Generator], Terms]:
-    """States are the concept's own trajectories; the anchor's row stands where the paper has ∅ (for '' it is the paper's,
-    with the words around the concept left in). A preserve term is ours: the paper has none."""
-    assert ground.bank is not None
-    bank, keeper = ground.bank, Keeper(ground, settings.kept_batch)
-    said = answers(ground, bank, lambda states: [p.at(states.prompt) for p in (ground.concept, ground.anchor)])
-    target = negative_guidance(said[0], said[1], settings.eta)
+def esd(context: UNetContext, settings: MethodSettings) -> LossFunction:
+    """ESD's loss at states of the concept's own trajectories.
 
-    def terms(generator: torch.Generator) -> Terms:
-        states = bank.draw(settings.batch, generator, ground.device)
-        student, drift = keeper.student(states, ground.concept.at(states.prompt), generator)
-        return Terms(mean_square(student, target[states.place].to(student)), drift)
+    The anchor's row takes the place of the paper's ∅. For the anchor '' it is the paper's, with the words around the
+    concept left in. Differs from the paper: there is a preserve loss.
+    """
+    bank, prompts = context.trajectories.concept, context.prompts
+    preservation = PreservationLoss(context, settings.preserve_batch)
+    concept, anchor = teacher_predictions(
+        context, bank, lambda states: [p.at(states.prompt) for p in (prompts.concept, prompts.anchor)]
+    )
+    target = negative_guidance(concept, anchor, settings.eta)
 
-    return terms
+    def losses(generator: torch.Generator) -> Losses:
+        states = bank.draw(settings.batch, generator, context.device)
+        prediction, drift = preservation.student(states, prompts.concept.at(states.prompt), generator)
+        return Losses(mean_square(prediction, target[states.position].to(prediction)), drift)
+
+    return losses

@@ -17,17 +17,9 @@ from comfyui_concepts.host.erase.apply import AUTOMATIC, FULL, TEXT, WEIGHTS, ap
 from comfyui_concepts.host.erase.export import export_lora
 from comfyui_concepts.host.erase.predictions import noise_levels, noised, prompts_of
 from comfyui_concepts.host.erase.text_encoder import text_layers
-from comfyui_concepts.host.erase.train import (
-    OWN_PICTURES,
-    Choices,
-    Request,
-    latents_of,
-    own_pictures,
-    plan_of,
-    train_erasure,
-    unlearn_in_text,
-)
-from comfyui_concepts.host.erase.trajectories import noise_for, paint
+from comfyui_concepts.host.erase.train import OWN_PICTURES, latents_of, own_pictures
+from comfyui_concepts.host.erase.train import train_erasure as train_plan
+from comfyui_concepts.host.erase.trajectories import TrajectorySampler, noise_for
 from comfyui_concepts.host.erase.weights import base_fingerprint
 from comfyui_concepts.host.lora.adapters import attached, layers_named, shapes_of
 from comfyui_concepts.host.lora.export import lora_tensors, names_of
@@ -37,12 +29,14 @@ from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.report import report_text
 from comfyui_concepts.methods.erase.spec import SPAN_TO_END, TEMPLATES, Erased, Preserved
 from comfyui_concepts.methods.erase.train import new_factors
-from comfyui_concepts.methods.erase.trained import METHODS
+from comfyui_concepts.methods.erase.trained import FEW_SHOT, METHODS
+from comfyui_concepts.methods.erase.trained.plan import TrainOptions, plan_of
+from comfyui_concepts.nodes.erase.train import ConceptsTrainErasure
 from scipy.optimize import nnls
 
 CAT = Erased("cat", "", TEMPLATES["object"][:2], SPAN_TO_END, 1.0)
 KEPT = Preserved(("a dog", "a car"), 1.0)
-SMALL = Choices(iterations=2, rank=2, trajectories=1, steps=3, batch=1, preview_every=0)
+SMALL = TrainOptions(iterations=2, rank=2, trajectories=1, steps=3, batch=1, preview_every=0, size=(16, 16))
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +51,13 @@ def weights_as_loaded():
     comfy.model_management.unload_all_models()
 
 
-def _request(method="ESD", **changes):
-    return Request(method, "draft", 0, (16, 16), SMALL, **changes)
+def train_erasure(model, clip, concepts, preserved, method="ESD", options=SMALL, images=None):
+    plan = plan_of(METHODS[method], "draft", concepts, preserved, options)
+    return train_plan(model, clip, plan, images)
+
+
+def unlearn_in_text(model, clip, concepts, preserved, options=SMALL):
+    return train_plan(model, clip, plan_of(FEW_SHOT, "draft", concepts, preserved, options))
 
 
 def _bytes(module):
@@ -72,7 +71,7 @@ def _bytes(module):
 def test_a_method_makes_an_edit_of_the_model_and_leaves_it_alone(demo_model, method, tmp_path):
     model, clip, _ = demo_model
     before = _bytes(model.model), _bytes(clip.cond_stage_model)
-    edit, trained = train_erasure(model, clip, CAT, KEPT, _request(method))
+    edit, trained = train_erasure(model, clip, CAT, KEPT, method)
     assert (_bytes(model.model), _bytes(clip.cond_stage_model)) == before
     assert len(edit.layers) == 14
     assert all(key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for key in edit.layers)
@@ -90,9 +89,8 @@ def test_all_but_one_is_trained_towards_an_anchor_and_away_from_what_has_none(de
     """In one list, on a picture that is not square; what was used for each is said in the edit."""
     model, clip, _ = demo_model
     several = Erased("apple", "strawberry", TEMPLATES["object"][:2], SPAN_TO_END, 1.0, previous=CAT)
-    request = replace(_request("All but One"), size=(16, 24))
-    request = replace(request, choices=replace(request.choices, iterations=60))
-    edit, trained = train_erasure(model, clip, several, KEPT, request)
+    options = replace(SMALL, size=(16, 24), iterations=60)
+    edit, trained = train_erasure(model, clip, several, KEPT, "All but One", options)
     assert sum(trained.outcome.erase[-20:]) < 0.8 * sum(trained.outcome.erase[:20])
     assert (edit.spec["eta"], edit.spec["eta_alone"]) == (0.5, 0.0)
 
@@ -111,7 +109,8 @@ def strong(demo_model):
 
 def _drawn(model, clip, text="a cat, blue background"):
     prompts = prompts_of(clip, [text])
-    return paint(model, prompts, prompts_of(clip, [""]), noise_for(model, [1], 16, 16), 3, 3.0)
+    sampler = TrajectorySampler(model, prompts_of(clip, [""]), (16, 16), 3, 3.0)
+    return sampler.sample(prompts, noise_for(model, [1], (16, 16)))
 
 
 def test_the_adapter_the_patch_and_the_hosts_lora_loader_draw_the_same(demo_model, strong):
@@ -142,13 +141,13 @@ def test_a_trained_edit_composes_with_a_solved_one(demo_model, strong):
     with pytest.raises(ValueError, match=r"trains weights that read it.*'weights' or 'automatic'"):
         apply_edit(model, both, 1.0, TEXT)
     with pytest.raises(ValueError, match=r"was solved, not trained.*Apply Erasure"):
-        train_erasure(model, clip, CAT, KEPT, _request(start=solved))
+        train_erasure(model, clip, CAT, KEPT, options=replace(SMALL, start=solved))
 
 
 def test_the_same_seed_gives_the_same_file_and_another_one_another(demo_model, tmp_path):
     model, clip, _ = demo_model
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        edit, _ = train_erasure(model, clip, CAT, KEPT, Request("ESD", "draft", seed, (16, 16), SMALL))
+        edit, _ = train_erasure(model, clip, CAT, KEPT, options=replace(SMALL, seed=seed))
         save_edit(edit, tmp_path / name)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b
@@ -159,26 +158,26 @@ def test_sentences_and_pictures_go_round_the_concepts(demo_model):
     model, clip, _ = demo_model
     two = Erased("car", "bus", TEMPLATES["object"][:3], SPAN_TO_END, 1.0, previous=CAT)
     several = Erased("house", "", ("{}",), SPAN_TO_END, 1.0, previous=two)
-    plan = plan_of(METHODS["Co-Erasing"], several, None, _request("Co-Erasing"), {})
-    names = [next(n for n in ("cat", "car", "house") if n in text) for text in plan.concept]
+    plan = plan_of(METHODS["Co-Erasing"], "draft", several, None, replace(SMALL, steps=2))
+    names = [next(n for n in ("cat", "car", "house") if n in text) for text in plan.texts.concept]
     assert names == ["cat", "car", "house"] * 3
-    assert plan.concepts == 3
-    assert plan.replaced == (False, True, False) * 3  # cars become buses, the others only go
-    latents, shown = own_pictures(model, clip, replace(plan, steps=2))
+    assert plan.texts.concepts == 3
+    assert plan.texts.replaced == (False, True, False) * 3  # cars become buses, the others only go
+    latents, shown = own_pictures(model, clip, plan)
     assert shown == (0, 1, 2) * 4
     assert len(latents) == 12
 
 
 def test_training_goes_on_from_an_edit_and_keeps_what_it_has_elsewhere(demo_model):
     model, clip, _ = demo_model
-    of_text, _ = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot"))
+    of_text, _ = unlearn_in_text(model, clip, CAT, KEPT)
     of_text = replace(of_text, diffs={"clip_l.x.bias": torch.ones(2)})
-    both, _ = train_erasure(model, clip, CAT, KEPT, _request(start=of_text))
+    both, _ = train_erasure(model, clip, CAT, KEPT, options=replace(SMALL, start=of_text))
     assert set(both.on_clip()) == set(of_text.layers)
     assert all(torch.equal(both.layers[k].up, m.up) for k, m in of_text.layers.items())
     assert both.diffs.keys() == of_text.diffs.keys()
     assert both.spec["start"]["solver"] == "few-shot"
-    further, _ = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot", start=both))
+    further, _ = unlearn_in_text(model, clip, CAT, KEPT, replace(SMALL, start=both))
     assert set(further.layers) == set(both.layers)
     assert all(further.layers[k].rank == 2 * m.rank for k, m in both.on_clip().items())
     assert all(torch.equal(further.layers[k].up, m.up) for k, m in both.on_model().items())
@@ -186,7 +185,7 @@ def test_training_goes_on_from_an_edit_and_keeps_what_it_has_elsewhere(demo_mode
 
 def test_a_cancelled_training_with_an_adversary_gives_what_it_learned(demo_model):
     model, clip, _ = demo_model
-    choices = replace(SMALL, iterations=40)
+    options = replace(SMALL, iterations=40)
     calls = []
 
     def cancel(*_):
@@ -197,7 +196,7 @@ def test_a_cancelled_training_with_an_adversary_gives_what_it_learned(demo_model
     handle = model.model.diffusion_model.register_forward_pre_hook(cancel)
     before = _bytes(clip.cond_stage_model), _bytes(model.model)
     try:
-        edit, trained = train_erasure(model, clip, CAT, KEPT, Request("DoCo (heavy)", "draft", 0, (16, 16), choices))
+        edit, trained = train_erasure(model, clip, CAT, KEPT, "DoCo (heavy)", options)
     finally:
         handle.remove()
     assert "cancelled" in trained.outcome.reason
@@ -219,10 +218,10 @@ def test_an_error_in_the_text_encoders_training_leaves_all_as_it_was(demo_model,
             raise error("here")
 
     handle = next(iter(layers.values())).register_forward_pre_hook(fail)
-    choices = replace(SMALL, iterations=20, keep_on_cancel=False)
+    options = replace(SMALL, iterations=20, keep_on_cancel=False)
     try:
         with pytest.raises(error):
-            unlearn_in_text(model, clip, CAT, KEPT, Request("few-shot", "draft", 0, (16, 16), choices))
+            unlearn_in_text(model, clip, CAT, KEPT, options)
     finally:
         handle.remove()
     assert (_bytes(clip.cond_stage_model), _bytes(model.model)) == before
@@ -257,7 +256,7 @@ def test_a_trained_edit_on_another_checkpoint_or_on_fp8_is_told(demo_model, stro
 
 def test_pictures_a_method_does_not_use_are_told(demo_model):
     model, clip, _ = demo_model
-    edit, _ = train_erasure(model, clip, CAT, KEPT, _request(), torch.zeros(1, 4, 16, 16))
+    edit, _ = train_erasure(model, clip, CAT, KEPT, images=torch.zeros(1, 4, 16, 16))
     assert "learns from words alone; the pictures were not used" in report_text(edit.report, edit.spec)
 
 
@@ -267,14 +266,14 @@ def test_pictures_are_read_or_refused(demo_model):
         latents_of(vae, torch.zeros(0, 64, 64, 3), 128, 128)
     latents = latents_of(vae, torch.rand(2, 64, 96, 4), 128, 128)
     assert latents.shape == (2, 4, 16, 16)
-    edit, _ = train_erasure(model, clip, CAT, KEPT, _request("Co-Erasing"), latents)
+    edit, _ = train_erasure(model, clip, CAT, KEPT, "Co-Erasing", images=latents)
     assert len(edit.layers) == 14
     with pytest.raises(ValueError, match=r"no method 'SALUN'.*ESD"):
-        train_erasure(model, clip, CAT, KEPT, _request("SALUN"))
+        ConceptsTrainErasure.execute(model, clip, CAT, "SALUN", "draft", 0, 128, 128)
     with pytest.raises(ValueError, match="layers 'none'"):
-        train_erasure(model, clip, CAT, KEPT, Request("ESD", "draft", 0, (16, 16), Choices(layers="none")))
+        train_erasure(model, clip, CAT, KEPT, options=TrainOptions(target_modules="none"))
     with pytest.raises(ValueError, match="preserved"):
-        train_erasure(model, clip, CAT, Preserved(("a cat",), 1.0), _request())
+        train_erasure(model, clip, CAT, Preserved(("a cat",), 1.0))
 
 
 def test_states_have_the_spread_of_their_noise_level(demo_model):
@@ -303,12 +302,12 @@ def test_only_co_erasings_questions_about_a_picture_have_image_tokens(demo_model
 
     handle = model.model.diffusion_model.register_forward_pre_hook(watch, with_kwargs=True)
     try:
-        train_erasure(model, clip, CAT, KEPT, _request("Co-Erasing"))
+        train_erasure(model, clip, CAT, KEPT, "Co-Erasing")
     finally:
         handle.remove()
-    plan = plan_of(METHODS["Co-Erasing"], CAT, KEPT, _request("Co-Erasing"), {})
+    texts = plan_of(METHODS["Co-Erasing"], "draft", CAT, KEPT, SMALL).texts
     concept, others, empty = (
-        prompts_of(clip, texts).context for texts in (plan.concept, (*plan.anchor, *plan.kept), [""])
+        prompts_of(clip, some).context for some in (texts.concept, (*texts.anchor, *texts.preserved), [""])
     )
     count = dict.fromkeys(("words", "picture", "search"), 0)
     for x, timestep, context in calls:
@@ -351,7 +350,7 @@ def test_the_text_layers_are_those_the_model_taps(demo_model):
 def test_unlearning_in_the_text_encoder_changes_the_listed_layers_and_nothing_else(demo_model):
     model, clip, _ = demo_model
     before = _bytes(model.model), _bytes(clip.cond_stage_model)
-    edit, trained = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot"))
+    edit, trained = unlearn_in_text(model, clip, CAT, KEPT)
     assert (_bytes(model.model), _bytes(clip.cond_stage_model)) == before
     assert set(edit.layers) == set(text_layers(clip))
     assert trained.outcome.preserve[-1] < 0.05
@@ -360,16 +359,13 @@ def test_unlearning_in_the_text_encoder_changes_the_listed_layers_and_nothing_el
     now, then = prompts_of(forgetful, texts).context, prompts_of(clip, texts).context
     assert not torch.equal(now[0], then[0])
     assert torch.equal(prompts_of(clip, texts).context, then)
-    again, _ = unlearn_in_text(model, clip, CAT, KEPT, _request("few-shot"))
+    again, _ = unlearn_in_text(model, clip, CAT, KEPT)
     assert all(torch.equal(again.layers[k].up, m.up) for k, m in edit.layers.items())
 
 
 def test_numbers_that_are_not_set_are_the_methods_own():
     def settings(method, **chosen):
-        request = _request(method)
-        return plan_of(
-            METHODS[method], CAT, KEPT, replace(request, choices=replace(request.choices, **chosen)), {}
-        ).settings
+        return plan_of(METHODS[method], "draft", CAT, KEPT, replace(SMALL, **chosen)).settings
 
     own, told = settings("All but One"), settings("All but One", eta=0.2)
     assert own.eta == METHODS["All but One"].settings.eta

@@ -13,15 +13,19 @@ import torch
 from comfyui_concepts.host.engine import gradients
 from comfyui_concepts.host.erase import predictions
 from comfyui_concepts.host.erase import session as training
-from comfyui_concepts.host.erase.session import Plan, train_unet
-from comfyui_concepts.host.erase.trajectories import draw_bank
-from comfyui_concepts.host.lora.adapters import PLACES, attached, shapes_of, unet_layers
+from comfyui_concepts.host.erase.train import train_unet
+from comfyui_concepts.host.erase.trajectories import TrajectorySampler
+from comfyui_concepts.host.lora.adapters import TARGET_MODULES, attached, shapes_of, unet_layers
+from comfyui_concepts.methods.erase.edit import Edit
 from comfyui_concepts.methods.erase.lowrank import LowRank
-from comfyui_concepts.methods.erase.train import Schedule, Terms, new_factors
+from comfyui_concepts.methods.erase.train import Losses, Schedule, new_factors
+from comfyui_concepts.methods.erase.trained import Recipe
 from comfyui_concepts.methods.erase.trained.all_but_one import all_but_one
+from comfyui_concepts.methods.erase.trained.context import MethodSettings, TrainingTexts
 from comfyui_concepts.methods.erase.trained.doco import ALONE, Discriminator, doco
 from comfyui_concepts.methods.erase.trained.esd import esd
-from comfyui_concepts.methods.erase.trained.ground import Encoded, Settings
+from comfyui_concepts.methods.erase.trained.plan import Plan, TrainOptions, TrajectoryPlan
+from comfyui_concepts.methods.erase.trained.prompts import EncodedPrompts
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 KINDS = ["EPS", "V_PREDICTION", "FLOW"]
@@ -39,11 +43,20 @@ class TinyClip:
 
 
 def _plan(**changes):
-    return Plan(**{
+    made = {
         "concept": ("a cat", "the cat"), "anchor": ("", "the"), "method": esd, "schedule": Schedule(4, 5e-3),
-        "settings": Settings(batch=2, kept_batch=2), "kept": ("a dog",), "rank": 4, "size": (8, 8), "trajectories": 2,
-        "steps": 4, "preview_every": 2,
-    } | changes)  # fmt: skip
+        "settings": MethodSettings(batch=2, preserve_batch=2), "preserved": ("a dog",), "rank": 4, "size": (8, 8),
+        "trajectories": 2, "steps": 4, "preview_every": 2,
+    } | changes  # fmt: skip
+
+    def part(kind, **more):
+        return kind(**more, **{k: made[k] for k in kind.__dataclass_fields__ if k in made and k not in more})
+
+    trajectories = TrajectoryPlan(made["trajectories"], made["steps"], 3.0, made.get("anchor_states", False))
+    recipe = Recipe("a test", made["method"], made["schedule"], made["settings"])
+    start = Edit(layers=made.get("start", {}))
+    options = part(TrainOptions, start=start, trajectories=None, steps=None)
+    return Plan(recipe, "draft", (), part(TrainingTexts), made["schedule"], made["settings"], trajectories, options)
 
 
 def _as_loaded_by_the_host(patcher):
@@ -79,7 +92,7 @@ def _inputs(dtype=torch.float32):
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(3, 4, 8, 8, generator=generator, dtype=dtype)
     context = torch.randn(3, 7, 32, generator=generator, dtype=dtype)
-    return x, torch.tensor([0.9, 0.5, 0.2], dtype=dtype), [Encoded(context), Encoded(context[:1])]
+    return x, torch.tensor([0.9, 0.5, 0.2], dtype=dtype), [EncodedPrompts(context), EncodedPrompts(context[:1])]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,8 +100,8 @@ def test_step_zero_is_the_teacher_bit_for_bit(new_model, kind):
     patcher = _as_loaded_by_the_host(new_model(kind))
     with _region(patcher) as (model, options):
         x, sigma, prompts = _inputs()
-        for place in PLACES:
-            layers = unet_layers(model, place)
+        for name in TARGET_MODULES:
+            layers = unet_layers(model, name)
             plain = predictions.outputs(model, prompts, x, sigma, options)
             with attached(layers, new_factors(shapes_of(layers), 4, 0)):
                 assert torch.equal(predictions.outputs(model, prompts, x, sigma, options), plain)
@@ -219,7 +232,9 @@ def test_a_cancel_gives_what_has_been_learned(new_model):
 def test_going_on_from_an_edit_starts_where_it_ended(new_model):
     patcher = new_model("EPS")
     first = train_unet(patcher, TinyClip(), _plan(schedule=Schedule(15, 2e-2), preview_every=0)).outcome
-    second = train_unet(patcher, TinyClip(), _plan(start=first.factors, place="cross", preview_every=0)).outcome
+    second = train_unet(
+        patcher, TinyClip(), _plan(start=first.factors, target_modules="cross", preview_every=0)
+    ).outcome
     assert second.erase[0] < 0.9 * first.erase[0]
     assert all(second.factors[k].down.shape[0] == 2 * f.down.shape[0] for k, f in first.factors.items())
     assert len(second.factors) == 2 * len(first.factors)
@@ -237,7 +252,7 @@ def test_esd_halves_its_loss_in_sixty_steps_and_holds_the_empty_prompt(new_model
 
 def test_all_but_one_holds_the_unconditional_prediction(new_model):
     patcher = new_model("V_PREDICTION")
-    settings = Settings(batch=2, kept_batch=2, eta=0.0, unconditional_weight=100.0)
+    settings = MethodSettings(batch=2, preserve_batch=2, eta=0.0, unconditional_weight=100.0)
     plan = _plan(
         method=all_but_one,
         settings=settings,
@@ -262,7 +277,7 @@ def test_the_bank_is_the_hosts_own_trajectory(new_model):
     patcher = new_model("V_PREDICTION")
     prompts = predictions.prompts_of(TinyClip(), ["a", "b"])
     empty = predictions.prompts_of(TinyClip(), [""])
-    bank = draw_bank(patcher, prompts, empty, [0, 1, 0], 7, (8, 8), 5, 3.0)
+    bank = TrajectorySampler(patcher, empty, (8, 8), 5, 3.0).sample_trajectories(prompts, [0, 1, 0], 7)
     sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", 5)
     assert bank.x.shape == (3, 5, 4, 8, 8)
     assert torch.equal(bank.sigma, sigmas[:-1])
@@ -297,13 +312,13 @@ def test_what_cannot_be_trained_is_refused(new_model, monkeypatch):
 
 
 def test_an_infinite_loss_ends_with_the_last_finite_adapter(new_model):
-    def spoiled(ground, settings):
-        terms, calls = esd(ground, settings), []
+    def spoiled(context, settings):
+        terms, calls = esd(context, settings), []
 
         def spoil(generator):
             calls.append(1)
             made = terms(generator)
-            return Terms(made.erase * (float("inf") if len(calls) == 4 else 1), made.preserve)
+            return Losses(made.erase * (float("inf") if len(calls) == 4 else 1), made.preserve)
 
         return spoil
 
@@ -344,9 +359,9 @@ def test_several_concepts_are_trained_in_turn(new_model):
     """Each has its own states; the third was never seen where the sentences of the first came first."""
     seen = []
 
-    def watched(ground, settings):
-        seen.append((ground.bank.prompt % ground.concepts).tolist())
-        return esd(ground, settings)
+    def watched(context, settings):
+        seen.append((context.trajectories.concept.prompt % context.prompts.concepts).tolist())
+        return esd(context, settings)
 
     plan = _plan(
         method=watched, concept=("a cat", "a car", "a cup", "the cat", "the car", "the cup"), anchor=("a", "a", "a") * 2,
@@ -384,8 +399,8 @@ def test_a_model_that_was_partly_unloaded_in_between_is_loaded_whole_again(new_m
         loads.append(kwargs.get("force_full_load", False))
         load_models(models, *args, **kwargs)
 
-    def partly(ground, settings):
-        terms = esd(ground, settings)
+    def partly(context, settings):
+        terms = esd(context, settings)
 
         def unloaded(generator):
             patcher.model.model_lowvram = True  # as the host marks it, when something else has wanted memory

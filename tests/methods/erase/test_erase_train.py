@@ -8,8 +8,9 @@ import pytest
 import torch
 from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.train import (
+    LoopHooks,
+    Losses,
     Schedule,
-    Terms,
     joined,
     new_factors,
     train,
@@ -38,7 +39,7 @@ def _problem(factors, noise=0.0):
     def terms(generator):
         error = sum((f.up @ f.down - wanted[k]).square().mean() for k, f in factors.items())
         size = sum((f.up @ f.down).square().mean() for f in factors.values())
-        return Terms(error + noise * torch.rand((), generator=generator), size)
+        return Losses(error + noise * torch.rand((), generator=generator), size)
 
     return terms
 
@@ -52,7 +53,7 @@ def _trained(schedule, seed=3, spoil=None, watch=lambda i, o: None, **options):
         made = terms(generator)
         return spoil(len(calls), made) if spoil else made
 
-    return train(factors, spoiled, schedule, seed, watch=watch, **options)
+    return train(factors, spoiled, schedule, seed, LoopHooks(after_iteration=watch, **options))
 
 
 def test_fresh_factors_change_nothing_and_fit_their_layers():
@@ -74,7 +75,7 @@ def test_the_loss_falls_and_the_same_seed_gives_the_same_bits():
 def test_nan_ends_with_the_last_finite_adapter_and_says_so():
     good = _trained(Schedule(5, rate=1e-2))
     spoiled = _trained(
-        Schedule(50, rate=1e-2), spoil=lambda n, t: Terms(t.erase * (math.nan if n == 6 else 1), t.preserve)
+        Schedule(50, rate=1e-2), spoil=lambda n, t: Losses(t.erase * (math.nan if n == 6 else 1), t.preserve)
     )
     assert len(spoiled.erase) == 5
     assert "not finite in iteration 6" in spoiled.reason
@@ -82,7 +83,7 @@ def test_nan_ends_with_the_last_finite_adapter_and_says_so():
 
 
 def test_a_gradient_that_is_not_finite_counts_as_nan():
-    spoiled = _trained(Schedule(9), spoil=lambda n, t: Terms((t.erase - t.erase.detach()).abs().sqrt(), t.preserve))
+    spoiled = _trained(Schedule(9), spoil=lambda n, t: Losses((t.erase - t.erase.detach()).abs().sqrt(), t.preserve))
     assert spoiled.erase == []
     assert "not finite in iteration 1" in spoiled.reason
 
@@ -96,12 +97,12 @@ def test_a_cancel_keeps_the_best_so_far_and_before_the_first_step_goes_on():
 
         return spoil
 
-    ended = _trained(Schedule(50, rate=1e-2), spoil=cancel_at(8), cancelled=Cancelled)
+    ended = _trained(Schedule(50, rate=1e-2), spoil=cancel_at(8), cancel_errors=Cancelled)
     assert len(ended.erase) == 7
     assert "cancelled after 7" in ended.reason
     assert ended.factors["a"].up.abs().max() > 0
     with pytest.raises(Cancelled):
-        _trained(Schedule(50), spoil=cancel_at(1), cancelled=Cancelled)
+        _trained(Schedule(50), spoil=cancel_at(1), cancel_errors=Cancelled)
     with pytest.raises(Cancelled):
         _trained(Schedule(50), spoil=cancel_at(8))
 
@@ -112,10 +113,11 @@ def test_the_newest_adapter_is_the_best_where_the_loss_is_an_adversarys():
     def spoil(calls, terms):
         if calls == 8:
             raise Cancelled
-        return Terms(terms.erase + calls, terms.preserve)  # the adversary gets better and better
+        return Losses(terms.erase + calls, terms.preserve)  # the adversary gets better and better
 
     lowest, newest = (
-        _trained(Schedule(50, rate=1e-2, newest=newest), spoil=spoil, cancelled=Cancelled) for newest in (False, True)
+        _trained(Schedule(50, rate=1e-2, newest_is_best=newest), spoil=spoil, cancel_errors=Cancelled)
+        for newest in (False, True)
     )
     seven = _trained(Schedule(7, rate=1e-2))
     assert torch.equal(newest.factors["a"].up, seven.factors["a"].up)
@@ -135,16 +137,16 @@ def test_gradients_are_scaled_on_the_way_and_a_scale_that_overflows_is_halved():
             return gradient.half().float()
 
     def small(calls, terms):
-        return Terms(Rounded.apply(terms.erase * 1e-3) * 1e-5, terms.preserve)
+        return Losses(Rounded.apply(terms.erase * 1e-3) * 1e-5, terms.preserve)
 
     options = dict(spoil=small, seed=3)
     schedule = Schedule(5, rate=1e-2, preserve_weight=0.0)
     lost = _trained(schedule, **options)
     scaled = _trained(schedule, **options, loss_scale=1024.0)
-    exact = _trained(schedule, spoil=lambda n, t: Terms(t.erase * 1e-8, t.preserve))
+    exact = _trained(schedule, spoil=lambda n, t: Losses(t.erase * 1e-8, t.preserve))
     moved = [(a.factors["a"].up - exact.factors["a"].up).norm() for a in (lost, scaled)]
     assert moved[1] < 0.2 * moved[0]
-    schedule, through_half = Schedule(5, rate=1e-2), lambda n, t: Terms(Rounded.apply(t.erase), t.preserve)
+    schedule, through_half = Schedule(5, rate=1e-2), lambda n, t: Losses(Rounded.apply(t.erase), t.preserve)
     huge = _trained(schedule, spoil=through_half, loss_scale=2.0**18)
     assert len(huge.erase) == 2  # 2^18, 2^17 and 2^16 are no float16
     assert huge.reason.startswith("all 5")
@@ -155,17 +157,17 @@ def test_other_errors_go_on_to_the_caller():
         raise torch.OutOfMemoryError("here")
 
     with pytest.raises(torch.OutOfMemoryError):
-        _trained(Schedule(5), spoil=spoil, cancelled=Cancelled)
+        _trained(Schedule(5), spoil=spoil, cancel_errors=Cancelled)
 
 
 def test_it_ends_when_enough_is_erased():
-    ended = _trained(Schedule(2000, rate=2e-2, preserve_weight=0.0, enough=0.3))
+    ended = _trained(Schedule(2000, rate=2e-2, preserve_weight=0.0, erased_below=0.3))
     assert len(ended.erase) < 400
     assert "fell below 30%" in ended.reason
 
 
 def test_it_stops_at_the_budget_with_an_adapter_that_kept_it():
-    schedule = Schedule(2000, rate=2e-3, preserve_weight=0.0, budget=0.2)
+    schedule = Schedule(2000, rate=2e-3, preserve_weight=0.0, max_drift=0.2)
     ended = _trained(schedule)
     assert "more than the budget" in ended.reason
     size = sum((f.up @ f.down).square().mean() for f in ended.factors.values())

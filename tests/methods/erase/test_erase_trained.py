@@ -16,12 +16,26 @@ from comfyui_concepts.methods.erase.trained.all_but_one import (
     suppressed,
 )
 from comfyui_concepts.methods.erase.trained.co_erasing import refined
+from comfyui_concepts.methods.erase.trained.context import (
+    ConceptPrompts,
+    MethodSettings,
+    NoiseProcess,
+    Pictures,
+    PreservedPrompts,
+    TextEncoderContext,
+    TrainingTexts,
+    Trajectories,
+    UNetContext,
+)
 from comfyui_concepts.methods.erase.trained.doco import Discriminator, quiet
 from comfyui_concepts.methods.erase.trained.esd import esd
 from comfyui_concepts.methods.erase.trained.few_shot import bounded, embedding_drift, few_shot
-from comfyui_concepts.methods.erase.trained.ground import Bank, Encoded, Ground, Settings, stacked
+from comfyui_concepts.methods.erase.trained.prompts import EncodedPrompts, stacked
 from comfyui_concepts.methods.erase.trained.realera import directions, neighbours, realera
+from comfyui_concepts.methods.erase.trained.trajectories import TrajectoryBank
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+NO_NOISE = NoiseProcess(torch.ones(1), None, None, None)
 
 
 @pytest.fixture(autouse=True)
@@ -81,10 +95,10 @@ def test_all_but_one_leads_only_concepts_that_become_something():
         return torch.stack([row.expand_as(x) for row in said])
 
     words = torch.arange(5).float().view(5, 1, 1)
-    concept, anchor, empty = Encoded(words[:2]), Encoded(words[2:4]), Encoded(words[4:])
+    concept, anchor, empty = EncodedPrompts(words[:2]), EncodedPrompts(words[2:4]), EncodedPrompts(words[4:])
     # trajectories of the second, the first, the second
-    bank = Bank(x, torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1, 0, 1]))
-    settings = Settings(batch=64, eta=0.5, eta_alone=0.25, layout=0.35)
+    bank = TrajectoryBank(x, torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1, 0, 1]))
+    settings = MethodSettings(batch=64, eta=0.5, eta_alone=0.25, layout=0.35)
 
     def wanted(row, step, replaced):
         now, then = (says[i].expand(1, 8, 8) * (2 + level) for i in (row, row + 2))
@@ -94,12 +108,13 @@ def test_all_but_one_leads_only_concepts_that_become_something():
         return then + coarse(now - then) + share * (now - then - coarse(now - then))
 
     for replaced in ((True, True), (True, False), (False, True), (False, False), ()):
-        ground = Ground(predict, concept, anchor, empty, bank=bank, concepts=2, replaced=replaced)
-        loss = float(all_but_one(ground, settings)(torch.Generator().manual_seed(0)).erase)
+        prompts = ConceptPrompts(concept, anchor, empty, concepts=2, replaced=replaced)
+        context = UNetContext(predict=predict, prompts=prompts, noise=NO_NOISE, trajectories=Trajectories(bank))
+        loss = float(all_but_one(context, settings)(torch.Generator().manual_seed(0)).erase)
         drawn = bank.draw(64, torch.Generator().manual_seed(0), torch.device("cpu"))
         expected = [
             (says[row] * (2 + level) - wanted(row, step, not replaced or replaced[row])).square().mean()
-            for row, step in zip(drawn.prompt.tolist(), drawn.place[1].tolist(), strict=True)
+            for row, step in zip(drawn.prompt.tolist(), drawn.position[1].tolist(), strict=True)
         ]
         assert loss == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
 
@@ -169,7 +184,7 @@ def test_the_discriminator_tells_toy_latents_apart():
 
 
 def test_the_discriminator_sees_only_states_with_something_to_see():
-    bank = Bank(torch.zeros(2, 6, 4, 8, 8), torch.tensor([14.0, 7.0, 4.0, 2.0, 1.0, 0.3]), torch.zeros(2))
+    bank = TrajectoryBank(torch.zeros(2, 6, 4, 8, 8), torch.tensor([14.0, 7.0, 4.0, 2.0, 1.0, 0.3]), torch.zeros(2))
     assert quiet(bank).sigma.tolist() == [2.0, 1.0, pytest.approx(0.3)]
     assert quiet(bank).x.shape == (2, 3, 4, 8, 8)
     noisy = bank._replace(sigma=torch.tensor([80.0, 60.0, 50.0, 40.0, 30.0, 20.0]))
@@ -189,13 +204,17 @@ class Toy:
         said = [p.context.mean((1, 2)).view(-1, 1, 1, 1) * (1 + shift) for p in prompts]
         return torch.stack([x + s for s in said])
 
-    def ground(self, concepts=1, sentences=3, **more):
-        rows = Encoded(_random(concepts * sentences, 7, 8, seed=1))
-        bank = Bank(_random(4, 3, 4, 8, 8, seed=2), torch.tensor([3.0, 2.0, 1.0]), torch.arange(4) % len(rows.context))
-        kept = Bank(_random(2, 3, 4, 8, 8, seed=3), torch.tensor([3.0, 2.0, 1.0]), torch.arange(2))
-        return Ground(
-            self.predict, rows, Encoded(rows.context * 0.5), Encoded(_random(1, 7, 8, seed=4)), bank=bank,
-            preserved=Encoded(_random(2, 7, 8, seed=5)), kept=kept, concepts=concepts, **more,
+    def context(self, concepts=1, sentences=3, **more):
+        rows = EncodedPrompts(_random(concepts * sentences, 7, 8, seed=1))
+        bank = TrajectoryBank(
+            _random(4, 3, 4, 8, 8, seed=2), torch.tensor([3.0, 2.0, 1.0]), torch.arange(4) % len(rows.context)
+        )
+        kept = TrajectoryBank(_random(2, 3, 4, 8, 8, seed=3), torch.tensor([3.0, 2.0, 1.0]), torch.arange(2))
+        anchor, empty = EncodedPrompts(rows.context * 0.5), EncodedPrompts(_random(1, 7, 8, seed=4))
+        preserved = PreservedPrompts(EncodedPrompts(_random(2, 7, 8, seed=5)), kept)
+        return UNetContext(
+            predict=self.predict, prompts=ConceptPrompts(rows, anchor, empty, concepts), noise=NO_NOISE,
+            trajectories=Trajectories(bank, preserved=preserved), **more,
         )  # fmt: skip
 
 
@@ -203,8 +222,8 @@ class Toy:
 def test_a_batch_of_one_sees_the_preserved_prompts_too(method):
     """'' and a preserved prompt by turns: with '' alone, what is listed was not held at all."""
     toy = Toy()
-    ground = toy.ground()
-    terms = method(ground, Settings(batch=1, kept_batch=1))
+    context = toy.context()
+    terms = method(context, MethodSettings(batch=1, preserve_batch=1))
     toy.factors["w"] = LowRank(torch.full((4, 1), 0.3, dtype=torch.float64), toy.factors["w"].down)
     drifts = {round(float(terms(torch.Generator().manual_seed(s)).preserve), 9) for s in range(40)}
     assert len(drifts) >= 3  # '' and two preserved prompts drift by different amounts
@@ -212,17 +231,17 @@ def test_a_batch_of_one_sees_the_preserved_prompts_too(method):
 
 def test_a_batch_of_one_sees_the_sentences_and_their_neighbours():
     toy = Toy()
-    ground = toy.ground()
-    terms, seen = realera(ground, Settings(batch=1, kept_batch=1)), set()
-    asked = ground.predict
+    context = toy.context()
+    terms, seen = realera(context, MethodSettings(batch=1, preserve_batch=1)), set()
+    asked = context.predict
 
     def watch(x, sigma, prompts, *, adapted):
         if adapted:
             first = prompts[0].context[0]
-            seen.add(bool((first - ground.concept.context).abs().flatten(1).amax(1).min() < 1e-9))
+            seen.add(bool((first - context.prompts.concept.context).abs().flatten(1).amax(1).min() < 1e-9))
         return asked(x, sigma, prompts, adapted=adapted)
 
-    object.__setattr__(ground, "predict", watch)
+    object.__setattr__(context, "predict", watch)
     for seed in range(30):
         terms(torch.Generator().manual_seed(seed))
     assert seen == {True, False}
@@ -247,7 +266,7 @@ def test_few_shot_ends_at_kappa_and_keeps_its_prompts():
 
     def encode(texts, *, adapted):
         change = factors["fc1"].up @ factors["fc1"].down if adapted else torch.zeros(8, 8, dtype=torch.float64)
-        return Encoded(torch.cat([table[t] + table[t] @ change.T for t in texts]))
+        return EncodedPrompts(torch.cat([table[t] + table[t] @ change.T for t in texts]))
 
     def predict(x, sigma, prompts, *, adapted):
         return torch.stack([
@@ -255,28 +274,30 @@ def test_few_shot_ends_at_kappa_and_keeps_its_prompts():
         ])  # fmt: skip
 
     target = torch.zeros(4, 4, 8, 8, dtype=torch.float64)
-    ground = Ground(
-        predict, encode(["a cat"], adapted=False), encode(["a thing"], adapted=False), encode([""], adapted=False),
-        encode=encode, texts=("a cat",), anchor_texts=("a thing",), kept_texts=("a dog",), images=picture,
-        sigmas=torch.tensor([1.0, 2.0], dtype=torch.float64), noised=lambda clean, noise, sigma: clean + noise,
-        target=lambda clean, noise, sigma: target,
+    sigmas = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    noise = NoiseProcess(sigmas, lambda clean, noise, sigma: clean + noise, lambda clean, noise, sigma: target, None)
+    context = TextEncoderContext(
+        predict=predict, prompts=ConceptPrompts(*(encode([t], adapted=False) for t in ("a cat", "a thing", ""))),
+        encode=encode, texts=TrainingTexts(("a cat",), ("a thing",), ("a dog",)), pictures=Pictures(picture), noise=noise,
     )  # fmt: skip
-    schedule = Schedule(400, 2e-2, enough=FEW_SHOT.schedule.enough, smoothing=FEW_SHOT.schedule.smoothing)
-    outcome = train(factors, few_shot(ground, Settings(batch=4)), schedule, 0)
+    schedule = Schedule(400, 2e-2, erased_below=FEW_SHOT.schedule.erased_below, smoothing=FEW_SHOT.schedule.smoothing)
+    outcome = train(factors, few_shot(context, MethodSettings(batch=4)), schedule, 0)
     assert "fell below 2%" in outcome.reason
     assert len(outcome.erase) < 300
     assert outcome.erase[0] > 1.0  # there was something to ascend
     assert outcome.preserve[-1] < 0.5
-    assert FEW_SHOT.schedule.smoothing**FEW_SHOT.schedule.iterations < FEW_SHOT.schedule.enough  # it can be reached
+    assert (
+        FEW_SHOT.schedule.smoothing**FEW_SHOT.schedule.iterations < FEW_SHOT.schedule.erased_below
+    )  # it can be reached
 
 
 def test_image_tokens_come_after_the_text_and_change_none_of_it():
-    words = Encoded(_random(2, 7, 8), _random(2, 5))
+    words = EncodedPrompts(_random(2, 7, 8), _random(2, 5))
     longer = words.followed_by(_random(2, 4, 8, seed=1))
     assert torch.equal(longer.context[:, :7], words.context)
     assert longer.context.shape == (2, 11, 8)
     assert torch.equal(longer.pooled, words.pooled)
-    assert stacked([words, Encoded(words.context)]).pooled is None
+    assert stacked([words, EncodedPrompts(words.context)]).pooled is None
 
 
 def test_budgets_scale_the_iterations_and_only_those():
