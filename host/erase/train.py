@@ -19,13 +19,10 @@ from ..engine.gradients import check_differentiable, check_patcher
 from ..lora.adapters import TARGET_MODULES
 from ..text.tokens import PromptEncoder
 from ..types import CLIP, VAE, ModelPatcher
-from .predictions import prompts_of
 from .session import TextEncoderSession, Trained, UNetSession
-from .trajectories import noise_for, sampler_of
+from .trajectories import own_pictures
 from .weights import base_fingerprint, check_clip_width
 
-OWN_PICTURES = 4  # per concept, sampled by the model itself if none are given
-OWN_SEED_OFFSET = 1000  # so own pictures and trajectories do not start from the same noise
 LAST_LOSSES = 10  # whose mean is reported as the loss at the end
 
 
@@ -56,8 +53,11 @@ def train_erasure(
     """
     check_choice(TARGET_MODULES, plan.options.target_modules, "choice of layers")
     recipe, pictures = plan.recipe, None
-    if recipe.pictures:
-        pictures = own_pictures(model, clip, plan) if images is None else Pictures(images)
+    if recipe.pictures and images is not None:
+        pictures = Pictures(images)
+    elif recipe.pictures:
+        check_trainable(model, clip)
+        pictures = own_pictures(model, clip, plan)
     train_target = train_text_encoder if recipe.target is Target.TEXT_ENCODER else train_unet
     trained = train_target(model, clip, plan, pictures)
     unused = images is not None and not recipe.pictures
@@ -99,22 +99,8 @@ def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
     """
     check_patcher(model)
     check_differentiable(model.model)
-    check_clip_width(model, prompts_of(clip, [""]).context.shape[-1])
-
-
-def own_pictures(model: ModelPatcher, clip: CLIP, plan: Plan[ContextT]) -> Pictures:
-    """Clean latents of every concept as the model draws it, sentence after sentence.
-
-    Raises:
-        ValueError: as ``train_unet``.
-    """
-    check_trainable(model, clip)
-    texts, options = plan.texts, plan.options
-    count = OWN_PICTURES * texts.concepts
-    prompts = prompts_of(clip, [texts.concept[i % len(texts.concept)] for i in range(count)])
-    noise = noise_for(model, [options.seed + OWN_SEED_OFFSET + i for i in range(count)], options.size)
-    sampler = sampler_of(model, prompts_of(clip, [""]), plan)
-    return Pictures(sampler.sample(prompts, noise), tuple(i % texts.concepts for i in range(count)))
+    empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    check_clip_width(model, empty[0][0].shape[-1])
 
 
 def _edit(trained: Trained, plan: Plan[ContextT], model: ModelPatcher, clip: CLIP, note: str = "") -> Edit:

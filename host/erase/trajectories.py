@@ -9,15 +9,17 @@ import comfy.sample
 import comfy.samplers
 import torch
 
-from ...methods.erase.trained.context import ContextT
+from ...methods.erase.trained.context import ContextT, Pictures
 from ...methods.erase.trained.plan import Plan
 from ...methods.erase.trained.prompts import EncodedPrompts
 from ...methods.erase.trained.trajectories import TrajectoryBank
-from ..types import ModelPatcher, StepCallback
-from .predictions import conditioning
+from ..types import CLIP, ModelPatcher, StepCallback
+from .predictions import conditioning, prompts_of
 
 SAMPLER, SCHEDULER = "euler", "normal"
 BATCH = 8  # pictures sampled at once
+OWN_PICTURES = 4  # per concept, sampled by the model itself if none are given
+OWN_SEED_OFFSET = 1000  # so own pictures and trajectories do not start from the same noise
 
 
 def noise_for(model: ModelPatcher, seeds: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
@@ -101,3 +103,13 @@ class TrajectorySampler:
 def sampler_of(model: ModelPatcher, empty: EncodedPrompts, plan: Plan[ContextT]) -> TrajectorySampler:
     """The sampler of a training's trajectories. ``empty``: the prompt ''."""
     return TrajectorySampler(model, empty, plan.options.size, plan.trajectories.steps, plan.trajectories.cfg)
+
+
+def own_pictures(model: ModelPatcher, clip: CLIP, plan: Plan[ContextT]) -> Pictures:
+    """Clean latents of every concept as the model draws it, sentence after sentence."""
+    texts, options = plan.texts, plan.options
+    count = OWN_PICTURES * texts.concepts
+    prompts = prompts_of(clip, [texts.concept[i % len(texts.concept)] for i in range(count)])
+    noise = noise_for(model, [options.seed + OWN_SEED_OFFSET + i for i in range(count)], options.size)
+    sampler = sampler_of(model, prompts_of(clip, [""]), plan)
+    return Pictures(sampler.sample(prompts, noise), tuple(i % texts.concepts for i in range(count)))

@@ -17,9 +17,9 @@ from comfyui_concepts.host.erase.apply import AUTOMATIC, FULL, TEXT, WEIGHTS, ap
 from comfyui_concepts.host.erase.export import export_lora
 from comfyui_concepts.host.erase.predictions import noise_levels, noised, prompts_of
 from comfyui_concepts.host.erase.text_encoder import text_layers
-from comfyui_concepts.host.erase.train import OWN_PICTURES, latents_of, own_pictures
+from comfyui_concepts.host.erase.train import latents_of
 from comfyui_concepts.host.erase.train import train_erasure as train_plan
-from comfyui_concepts.host.erase.trajectories import TrajectorySampler, noise_for
+from comfyui_concepts.host.erase.trajectories import OWN_PICTURES, TrajectorySampler, noise_for, own_pictures
 from comfyui_concepts.host.erase.weights import base_fingerprint
 from comfyui_concepts.host.lora.adapters import attached, layers_named, shapes_of
 from comfyui_concepts.host.lora.export import lora_tensors, names_of
