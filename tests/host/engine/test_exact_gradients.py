@@ -204,9 +204,9 @@ STEP = EPS ** (1 / 5)
 def _difference(case, factors, key, aside):
     """The loss's derivative along ``aside`` by central differences, and a bound of its error.
 
-    A plain difference D(h) is off by c h² + O(h⁴). Richardson's (4 D(h) - D(2h)) / 3 has no h² term. A loss is a sum of n
-    products, rounded to √n eps times the sum of their sizes. D(h) divides two of them by 2h, which makes (4/3 + 1/6) / h
-    times that of rounding. Truncation doubles it, by the choice of the step.
+    A plain difference D(h) is off by c h² + O(h⁴). Richardson's (4 D(h) - D(2h)) / 3 has no h² term. A loss is a sum
+    of n products, rounded to √n eps times the sum of their sizes. D(h) divides two of them by 2h, which makes (4/3 +
+    1/6) / h times that of rounding. Truncation doubles it, by the choice of the step.
     """
     sizes = []
 

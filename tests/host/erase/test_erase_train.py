@@ -1,4 +1,5 @@
-"""Every training method on the real demo model, and the text encoder: a few iterations each, for what must hold of all."""
+"""Every training method on the real demo model, and the text encoder: a few iterations each, for what must hold of
+all."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def quick_image_tokens(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def weights_as_loaded():
-    """The demo model is shared: what another test's clone has patched into it is taken back before anything is compared."""
+    """The demo model is shared: what another test's clone has patched into it is taken back before anything is
+    compared."""
     comfy.model_management.unload_all_models()
 
 
@@ -103,7 +105,8 @@ def strong(demo_model):
     shapes = shapes_of(unet_layers(demo_model[0].model, "cross k/v"))
     generator = torch.Generator().manual_seed(1)
     return Edit(layers={
-        k: LowRank(torch.randn(m.up.shape, generator=generator) * 0.4, m.down) for k, m in new_factors(shapes, 4, 0).items()
+        k: LowRank(torch.randn(m.up.shape, generator=generator) * 0.4, m.down)
+        for k, m in new_factors(shapes, 4, 0).items()
     })  # fmt: skip
 
 
@@ -233,7 +236,8 @@ def test_a_saved_lora_of_the_text_encoder_encodes_as_the_edit_does(demo_model, t
     model, clip, _ = demo_model
     shapes, generator = shapes_of(text_layers(clip)), torch.Generator().manual_seed(3)
     layers = {
-        k: LowRank(torch.randn(m.up.shape, generator=generator) * 0.2, m.down) for k, m in new_factors(shapes, 2, 0).items()
+        k: LowRank(torch.randn(m.up.shape, generator=generator) * 0.2, m.down)
+        for k, m in new_factors(shapes, 2, 0).items()
     }  # fmt: skip
     export_lora(model, clip, Edit(layers=layers), tmp_path / "a.safetensors", half=False)
     file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"))

@@ -1,4 +1,5 @@
-"""Training on the host's models: right gradients, nothing changed in what is loaded, the same file for the same seed."""
+"""Training on the host's models: right gradients, nothing changed in what is loaded, the same file for the same
+seed."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def _as_loaded_by_the_host(patcher):
 
 
 def _state(patcher):
-    """All bytes of the model, every hook and place of a parameter, the patches of the patcher, and the host's switches."""
+    """All bytes of the model, every hook and place of a parameter, the patches of the patcher, and the host's
+    switches."""
     model = patcher.model
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -364,7 +366,8 @@ def test_several_concepts_are_trained_in_turn(new_model):
         return esd(context, settings)
 
     plan = _plan(
-        method=watched, concept=("a cat", "a car", "a cup", "the cat", "the car", "the cup"), anchor=("a", "a", "a") * 2,
+        method=watched, anchor=("a", "a", "a") * 2,
+        concept=("a cat", "a car", "a cup", "the cat", "the car", "the cup"),
         concepts=3, trajectories=7,
     )  # fmt: skip
     train_unet(new_model("EPS"), TinyClip(), plan)
@@ -425,7 +428,8 @@ def test_esd_learns_in_the_other_parameterisations(new_model, kind):
 
 @pytest.fixture
 def judged(monkeypatch):
-    """What DoCo's discriminator is shown, and the states it is made of: (clean latents, noise levels), (x_t, noise levels)."""
+    """What DoCo's discriminator is shown, and the states it is made of: (clean latents, noise levels), (x_t, noise
+    levels)."""
     shown, states = [], []
 
     class Watched(Discriminator):

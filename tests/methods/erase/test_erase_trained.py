@@ -278,7 +278,8 @@ def test_few_shot_ends_at_kappa_and_keeps_its_prompts():
     noise = NoiseProcess(sigmas, lambda clean, noise, sigma: clean + noise, lambda clean, noise, sigma: target, None)
     context = TextEncoderContext(
         predict=predict, prompts=ConceptPrompts(*(encode([t], adapted=False) for t in ("a cat", "a thing", ""))),
-        encode=encode, texts=TrainingTexts(("a cat",), ("a thing",), ("a dog",)), pictures=Pictures(picture), noise=noise,
+        encode=encode, texts=TrainingTexts(("a cat",), ("a thing",), ("a dog",)), pictures=Pictures(picture),
+        noise=noise,
     )  # fmt: skip
     schedule = Schedule(400, 2e-2, erased_below=FEW_SHOT.schedule.erased_below, smoothing=FEW_SHOT.schedule.smoothing)
     outcome = train(factors, few_shot(context, MethodSettings(batch=4)), schedule, 0)
