@@ -68,7 +68,7 @@ def test_scales_are_shares_by_weight_that_sum_to_the_whole(weights):
 
 def test_scales_have_no_balance_and_no_rectification():
     c, views = [_normal(1), _normal(2)], [view_named("scale")] * 2
-    loud = combiner(Combination(balance="alternate", rectification="match"), [1.0, 1.0], views)
+    loud = combiner(Combination("alternate", rectification="match"), [1.0, 1.0], views)
     assert torch.equal(loud(_known(c))[0], combiner(AVERAGING, [1.0, 1.0], views)(_known(c))[0])
 
 
