@@ -148,7 +148,7 @@ def test_what_a_reader_has_read_is_remembered_within_a_sampling_and_not_beyond(t
     assert torch.equal(_sample(guider), first)
     assert torch.equal(first, _sample(_by_scorer(model, 0.9, "guider")))
     assert not torch.equal(first, _sample(_by_scorer(model, 0.0, by)))
-    assert guider.run is None
+    assert getattr(guider, "run", None) is None  # KSampler has a guider of the host
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2s_ancestral", "lcm"])
