@@ -20,6 +20,7 @@ from ..host import keys
 from ..host.compose.guider import ComposeGuider
 from ..host.compose.suppression import with_suppression
 from ..host.engine.attention import CROSS, find_sites, unet_of
+from ..host.engine.base_prompts import BasePrompts
 from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import LoraFile, read_lora
 from ..methods.compose.settings import Compose
@@ -99,7 +100,9 @@ class ComposeBench:
 
     def composed(self, count: int, settings: Compose) -> ComposeGuider:
         coverage = partial(boxes, count)
-        return ComposeGuider(self.model, self.prompt, self.prompt, CFG, self.concepts[:count], coverage, settings)
+        return ComposeGuider(
+            self.model, BasePrompts(self.prompt, self.prompt, CFG), self.concepts[:count], coverage, settings
+        )
 
     def say(self, what: str, make: Callable[[], comfy.samplers.CFGGuider]) -> None:
         """Prints the median and the range of the ratio, and how far memory grows beyond what plain sampling needs."""

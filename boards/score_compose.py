@@ -13,6 +13,7 @@ import numpy as np
 
 from ..demo.sampling import CFG, encode
 from ..host.compose.guider import ComposeGuider
+from ..host.engine.base_prompts import BasePrompts
 from ..methods.compose.settings import Compose, LossWeights
 from . import object_prompts
 from .board import Board, Job, Row, board_parser
@@ -48,7 +49,8 @@ def composer_guider(
     clip = runner.demo.clip
     concepts = [runner.concept(name, scene_with(task, n)) for n, name in enumerate(task.concepts)]
     coverage = None if automatic else partial(runner.coverage_at, task)
-    return ComposeGuider(model, encode(clip, task.base_prompt()), encode(clip, ""), CFG, concepts, coverage, settings)
+    base = BasePrompts(encode(clip, task.base_prompt()), encode(clip, ""), CFG)
+    return ComposeGuider(model, base, concepts, coverage, settings)
 
 
 def scene_with(task: ConceptTask, number: int) -> str:

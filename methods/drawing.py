@@ -1,13 +1,13 @@
 """Regions as drawn by hand: the region editor's JSON text, checked, and its strokes brought to a grid.
 
-The rules are those of ``web/regions/document.js``; both are held to ``tests/web/documents.json``.
+The rules equal those of ``web/regions/document.js``; tests compare both with ``tests/web/documents.json``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeGuard
 
@@ -19,8 +19,15 @@ from .regions import Box, Region
 
 VERSION = 1
 MOST_TEXT, MOST_REGIONS, MOST_BOXES, MOST_STROKES, MOST_POINTS, MOST_POINTS_IN_ALL, MOST_LABEL = (
-    1_000_000, 32, 16, 256, 4096, 20_000, 120,
-)  # fmt: skip
+    1_000_000,
+    32,
+    16,
+    256,
+    4096,
+    20_000,
+    120,
+)
+MOST_LINKED = 64  # boxes and masks from other nodes
 SMALLEST = 0.002  # of a box's side
 _SLACK = 1e-3  # rounding may carry a box this far over the edge
 _LARGEST = 1e9  # any number in a document; NaN and infinities fail this too
@@ -225,3 +232,32 @@ def box_of_pixels(box: Any, height: int, width: int) -> Box:
     if not (right - left >= SMALLEST and bottom - top >= SMALLEST and math.isfinite(right - left)):
         _refuse(f"The bounding box {_shown(box)} lies outside of the canvas of {width} × {height}, or is empty.")
     return Box(left, top, right - left, bottom - top)
+
+
+def regions_from(
+    boxes: object, masks: torch.Tensor | None, height: int, width: int, feather: float = 0.0
+) -> list[Region]:
+    """Regions from what other nodes hand in: one per bounding box, then one per mask.
+
+    Args:
+        boxes: bounding boxes in pixels, as ``box_of_pixels``, in lists of any depth; or None.
+        masks: (…, h, w).
+
+    Raises:
+        ValueError: there are too many, or as ``box_of_pixels``.
+    """
+    taken = list(_single_boxes(boxes))
+    rasters = [] if masks is None else list(masks.reshape(-1, *masks.shape[-2:]).clamp(0, 1))
+    if len(taken) + len(rasters) > MOST_LINKED:
+        _refuse(f"{len(taken)} boxes and {len(rasters)} masks are connected; at most {MOST_LINKED} can be taken.")
+    found = [Region(f"box {n}", (box_of_pixels(b, height, width),), None, feather) for n, b in enumerate(taken, 1)]
+    return found + [Region(f"mask {n}", (), raster, feather) for n, raster in enumerate(rasters, 1)]
+
+
+def _single_boxes(boxes: object) -> Iterator[object]:
+    """The bounding boxes in the nested lists that hosts and packs use."""
+    if isinstance(boxes, (list, tuple)):
+        for box in boxes:
+            yield from _single_boxes(box)
+    elif boxes is not None:
+        yield boxes

@@ -25,10 +25,10 @@ class MaskPyramid:
     """The masks of several regions, each grid computed once.
 
     Args:
-        covered: (regions, h, w), or (batch, regions, h, w) for masks that differ per picture, in 0..1; regions may overlap.
+        covered: (regions, h, w) in 0..1, or (batch, regions, h, w) if masks differ per picture. Regions may overlap.
         soft: weights fade as the regions do. Otherwise edges are sharp.
-        overlapping: how sharp masks treat a token that several regions own. False gives it to one of them (``partition``),
-            True divides it equally (``divided``).
+        overlapping: what sharp masks do with a token that several regions own. False gives it to one of them
+            (``partition``), True divides it equally (``divided``).
     """
 
     def __init__(self, covered: torch.Tensor, soft: bool = False, overlapping: bool = False) -> None:
@@ -68,8 +68,16 @@ class MaskPyramid:
         return self._sets_at(grid).tokens
 
     def readable(self, grid: Grid) -> list[torch.Tensor]:
-        """For each region, the tokens it may read: its own, and those that no other region owns (2403.11627, sec. 4.2)."""
+        """For each region, the tokens it may read: its own, and those no other region owns (2403.11627, sec. 4.2)."""
         return self._sets_at(grid).readable
+
+    def read_mask(self, grid: Grid) -> torch.Tensor:
+        """``readable`` as a dense mask, (tokens, tokens) of bool. Tokens of the background read everything."""
+        inside = self.inside(grid)
+        allowed = inside.new_ones(inside.shape[1], inside.shape[1])
+        for own, readable in zip(inside, self.readable(grid), strict=True):
+            allowed[own] &= torch.zeros_like(own).index_fill(0, readable, True)
+        return allowed
 
     def _sets_at(self, grid: Grid) -> TokenSets:
         if grid not in self._sets:
@@ -81,7 +89,7 @@ class MaskPyramid:
 
 
 def owned(covered: torch.Tensor) -> torch.Tensor:
-    """Which tokens each region owns, (regions, h, w) of bool: those it covers by half; at least the one it covers most."""
+    """Which tokens each region owns, (regions, h, w) of bool: those it covers by half, and at least one."""
     inside = covered >= 0.5
     for region, amounts in zip(inside, covered, strict=True):
         if not region.any():

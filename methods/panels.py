@@ -1,4 +1,4 @@
-"""Small pictures side by side, each with a title: what a node shows while it works."""
+"""Small pictures side by side, each with a title: the preview of a node while it works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAPER, _INK = (23, 24, 28), (220, 220, 220)
 
 
 class Panel(NamedTuple):
-    """A picture (h, w, 3) in 0..1, the words above it, and whether a row begins with it."""
+    """A picture (h, w, 3) in 0..1, its title, and whether a row begins with it."""
 
     picture: torch.Tensor
     title: str = ""
@@ -27,15 +27,17 @@ class Panel(NamedTuple):
 
 
 class AttentionSnapshot(NamedTuple):
-    """Where concepts were looked for or looked themselves: maps (concepts, h, w) of any positive scale, and the sampling
-    percent (0 to 1) they are of."""
+    """Attention maps, (concepts, h, w) of any positive scale, and the sampling percent (0 to 1) they are from."""
 
     maps: torch.Tensor
     percent: float
 
 
 def side_by_side(panels: Sequence[Panel], side: int = SIDE) -> torch.Tensor:
-    """All panels on one picture (height, width, 3) in 0..1, up to four a row, every one ``side`` pixels along its longer side.
+    """All panels in one picture, (height, width, 3) in 0..1, up to four per row.
+
+    Args:
+        side: of each panel's longer side, in pixels.
 
     Raises:
         ValueError: no panels.
@@ -82,7 +84,7 @@ def heat(picture: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 
 
 def concept_panels(picture: torch.Tensor, maps: torch.Tensor, names: Sequence[str]) -> list[Panel]:
-    """What a run of several concepts shows: the picture under all their masks or attention maps, then each by itself.
+    """The panels of a run with several concepts: the picture under all their masks or attention maps, then under each.
 
     Args:
         picture: (h, w, 3) in 0..1.
@@ -94,7 +96,7 @@ def concept_panels(picture: torch.Tensor, maps: torch.Tensor, names: Sequence[st
 
 
 def attention_panels(picture: torch.Tensor, attention: AttentionSnapshot, names: Sequence[str]) -> list[Panel]:
-    """A row of its own with the attention of the concepts, titled with the percent it is of: it may be older than the picture."""
+    """A separate row with the concepts' attention. Its title has the percent: it may be older than the picture."""
     panels = concept_panels(picture, attention.maps, names)
     titled = f"attention at {100 * attention.percent:.0f} %: "
     return [panel._replace(title=titled + panel.title, begins=at == 0) for at, panel in enumerate(panels)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy
 import torch
@@ -11,9 +11,15 @@ from PIL import Image, ImageDraw, ImageFont
 from .regions import Region
 
 COLOURS = (
-    (76, 159, 230), (242, 163, 58), (63, 192, 138), (224, 106, 165),
-    (217, 209, 74), (154, 127, 224), (232, 105, 74), (88, 198, 214),
-)  # fmt: skip
+    (76, 159, 230),
+    (242, 163, 58),
+    (63, 192, 138),
+    (224, 106, 165),
+    (217, 209, 74),
+    (154, 127, 224),
+    (232, 105, 74),
+    (88, 198, 214),
+)
 """The colours of web/regions/colours.js."""
 PAPER = 0.09
 TINT = 0.45
@@ -27,6 +33,19 @@ def cover(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     scaled = torch.nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     return scaled[0, :, top : top + height, left : left + width].movedim(0, -1).clamp(0, 1)
+
+
+def colour_indices(labels: Sequence[str], names: Sequence[Collection[str]]) -> list[int]:
+    """Each region's index into ``COLOURS``: its concept's, else its own place after the concepts (as in colours.js).
+
+    Args:
+        labels: the regions' labels.
+        names: per concept the labels that a region of it may have, in small letters.
+    """
+    return [
+        next((at for at, known in enumerate(names) if label.strip().lower() in known), len(names) + place)
+        for place, label in enumerate(labels)
+    ]
 
 
 def picture(

@@ -1,8 +1,8 @@
 """Regions of a picture: boxes and masks in fractions of the canvas, brought to any grid of tokens.
 
-A region is a set of points of the canvas; what a grid of tokens knows of it is how much of each cell it covers. Where
-several regions have to share one grid, ``partition`` gives every cell to exactly one of them or to the background, and
-``shares`` blends. Both add up to one in every cell, at every size.
+A region is a set of points of the canvas. On a grid of tokens it is a raster: how much of each cell it covers. For
+several regions, ``partition`` gives every cell to exactly one of them or to the background, and ``shares`` blends. Both
+add up to one in every cell, at every size.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Box:
             raise ValueError(f"The box {self} is empty; give it a width and a height above 0.")
         if min(self.x, self.y) < -_SLACK or max(self.x + self.width, self.y + self.height) > 1 + _SLACK:
             raise ValueError(
-                f"The box {self} reaches outside of the canvas; its numbers are fractions of the canvas, so that "
-                "x + width and y + height are at most 1."
+                f"The box {self} reaches outside of the canvas; its numbers are fractions of the canvas: x + width and "
+                "y + height are at most 1."
             )
 
 
@@ -49,7 +49,7 @@ class Region:
     Args:
         label: a name for messages and previews.
         boxes: rectangles in fractions of the canvas; they may overlap.
-        mask: (height, width) in 0..1, of any size; it stands for the whole canvas.
+        mask: (height, width) in 0..1, of any size; it covers the whole canvas.
         feather: how far the edge fades, as a fraction of the shorter side; 0 is sharp.
 
     Raises:
@@ -76,7 +76,7 @@ class Region:
         if not torch.isfinite(self.mask).all() or self.mask.min() < 0 or self.mask.max() > 1:
             raise ValueError(f"{name} has a mask with values outside of 0..1; convert it to a MASK first.")
         if not self.boxes and self.mask.max() < 0.5:
-            raise ValueError(f"{name} has a mask that marks nothing; paint the part of the picture it shall be.")
+            raise ValueError(f"{name} has a mask that marks nothing; paint the region's part of the picture.")
 
     def raster(self, height: int, width: int, device: torch.device | str | None = None) -> torch.Tensor:
         """How much of each cell of a grid the region covers, (height, width) in 0..1, float32."""
@@ -105,8 +105,8 @@ def coverage(regions: Sequence[Region], height: int, width: int) -> torch.Tensor
 def partition(covered: torch.Tensor) -> torch.Tensor:
     """Every cell for exactly one owner: the background (index 0) or a region, whoever covers most of it.
 
-    Between regions that cover as much, the later one wins (it lies on top); a region that covers as much as the background
-    wins. A region too small to win any cell gets the one it covers most (if no smaller region holds it).
+    Between regions that cover as much, the later one wins (it lies on top). A region that covers as much as the
+    background wins. A region too small to win any cell gets the one it covers most, if no smaller region holds it.
 
     Args:
         covered: (…, regions, height, width) in 0..1.
@@ -167,7 +167,7 @@ def _boxes_on(boxes: Sequence[Box], height: int, width: int) -> torch.Tensor:
 
 
 def _faded(covered: torch.Tensor, reach: float) -> torch.Tensor:
-    """The raster blurred so that an edge fades over ``reach`` cells to either side; the canvas's own edge does not fade."""
+    """The raster with edges that fade over ``reach`` cells to either side. The canvas's own edge does not fade."""
     radius = max(1, math.ceil(reach))
     offsets = torch.arange(-radius, radius + 1, dtype=covered.dtype)
     kernel = torch.exp(-2 * (offsets / max(reach, 1e-3)) ** 2)  # two standard deviations at the reach

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..host.schema import schema, with_widget
-from ..methods.drawing import box_of_pixels, parse_drawing
+from ..methods.drawing import parse_drawing, regions_from
 from ..methods.linked_list import in_order
-from ..methods.region_picture import cover, picture
+from ..methods.region_picture import colour_indices, cover, picture
 from ..methods.regions import Region, coverage
 from .concept import ConceptList
 from .wires import BoundingBoxes, Concepts, Regions
 
 CATEGORY = "concepts/regions"
-MOST_LINKED = 64  # boxes or masks taken from other nodes
 
 
 class RegionList(NamedTuple):
@@ -38,34 +37,9 @@ def linked(regions: Iterable[Region], previous: RegionList | None = None) -> Reg
     return previous
 
 
-def _boxes(boxes: Any) -> Iterator[Any]:
-    """Single bounding boxes out of the lists of lists that hosts and packs hand on."""
-    if isinstance(boxes, (list, tuple)):
-        for box in boxes:
-            yield from _boxes(box)
-    elif boxes is not None:
-        yield boxes
-
-
-def regions_of(boxes: Any, mask: torch.Tensor | None, height: int, width: int, feather: float) -> list[Region]:
-    """Regions of what other nodes hand in: one for each bounding box, one for each mask of a batch."""
-    taken = list(_boxes(boxes))
-    masks = [] if mask is None else list(mask.reshape(-1, *mask.shape[-2:]).clamp(0, 1))
-    if len(taken) + len(masks) > MOST_LINKED:
-        raise ValueError(
-            f"{len(taken)} boxes and {len(masks)} masks are connected; at most {MOST_LINKED} can be taken."
-        )
-    found = [Region(f"box {n}", (box_of_pixels(b, height, width),), None, feather) for n, b in enumerate(taken, 1)]
-    return found + [Region(f"mask {n}", (), m, feather) for n, m in enumerate(masks, 1)]
-
-
-def _colours(regions: list[Region], concepts: ConceptList | None) -> list[int]:
-    """The colour of each region: of the concept it is named after, else of its place behind them (as in colours.js)."""
+def _colours(regions: Sequence[Region], concepts: ConceptList | None) -> list[int]:
     listed = [] if concepts is None else concepts.in_order()
-    return [
-        next((at for at, c in enumerate(listed) if region.label.strip().lower() in c.labels), len(listed) + place)
-        for place, region in enumerate(regions)
-    ]
+    return colour_indices([region.label for region in regions], [concept.labels for concept in listed])
 
 
 class ConceptsRegionEditor(io.ComfyNode):
@@ -77,64 +51,93 @@ class ConceptsRegionEditor(io.ComfyNode):
             node_id="ConceptsRegionEditor",
             display_name="Region Editor",
             category=CATEGORY,
-            description="Draw where each concept goes: boxes and brush strokes on a canvas with the picture's proportions. "
-            "Later regions lie on top of earlier ones.",
+            description="Draw where each concept goes: boxes and brush strokes on a canvas with the picture's "
+            "proportions. Later regions lie on top of earlier ones.",
             search_aliases=["box", "mask", "area", "regional prompt", "layout", "bounding box"],
             inputs=[
                 with_widget(
                     io.String.Input(
-                        "regions", default="",
-                        tooltip="The regions as the editor keeps them. Drag to draw a box; B, M, E choose box, brush and "
-                        "eraser; N draws over another box; Ctrl+Z undoes. Start with one box a concept.",
+                        "regions",
+                        default="",
+                        tooltip="The regions as the editor stores them. Drag to draw a box; B, M, E choose box, brush "
+                        "and eraser; N draws over another box; Ctrl+Z undoes. Start with one box per concept.",
                     ),
                     "CONCEPTS_REGIONS",
                 ),
                 io.Int.Input(
-                    "width", default=512, min=16, max=8192, step=8,
-                    tooltip="Width of the picture in pixels; the canvas takes its proportions. Set it as on your empty "
-                    "latent; start with 512 (the demo model: 128).",
+                    "width",
+                    default=512,
+                    min=16,
+                    max=8192,
+                    step=8,
+                    tooltip="Width of the picture in pixels; the canvas has its proportions. Use the width of your "
+                    "empty latent. Start with 512 (the demo model: 128).",
                 ),
                 io.Int.Input(
-                    "height", default=512, min=16, max=8192, step=8,
+                    "height",
+                    default=512,
+                    min=16,
+                    max=8192,
+                    step=8,
                     tooltip="Height of the picture in pixels. Start with 512 (the demo model: 128).",
                 ),
                 io.Float.Input(
-                    "feather", default=0.0, min=0.0, max=0.5, step=0.01,
+                    "feather",
+                    default=0.0,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
                     tooltip="How far the edges fade, as a fraction of the shorter side; 0 is sharp. Start with 0.",
                 ),
                 io.Image.Input(
-                    "background", optional=True,
-                    tooltip="A picture to draw on, cut to the canvas's proportions; it changes nothing in the regions.",
+                    "background",
+                    optional=True,
+                    tooltip="A picture to draw on, cut to the canvas's proportions. It does not change the regions.",
                 ),
                 BoundingBoxes.Input(
-                    "boxes", optional=True,
-                    tooltip="Bounding boxes in pixels from another node; each becomes a region on top of the drawn ones.",
+                    "boxes",
+                    optional=True,
+                    tooltip="Bounding boxes in pixels from another node; each becomes a region on top of the drawn "
+                    "ones.",
                 ),
                 io.Mask.Input(
-                    "mask", optional=True,
+                    "mask",
+                    optional=True,
                     tooltip="Masks from another node; each of a batch becomes a region on top of the drawn ones.",
                 ),
                 Regions.Input("below", optional=True, tooltip="Regions that lie under the drawn ones."),
                 Concepts.Input(
-                    "concepts", optional=True,
-                    tooltip="The concepts that go into the regions; new regions are named after them and have their colours.",
+                    "concepts",
+                    optional=True,
+                    tooltip="The concepts for the regions. New regions get their names and colours.",
                 ),
             ],
             outputs=[
                 Regions.Output("region_list", display_name="regions", tooltip="All regions, bottom to top."),
-                io.Mask.Output("masks", display_name="masks", tooltip="One mask a region, of width × height."),
-                io.Image.Output("preview", display_name="preview", tooltip="The regions with their names over the background."),
+                io.Mask.Output("masks", display_name="masks", tooltip="One mask per region, of width × height."),
+                io.Image.Output(
+                    "preview", display_name="preview", tooltip="The regions with their names over the background."
+                ),
                 io.Int.Output("canvas_width", display_name="width", tooltip="The width, for the empty latent."),
                 io.Int.Output("canvas_height", display_name="height", tooltip="The height, for the empty latent."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, regions, width, height, feather=0.0, background=None, boxes=None, mask=None, below=None, concepts=None
+        cls,
+        regions: str,
+        width: int,
+        height: int,
+        feather: float = 0.0,
+        background: torch.Tensor | None = None,
+        boxes: object = None,
+        mask: torch.Tensor | None = None,
+        below: RegionList | None = None,
+        concepts: ConceptList | None = None,
     ) -> io.NodeOutput:
         drawn = [shape.region(height, width, feather) for shape in parse_drawing(regions)]
-        every = linked([*drawn, *regions_of(boxes, mask, height, width, feather)], below)
+        every = linked([*drawn, *regions_from(boxes, mask, height, width, feather)], below)
         if every is None:
             raise ValueError("There are no regions yet; drag on the canvas of Region Editor to draw one.")
         listed = every.in_order()
@@ -147,11 +150,11 @@ class ConceptsRegionEditor(io.ComfyNode):
 
     @classmethod
     def _shown_in_editor(cls, width: int, height: int, background: torch.Tensor | None) -> dict[str, list]:
-        """What the editor on the node learns from a run: the canvas's size and where the background's file lies."""
-        told: dict[str, list] = {"concepts_canvas": [{"width": width, "height": height}]}
+        """The message of a run to the editor on the node: the canvas's size and the background's file."""
+        message: dict[str, list] = {"concepts_canvas": [{"width": width, "height": height}]}
         if background is not None:
-            told["concepts_background"] = ui.PreviewImage(background[:1], cls=cls).as_dict()["images"]
-        return told
+            message["concepts_background"] = ui.PreviewImage(background[:1], cls=cls).as_dict()["images"]
+        return message
 
 
 class ConceptsRegionMask(io.ComfyNode):
@@ -163,29 +166,38 @@ class ConceptsRegionMask(io.ComfyNode):
             node_id="ConceptsRegionMask",
             display_name="Region Mask",
             category=CATEGORY,
-            description="The mask of one region, by its label, for any node that takes a MASK: Conditioning (Set Mask), "
-            "inpainting, ControlNet.",
+            description="The mask of one region, by its label, for any node that takes a MASK: Conditioning (Set "
+            "Mask), inpainting, ControlNet.",
             search_aliases=["box to mask", "area to mask"],
             inputs=[
                 Regions.Input("regions", tooltip="Regions, from Region Editor."),
                 io.String.Input(
-                    "label", default="",
-                    tooltip="The label of the region, as written in the editor; empty takes all regions together.",
+                    "label",
+                    default="",
+                    tooltip="The region's label, as in the editor. Empty: all regions together.",
                 ),
                 io.Int.Input(
-                    "width", default=512, min=16, max=8192, step=8,
+                    "width",
+                    default=512,
+                    min=16,
+                    max=8192,
+                    step=8,
                     tooltip="Width of the mask in pixels; connect the editor's width.",
                 ),
                 io.Int.Input(
-                    "height", default=512, min=16, max=8192, step=8,
+                    "height",
+                    default=512,
+                    min=16,
+                    max=8192,
+                    step=8,
                     tooltip="Height of the mask in pixels; connect the editor's height.",
                 ),
             ],
             outputs=[io.Mask.Output("mask", display_name="mask", tooltip="The region, 1 inside and 0 outside.")],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, regions, label, width, height) -> io.NodeOutput:
+    def execute(cls, regions: RegionList, label: str, width: int, height: int) -> io.NodeOutput:
         wanted = label.strip().lower()
         chosen = [r for r in regions.in_order() if not wanted or r.label.strip().lower() == wanted]
         if not chosen:

@@ -24,7 +24,7 @@ function addressOf({ filename, subfolder = "", type = "temp" }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
 
-/** Calls `more` after a method of an object, which goes on doing what it did. */
+/** Calls `more` after a method of an object; the method itself stays as it is. */
 function after(object, method, more) {
   const before = object[method];
   object[method] = function (...given) {
@@ -56,28 +56,28 @@ function shareWithCanvas(element) {
 
 /** Keeps an editor's surroundings up to date. */
 function watchGraph(node, editor) {
-  const told = {};
-  const look = () => {
-    const surroundings = { concepts: conceptNames(node), background: backgroundAddress(node, told.background) };
-    editor.setSurroundings({ ...surroundings, ...canvasSize(node, told) });
+  const canvasMessage = {};
+  const update = () => {
+    const surroundings = { concepts: conceptNames(node), background: backgroundAddress(node, canvasMessage.background) };
+    editor.setSurroundings({ ...surroundings, ...canvasSize(node, canvasMessage) });
   };
   for (const name of ["width", "height"]) {
     const widget = node.widgets?.find((one) => one.name === name);
-    if (widget) after(widget, "callback", look);
+    if (widget) after(widget, "callback", update);
   }
   after(node, "onConnectionsChange", (...change) => {
-    forgetBackground(node, told, change);
-    look();
+    forgetBackground(node, canvasMessage, change);
+    update();
   });
-  after(node, "onConfigure", look);
+  after(node, "onConfigure", update);
   after(node, "onExecuted", (message) => {
     const [canvas, background] = [message?.concepts_canvas?.[0], message?.concepts_background?.[0]];
-    Object.assign(told, canvas);
-    if (background) told.background = addressOf(background);
-    look();
+    Object.assign(canvasMessage, canvas);
+    if (background) canvasMessage.background = addressOf(background);
+    update();
   });
-  editor.element.addEventListener("pointerenter", look);
-  look();
+  editor.element.addEventListener("pointerenter", update);
+  update();
 }
 
 function regionsWidget(node, name) {

@@ -1,18 +1,18 @@
-"""Pulling concepts into their regions before a prediction, inside any sampler, and the first noise rearranged for them."""
+"""Gradient steps that pull concepts into their regions before a prediction, and first noise arranged for them."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import NamedTuple
 
 import comfy.samplers
 import torch
 
 from ...methods.compose.losses import composer_loss
-from ...methods.compose.reinit import around, copied, restored, scaled, sources, swapped
+from ...methods.compose.reinit import around, rearranged
 from ...methods.compose.settings import Compose
 from ...methods.compose.stop import StopRule
-from ..engine.attention import CROSS, SELF, Captured, Site, capture, find_sites
+from ...methods.panels import AttentionSnapshot
+from ..engine.attention import CROSS, SELF, Captured, capture
 from ..engine.gradients import (
     check_differentiable,
     differentiable_conds,
@@ -20,173 +20,180 @@ from ..engine.gradients import (
     gradient_of,
     without_inference_tensors,
 )
-from ..engine.latent_edits import EditSchedule
-from ..engine.sampling import percent_of
+from ..engine.latent_edits import EditSchedule, LatentEdit
+from ..types import CondEntry, Conds, ModelOptions
 from .injection import Injection
-
-_WIDE = 16  # tokens of the shorter side of the maps, as in the paper for SD 1.5
-_MOST = 8  # sites; models with deep blocks (SDXL) are looked at once a block
+from .projections import loss_sites
 
 
-def loss_sites(unet: Any, kind: str, height: int = 64, width: int = 64) -> list[Site]:
-    """The attentions that losses look at: of the level whose grid comes next to 16 tokens a side, encoder and decoder.
+class CapturedMaps(NamedTuple):
+    """One attention map (batch, phrase, h, w) per region, and the self-attention (batch, tokens, tokens) or None."""
 
-    SD 1.5 at 512 px: latent / 4, the five layers of the reference. A model without that many levels: the nearest it has.
+    cross: list[torch.Tensor]
+    attention: torch.Tensor | None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the maps."""
+        height, width = self.cross[0].shape[-2:]
+        return int(height), int(width)
+
+
+class AttentionMaps:
+    """The attention of the positive with all concepts in place: one model call per entry, up to the last site it needs.
+
+    Args:
+        height, width: of the latent.
+        regions: whether the self-attention is captured too.
     """
-    levels = {s.factor for s in find_sites(unet, kind, "output")}
-    factor = min(levels, key=lambda f: abs(math.log2(min(height, width) / f / _WIDE)))
-    sites = [s for s in find_sites(unet, kind, factor=factor) if s.block[0] != "middle"]
-    if len(sites) <= _MOST:
-        return sites
-    depths = {s.block: max(t.depth for t in sites if t.block == s.block) for s in sites}
-    return [s for s in sites if s.depth == depths[s.block] // 2]
 
+    def __init__(self, injection: Injection, positive: Conds, height: int, width: int, *, regions: bool) -> None:
+        self.injection, self.positive = injection, positive
+        self.cross_sites = loss_sites(injection.unet, CROSS, height, width)
+        self.self_sites = loss_sites(injection.unet, SELF, height, width) if regions else []
 
-_Look = tuple[list[torch.Tensor], torch.Tensor | None]
-
-
-class Maps:
-    """The attention maps of the positive with everything in its place, each entry called up to the last layer looked at."""
-
-    def __init__(self, injection: Injection, positive: list, height: int, width: int, *, regions: bool) -> None:
-        self.injection, self.positive, self.regions = injection, positive, regions
-        self.cross = loss_sites(injection.unet, CROSS, height, width)
-        self.own = loss_sites(injection.unet, SELF, height, width) if regions else []
-
-    def of(self, z: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> _Look | None:
-        """For each region its concept's (batch, words, h, w), and the self-attention (batch, tokens, tokens).
-
-        Several entries of the positive count alike. None says that none of them is sampled with at this noise level.
-        """
+    def of(self, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> CapturedMaps | None:
+        """The mean over the positive's entries; None if none of them is active at this sigma."""
         routed = self.injection.options(options)
-        looks = [self._entry(entry, z, sigma, routed) for entry in self.positive]
-        found = [look for look in looks if look is not None]
+        found = [maps for entry in self.positive if (maps := self._entry(entry, x, sigma, routed)) is not None]
         if not found:
             return None
         crosses, attentions = zip(*found, strict=True)
         cross = [torch.stack(maps).mean(0) for maps in zip(*crosses, strict=True)]
-        return cross, torch.stack(attentions).mean(0) if self.own else None
+        return CapturedMaps(cross, torch.stack(attentions).mean(0) if self.self_sites else None)
 
-    def _entry(self, entry: Any, z: torch.Tensor, sigma: torch.Tensor, routed: dict[str, Any]) -> _Look | None:
-        """Of one entry, in a call of its own: the host is free to call those of one prompt together or one by one."""
-        with capture(self.injection.unet, [*self.cross, *self.own], stop=True) as seen:
-            comfy.samplers.calc_cond_batch(self.injection.model, [[entry]], z, sigma, routed)
-        if not seen.keys:  # outside of its part of the sampling the host makes no call
+    def _entry(
+        self, entry: CondEntry, x: torch.Tensor, sigma: torch.Tensor, routed: ModelOptions
+    ) -> CapturedMaps | None:
+        """Those of one entry, in its own call: the host may call the entries of one prompt together or one by one."""
+        with capture(self.injection.unet, [*self.cross_sites, *self.self_sites], stop=True) as captured:
+            comfy.samplers.calc_cond_batch(self.injection.model, [[entry]], x, sigma, routed)
+        if not captured.keys:  # outside of the entry's part of the sampling the host makes no call
             return None
-        grid = seen.grid(self.cross[0])
-        cross = []
-        for voice in self.injection.voices:
-            looks = [self.injection.look(torch.cat(seen.queries[s]), s, voice) for s in self.cross]
-            cross.append((sum(looks) / len(looks)).unflatten(-1, grid))  # type: ignore[union-attr]
-        return cross, self._self_attention(seen, grid) if self.own else None
+        grid = captured.grid(self.cross_sites[0])
+        projected, cross = self.injection.projected, []
+        for concept in projected.concepts:
+            maps = [projected.attention_map(torch.cat(captured.queries[s]), s, concept) for s in self.cross_sites]
+            cross.append((sum(maps, torch.zeros(())) / len(maps)).unflatten(-1, grid))
+        return CapturedMaps(cross, self._self_attention(captured, grid) if self.self_sites else None)
 
-    def _self_attention(self, seen: Captured, grid: tuple[int, int]) -> torch.Tensor:
-        allowed = self.injection.mask(grid)
+    def _self_attention(self, captured: Captured, grid: tuple[int, int]) -> torch.Tensor:
+        allowed = self.injection.regions.allowed(grid)
         total = torch.zeros(())
-        for site in self.own:
-            attention = seen.probabilities(site) * allowed.to(seen.key(site).device)
+        for site in self.self_sites:
+            attention = captured.probabilities(site) * allowed.to(captured.key(site).device)
             total = total + (attention / attention.sum(-1, keepdim=True)).mean(1)
-        return total / len(self.own)
+        return total / len(self.self_sites)
 
 
-class Enhancer:
-    """Takes gradient steps on the latent of one sampling; made anew for each.
+class Enhancer(LatentEdit):
+    """Gradient steps that pull each concept's attention into its region, on the latent of one sampling.
 
-    ``seen`` holds the maps of the last step, for each region (batch, words, h, w), and the percent (0 to 1) they are of.
+    ``snapshot`` holds the first picture's attention in the last step, mean over each phrase.
     """
 
-    def __init__(self, injection: Injection, positive: list, settings: Compose, once: EditSchedule) -> None:
+    def __init__(self, injection: Injection, positive: Conds, settings: Compose, schedule: EditSchedule) -> None:
+        super().__init__(injection.model, schedule, (settings.start, settings.end))
         check_differentiable(injection.model)
-        self.injection, self.positive, self.settings, self.once = injection, positive, settings, once
+        self.injection, self.positive, self.settings = injection, positive, settings
         self.stop = StopRule(settings.stop)
         self.going: torch.Tensor | None = None
         self.losses: list[torch.Tensor] = []
         self.updates = 0
-        self.seen: tuple[list[torch.Tensor], float] | None = None
+        self.snapshot: AttentionSnapshot | None = None
 
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        """The latent to predict at."""
-        due, level = self.once.is_due(sigma), float(sigma.max())
-        progress = percent_of(self.injection.model.model_sampling, level)
-        if not due or not self.settings.start <= progress <= self.settings.end:
-            return x
-        if self.going is not None and not self.going.any():
-            return x
-        return self.once.apply(x, self._moved(x, sigma, level, progress, options))
+    def prepare(self, sigma: torch.Tensor, options: ModelOptions) -> bool:
+        """False once every picture has stopped."""
+        return self.going is None or bool(self.going.any())
 
-    def _moved(self, x, sigma, level: float, progress: float, options: dict[str, Any]) -> torch.Tensor:
-        seen: list[torch.Tensor] = []
+    def step(self, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> torch.Tensor:
+        """The latent after one gradient step; unchanged if no entry of the positive is active yet."""
+        losses: list[torch.Tensor] = []
 
         def loss_of(z: torch.Tensor) -> torch.Tensor:
-            (positive,) = differentiable_conds([self.positive])
-            maps = Maps(self.injection, positive, *x.shape[-2:], regions=self.settings.weights.region > 0)
-            found = maps.of(z, without_inference_tensors(sigma), differentiable_options(options))
-            if found is None:
-                return (0 * z).sum()  # nobody has looked yet, so nothing pulls
-            cross, attention = found
-            self.seen = [maps.detach() for maps in cross], progress
-            grid = (int(cross[0].shape[-2]), int(cross[0].shape[-1]))
-            inside = self.injection.masks.inside(grid).unflatten(-1, grid).to(z.device)
-            each = composer_loss(cross, attention, inside, self.settings.weights)
-            seen.append(each.detach())
-            return each.sum()  # pictures of a batch do not meet, so each gets its own gradient
+            each = self._losses(z, without_inference_tensors(sigma), differentiable_options(options))
+            if each is None:
+                return (0 * z).sum()
+            losses.append(each.detach())
+            return each.sum()  # pictures of a batch do not interact, so each gets its own gradient
 
-        gradient = gradient_of(self.injection.model, x, loss_of)
-        if not seen:
+        gradient = gradient_of(self.model, x, loss_of)
+        if not losses:
             return x
-        self.losses.append(seen[0])
-        going = torch.ones(len(x), dtype=torch.bool, device=x.device) if self.going is None else self.going
-        # the step that a picture stops at is still taken, as in the reference
-        self.going = going & self.stop.goes_on(seen[0])
+        going = self._goes_on(losses[0])
         if gradient.value is None or not bool(gradient.value.any()):
             return x
         self.updates += 1
-        step = gradient.value * going.view(-1, *[1] * (x.ndim - 1))
-        return x - self._scaled(step, x, level, progress)
+        change = gradient.value * going.view(-1, *[1] * (x.ndim - 1))
+        return x - self._scaled(change, x, float(sigma.max()), self.percent)
 
-    def _scaled(self, gradient: torch.Tensor, x: torch.Tensor, level: float, progress: float) -> torch.Tensor:
+    def _losses(self, z: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> torch.Tensor | None:
+        """The loss of each picture, (batch,); takes the snapshot on the way."""
+        (positive,) = differentiable_conds([self.positive])
+        regions = self.settings.weights.region > 0
+        maps = AttentionMaps(self.injection, positive, *z.shape[-2:], regions=regions).of(z, sigma, options)
+        if maps is None:
+            return None
+        first = torch.stack([each[0].detach().mean(0) for each in maps.cross])
+        self.snapshot = AttentionSnapshot(first, self.percent)
+        inside = self.injection.masks.inside(maps.grid).unflatten(-1, maps.grid).to(z.device)
+        return composer_loss(maps.cross, maps.attention, inside, self.settings.weights)
+
+    def _goes_on(self, losses: torch.Tensor) -> torch.Tensor:
+        """The pictures that take this step, (batch,) of bool: those that stop at it too, as in the reference."""
+        self.losses.append(losses)
+        before = self.going
+        self.going = self.stop.goes_on(losses) if before is None else before & self.stop.goes_on(losses)
+        return torch.ones_like(self.going) if before is None else before
+
+    def _scaled(self, gradient: torch.Tensor, x: torch.Tensor, sigma: float, percent: float) -> torch.Tensor:
         """The step in the sampler's own space. The paper's rate holds for a variance-preserving latent: × (1 + σ²)."""
-        rate = self.settings.rate(progress)
+        rate = self.settings.rate(percent)
         if not self.settings.relative:
-            return gradient * (rate * (1 + level**2))
+            return gradient * (rate * (1 + sigma**2))
         axes = tuple(range(1, x.ndim))
         length, size = (t.square().sum(axes, keepdim=True).sqrt() for t in (gradient, x))
         return gradient * (rate * size / length.clamp(min=1e-12))
 
 
-def reinitialised(
-    injection: Injection,
-    positive: list,
-    noise: torch.Tensor,
-    latent: torch.Tensor,
-    sigmas: torch.Tensor,
-    options: dict[str, Any],
-    how: str,
-) -> torch.Tensor:
-    """The first noise with each region's best window in the region: exchanged (``swap``), or doubled as the reference does.
+class NoiseArranger:
+    """Brings each region's best window of the first noise into the region.
 
-    Noise without any spread (a second stage adds none) has no windows that differ, and is left.
+    Args:
+        positive: the base's, as the host has processed it.
+        how: ``swap`` exchanges two windows, ``copy`` copies one, as the reference does.
     """
-    if not bool(noise.std() > 0):
-        return noise
-    model, height, width = injection.model, noise.shape[-2], noise.shape[-1]
-    device = injection.model.current_patcher.load_device
-    x = model.model_sampling.noise_scaling(sigmas[0].to(device), noise.to(device), latent.to(device), False)
-    maps = Maps(injection, positive, height, width, regions=False)
-    found = maps.of(x, sigmas[:1].to(device).expand(len(x)), options)
-    if found is None:
-        return noise
-    cross, _ = found
-    grid = (int(cross[0].shape[-2]), int(cross[0].shape[-1]))
-    boxes = [around(region) for region in injection.masks.inside(grid).unflatten(-1, grid)]
-    factor = maps.cross[0].factor
-    out = []
-    for number, one in enumerate(noise):
-        hottest = sources([c[number].sum(0).cpu() for c in cross], boxes)
-        changed = one
-        for source, box in zip(hottest, boxes, strict=True):
-            move = swapped if how == "swap" else copied
-            if source != box:
-                changed = move(changed, scaled(source, factor, height, width), scaled(box, factor, height, width))
-        out.append(restored(changed, one) if how == "copy" and changed is not one else changed)
-    return torch.stack(out)
+
+    def __init__(self, injection: Injection, positive: Conds, how: str) -> None:
+        self.injection, self.positive, self.how = injection, positive, how
+
+    def arranged(
+        self, noise: torch.Tensor, latent: torch.Tensor, sigmas: torch.Tensor, options: ModelOptions
+    ) -> torch.Tensor:
+        """The noise, (batch, channels, h, w).
+
+        It stays as it is where it has no spread (a second stage adds none), or if no entry of the positive is active.
+        """
+        if not bool(noise.std() > 0):
+            return noise
+        height, width = noise.shape[-2:]
+        maps = AttentionMaps(self.injection, self.positive, height, width, regions=False)
+        captured = maps.of(*self._first_latent(noise, latent, sigmas), options)
+        if captured is None:
+            return noise
+        inside = self.injection.masks.inside(captured.grid).unflatten(-1, captured.grid)
+        boxes, factor = [around(region) for region in inside], maps.cross_sites[0].factor
+        pictures = [
+            rearranged(picture, [maps[number].sum(0).cpu() for maps in captured.cross], boxes, factor, self.how)
+            for number, picture in enumerate(noise)
+        ]
+        return torch.stack(pictures)
+
+    def _first_latent(
+        self, noise: torch.Tensor, latent: torch.Tensor, sigmas: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latent of the first step on the model's device, and its sigma, (batch,)."""
+        model = self.injection.model
+        device = model.current_patcher.load_device
+        x = model.model_sampling.noise_scaling(sigmas[0].to(device), noise.to(device), latent.to(device), False)
+        return x, sigmas[:1].to(device).expand(len(x))

@@ -1,263 +1,251 @@
-"""What a model answers while several concepts stand in regions: LoRA-Composer's one path (2403.11627, sec. 4.1 and 4.2).
+"""Concepts in regions of one picture, on the base's own path: LoRA-Composer (2403.11627, sec. 4.1 and 4.2).
 
-Cross-attention: in a region the base's queries read the concept's keys and values, computed once a run, and the concept's part
-of ``to_out`` is added. Self-attention: a region's queries read their own tokens and the background's, as a subset of the keys.
-Rows are told apart by the uuid the host gives every conditioning entry; rows that are not ours are left alone.
+Cross-attention: inside a region the base's queries read the concept's keys and values, computed once per run, and the
+concept's part of ``to_out`` is added. Self-attention: a region's queries read only its own tokens and the background's.
+That is a subset of the keys, not a dense mask.
+Rows are recognised by the uuid that the host gives every conditioning entry; other rows stay as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from uuid import UUID
 
-import comfy.model_patcher
-import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ...methods.lora import LoraFactors, low_rank_change
+from ...methods.compose.settings import Compose
 from ...methods.masks import MaskPyramid
 from .. import keys
-from ..engine.attention import CROSS, SELF, Site, sites_of, unet_of
+from ..engine.attention import CROSS, SELF, Site, unet_of
 from ..engine.attention_patches import Attend, OutputSite, after_attention, override_attention
-from ..lora.branches import Branch, low_rank, unknown_grid
+from ..engine.model_call import ModelCall, RunCall, around_model_call
+from ..lora.branches import Branch, low_rank
+from ..lora.concept import Concept
+from ..types import BaseModel, Conds, ModelOptions, TransformerOptions
+from .projections import PreparedConcept, ProjectedConcepts, grid_of, prepared_concepts
 
-_KEYS, _VALUES, _OUT = "attn2.to_k", "attn2.to_v", "attn2.to_out.0"
-_COARSEST = 32  # times a token of the coarsest grid may stand for a cell of the latent
-
-
-class Words(NamedTuple):
-    """A concept's prompts: (layers or 1, tokens, channels) for the positive and the negative, and the phrase's positions."""
-
-    positive: torch.Tensor
-    negative: torch.Tensor
-    phrase: tuple[int, ...]
+_CROSS_LAYERS = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+_COARSEST = 32  # latent cells per side that one token of the coarsest grid may cover
 
 
-class Cached(NamedTuple):
-    """Keys and values of one concept at one site, (1, tokens, heads · channels)."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Voice:
-    """A concept as it is heard in its regions. ``factors`` are of ``lowrank.prepared``."""
-
-    words: Words
-    factors: Mapping[str, LoraFactors]
-    strength: float = 1.0
-
-
-@dataclass(eq=False)
-class Injection:
-    """Everything one sampling needs; made anew for each.
+class RegionAttention:
+    """The output of one attention while each concept has its region: background and regions, by their weights.
 
     Args:
-        voices: one a region; the same object in two regions is computed once.
-        sides: uuid of a conditioning entry to 0 (positive) or 1 (negative).
+        isolation: whether a region's tokens ignore the other regions in self-attention.
     """
 
-    model: Any
-    voices: Sequence[Voice]
-    masks: MaskPyramid
-    sides: Mapping[Any, int]
-    isolation: bool = True
-    token_lora: bool = False
-    cached: dict[tuple[int, Site, int], Cached] = field(default_factory=dict)
-    _added: dict[tuple[tuple[str, int], int], torch.Tensor] = field(default_factory=dict)
+    def __init__(self, projected: ProjectedConcepts, masks: MaskPyramid, isolation: bool) -> None:
+        self.projected, self.masks, self.isolation = projected, masks, isolation
 
-    def __post_init__(self) -> None:
-        self.unet = unet_of(self.model)
-        self.sites = sites_of(self.unet)
-        names = {id(module): name for name, module in self.unet.named_modules()}
-        self.paths = {site: names[id(site.module(self.unet))] for site in self.sites}
+    def allowed(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Which tokens each token reads in self-attention, (tokens, tokens) of bool. Only for small maps."""
+        return self.masks.read_mask(grid) if self.isolation else torch.ones_like(self.masks.read_mask(grid))
 
-    def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
-        """A copy of the options under which the concepts stand in their regions."""
-        sites = [s for s in self.sites if s.kind == CROSS or (self.isolation and len(self.voices) > 1)]
-        options = override_attention(model_options, self.unet, sites, self._answer)
-        options = after_attention(options, self._after)
-        kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
-        comfy.patcher_extension.add_wrapper_with_key(kind, keys.COMPOSER, self._call, options, is_model_options=True)
-        return options
+    def sites(self) -> list[Site]:
+        """The attentions that change."""
+        isolated = self.isolation and len(self.projected.concepts) > 1
+        return [s for s in self.projected.sites if s.kind == CROSS or isolated]
 
-    def _call(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-        """Around every model call: the sides of its rows, and the rest of the LoRAs on the tokens of their regions."""
-        told = transformer_options or {}
-        uuids = told.get("uuids", ())
-        if not uuids or any(uuid not in self.sides for uuid in uuids):
-            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        told = {
-            **told,
-            keys.CONCEPT_COND_OR_UNCOND: [self.sides[uuid] for uuid in uuids],
-            keys.BASE_WEIGHT: self._share,
-        }
-        self._added.clear()
-        with low_rank(self.unet, self._branches(*x.shape[-2:]) if self.token_lora else ()):
-            return executor(x, t, c_concat, c_crossattn, control, told, **kwargs)
-
-    def _share(self, grid: tuple[int, int]) -> torch.Tensor:
-        return self.masks.weights(grid)[0]
-
-    def _branches(self, height: int, width: int) -> list[Branch]:
-        """Each LoRA without what cross-attention has already had, on the tokens of its region."""
-        grids, grid = [(height, width)], (height, width)
-        while max(grid) > 1 and len(grids) < _COARSEST.bit_length():
-            grid = (-(-grid[0] // 2), -(-grid[1] // 2))
-            grids.append(grid)
-        done = (_KEYS, _VALUES, _OUT)
-        return [
-            Branch(
-                {path: f for path, f in voice.factors.items() if not path.endswith(done)}, voice.strength,
-                tokens={h * w: self.masks.weights((h, w))[n] for h, w in reversed(grids)},
-            )
-            for n, voice in enumerate(self.voices, 1)
-        ]  # fmt: skip
-
-    def _answer(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, extra: dict[str, Any], attend: Attend
-    ) -> torch.Tensor:
-        """In the place of one attention; q, k, v are (rows, tokens, heads · channels).
+    def output(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, options: TransformerOptions, attend: Attend
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The output of a site before ``to_out``, and what the concepts add behind it, both (rows, tokens, channels).
 
         Raises:
-            ValueError: the queries are not those of the picture's own grid.
+            ValueError: the number of queries differs from the picture's grid.
         """
-        # a self-attention laid over ours for one call (perturbed attention guidance) is meant for regions too
-        if (
-            keys.CONCEPT_COND_OR_UNCOND not in extra
-            or not self.voices
-            or (site.kind == SELF and getattr(attend, "later", False))
-        ):
-            return attend(q, k, v)
-        grid = grid_of(q, extra)
+        grid = grid_of(q, options)
         tokens = self.masks.tokens(grid)
         weights = self.masks.weights(grid).to(q)
-        out = _background(q, k, v, tokens[0], attend)
-        out = out * weights[0, :, None]
+        out = _background(q, k, v, tokens[0], attend) * weights[0, :, None]
         if site.kind == SELF:
-            parts = self._isolated(q, k, v, grid, tokens, site, extra)
+            parts = self._isolated(q, k, v, site, options)
         else:
-            parts = self._injected(q, tokens, site, extra)
-        added = torch.zeros(())
-        for n, (own, h) in enumerate(zip(tokens[1:], parts, strict=True), 1):
-            h = h * weights[n, own, None]
+            parts = self._injected(q, tokens[1:], site, options)
+        parts = [h * weights[n, own, None] for n, (own, h) in enumerate(zip(tokens[1:], parts, strict=True), 1)]
+        for own, h in zip(tokens[1:], parts, strict=True):
             out = out.index_add(1, own, h)
-            if site.kind == CROSS:
-                added = added + self._out_part(self.voices[n - 1], site, h, own, q.shape[1])
-        if site.kind == CROSS and added.ndim:
-            self._added[site.block, site.depth] = added
-        return out
+        added = self._added_after(parts, tokens[1:], site, q.shape[1]) if site.kind == CROSS else None
+        return out, added
 
-    def _isolated(self, q, k, v, grid, tokens, site, extra) -> list[torch.Tensor]:
-        pairs = zip(tokens[1:], self.masks.readable(grid), strict=True)
-        return [self._attention(q[:, own], k[:, read], v[:, read], site, extra) for own, read in pairs]
+    def _isolated(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, options: TransformerOptions
+    ) -> list[torch.Tensor]:
+        """Self-attention: each region's queries to the keys it may read."""
+        grid = grid_of(q, options)
+        pairs = zip(self.masks.tokens(grid)[1:], self.masks.readable(grid), strict=True)
+        return [self.attention(q[:, own], k[:, read], v[:, read], site, options) for own, read in pairs]
 
-    def _injected(self, q, tokens, site, extra) -> list[torch.Tensor]:
-        size = q.shape[0] // len(extra[keys.CONCEPT_COND_OR_UNCOND])
+    def _injected(
+        self, q: torch.Tensor, tokens: Sequence[torch.Tensor], site: Site, options: TransformerOptions
+    ) -> list[torch.Tensor]:
+        """Cross-attention: each region's queries to its concept's keys, both sides at once where they fit."""
+        entries = options[keys.CONCEPT_COND_OR_UNCOND]
+        size = q.shape[0] // len(entries)
         out = []
-        for voice, own in zip(self.voices, tokens[1:], strict=True):
-            both = [self.of(voice, site, side) for side in extra[keys.CONCEPT_COND_OR_UNCOND]]
-            if len({c.keys.shape[1] for c in both}) == 1:
-                k, v = (torch.cat([t.expand(size, -1, -1) for t in ts]) for ts in zip(*both, strict=True))
-                out.append(self._attention(q[:, own], k, v, site, extra))
+        for concept, own in zip(self.projected.concepts, tokens, strict=True):
+            pairs = [self.projected.at(concept, site, cond_or_uncond) for cond_or_uncond in entries]
+            if len({pair.keys.shape[1] for pair in pairs}) == 1:
+                k, v = (torch.cat([t.expand(size, -1, -1) for t in ts]) for ts in zip(*pairs, strict=True))
+                out.append(self.attention(q[:, own], k, v, site, options))
                 continue
             chunks = [
-                self._attention(rows[:, own], c.keys.expand(size, -1, -1), c.values.expand(size, -1, -1), site, extra)
-                for rows, c in zip(q.split(size), both, strict=True)
+                self.attention(rows[:, own], k.expand(size, -1, -1), v.expand(size, -1, -1), site, options)
+                for rows, (k, v) in zip(q.split(size), pairs, strict=True)
             ]
             out.append(torch.cat(chunks))
         return out
 
-    def _attention(self, q, k, v, site, extra) -> torch.Tensor:
-        module = site.module(self.unet)
+    def attention(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, options: TransformerOptions
+    ) -> torch.Tensor:
+        """The host's own attention with the site's heads."""
+        module = site.module(self.projected.unet)
         return optimized_attention(
-            q, k, v, module.heads, attn_precision=module.attn_precision, transformer_options=extra
+            q, k, v, module.heads, attn_precision=module.attn_precision, transformer_options=options
         )
 
-    def _out_part(self, voice: Voice, site: Site, h: torch.Tensor, own: torch.Tensor, count: int) -> torch.Tensor:
-        """What the concept adds to the answer of ``to_out``, (rows, tokens, channels); nothing is a scalar."""
-        factors = voice.factors.get(f"{self.paths[site]}.to_out.0")
-        if factors is None or voice.strength == 0:
-            return torch.zeros(())
-        part = _branch(h, factors, voice.strength)
-        return part.new_zeros(part.shape[0], count, part.shape[-1]).index_add(1, own, part)
-
-    def _after(self, output: torch.Tensor, place: OutputSite, extra: dict[str, Any]) -> torch.Tensor:
-        added = self._added.pop((place.block, place.depth), None) if place.kind == CROSS else None
-        return output if added is None else output + added.to(output)
-
-    def of(self, voice: Voice, site: Site, side: int) -> Cached:
-        """Keys and values of a concept at a site; they do not depend on the picture, so they are computed once."""
-        key = (id(voice), site, side)
-        if key not in self.cached:
-            context = (voice.words.positive, voice.words.negative)[side]
-            context = context[site.layer if len(context) > 1 else 0][None]
-            module = site.module(self.unet)
-            keys, values = (
-                _linear(getattr(module, name), context, voice.factors.get(f"{self.paths[site]}.{name}"), voice.strength)
-                for name in ("to_k", "to_v")
-            )
-            self.cached[key] = Cached(keys, values)
-        return self.cached[key]
-
-    def fill(self) -> None:
-        """Computes all keys and values, as ordinary tensors that a gradient may pass."""
-        with torch.inference_mode():
-            for voice in self.voices:
-                for site in self.sites:
-                    for side in (0, 1) if site.kind == CROSS else ():
-                        self.of(voice, site, side)
-        with torch.inference_mode(False):
-            self.cached = {key: Cached(c.keys.clone(), c.values.clone()) for key, c in self.cached.items()}
-
-    def look(self, q: torch.Tensor, site: Site, voice: Voice) -> torch.Tensor:
-        """Where the concept's phrase is seen by queries of positive rows, (rows, words, tokens), mean over heads."""
-        heads = site.module(self.unet).heads
-        k = self.of(voice, site, 0).keys.to(q)
-        q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2).float() for t in (q, k))
-        seen = (
-            (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(1)
-        )  # (rows, tokens, words of the prompt)
-        return seen[..., list(voice.words.phrase)].transpose(1, 2)
-
-    def mask(self, grid: tuple[int, int]) -> torch.Tensor:
-        """Which keys each query may read, (tokens, tokens) of bool: only for the small maps of the losses."""
-        inside = self.masks.inside(grid)
-        allowed = inside.new_ones(inside.shape[1], inside.shape[1])
-        for own, readable in zip(inside, self.masks.readable(grid), strict=True) if self.isolation else ():
-            allowed[own] &= torch.zeros_like(own).index_fill(0, readable, True)
-        return allowed
+    def _added_after(
+        self, parts: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor], site: Site, count: int
+    ) -> torch.Tensor | None:
+        """The concepts' parts of ``to_out``, (rows, count, channels); None without any."""
+        total = torch.zeros(())
+        for concept, own, h in zip(self.projected.concepts, tokens, parts, strict=True):
+            part = self.projected.out_branch(concept, site, h)
+            if part is not None:
+                total = total + part.new_zeros(part.shape[0], count, part.shape[-1]).index_add(1, own, part)
+        return total if total.ndim else None
 
 
-def grid_of(q: torch.Tensor, extra: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of the picture at an attention with these queries (rows, tokens, channels).
-
-    Raises:
-        ValueError: there are more or fewer queries than places.
-    """
-    height, width = (int(side) for side in extra["activations_shape"][-2:])
-    if q.shape[1] != height * width:
-        raise unknown_grid(q.shape[1], [height * width])
-    return height, width
-
-
-def _background(q, k, v, own, attend) -> torch.Tensor:
-    """The attention as it was; where the slot is ours, only of the queries that need it."""
-    if getattr(attend, "foreign", False) or len(own) == q.shape[1]:
+def _background(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, own: torch.Tensor, attend: Attend) -> torch.Tensor:
+    """The original attention; where it is the host's own, only for the queries that need it."""
+    if attend.foreign or len(own) == q.shape[1]:
         return attend(q, k, v)
     out = torch.zeros_like(q[..., : v.shape[-1]])
     return out.index_add(1, own, attend(q[:, own], k, v)) if len(own) else out
 
 
-def _branch(x: torch.Tensor, factors: LoraFactors, strength: float) -> torch.Tensor:
-    down, up, scale = factors.to(x)
-    return low_rank_change(x, down, up) * (strength * scale)
+class AddedAfter:
+    """Carries what concepts add behind ``to_out`` from the attention that computes it to the hook behind that layer."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[tuple[tuple[str, int], int], torch.Tensor] = {}
+
+    def put(self, site: Site, added: torch.Tensor) -> None:
+        """Leaves it for the hook behind this site."""
+        self.waiting[site.block, site.depth] = added
+
+    def taken(self, place: OutputSite) -> torch.Tensor | None:
+        """What was left for this place, once."""
+        return self.waiting.pop((place.block, place.depth), None) if place.kind == CROSS else None
+
+    def clear(self) -> None:
+        """Forgets what a call that was broken off has left."""
+        self.waiting.clear()
 
 
-def _linear(layer: Any, x: torch.Tensor, factors: LoraFactors | None, strength: float) -> torch.Tensor:
-    """The layer's own answer, however its weights are kept, with the concept's branch."""
-    y = layer(x)
-    return y if factors is None or strength == 0 else y + _branch(x, factors, strength).to(y)
+class Injection:
+    """The hooks under which concepts have their regions, for one sampling.
+
+    Args:
+        concepts: one per region; the same object in two regions is computed once.
+        cond_or_uncond: uuid of a conditioning entry to 0 (positive) or 1 (negative).
+        token_lora: whether the rest of each LoRA acts on the tokens of its region.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        concepts: Sequence[PreparedConcept],
+        masks: MaskPyramid,
+        cond_or_uncond: Mapping[UUID, int],
+        isolation: bool = True,
+        token_lora: bool = False,
+    ) -> None:
+        self.model, self.unet, self.cond_or_uncond, self.token_lora = model, unet_of(model), cond_or_uncond, token_lora
+        self.projected = ProjectedConcepts(self.unet, concepts)
+        self.regions = RegionAttention(self.projected, masks, isolation)
+        self.added_after = AddedAfter()
+
+    @property
+    def masks(self) -> MaskPyramid:
+        """The masks of the regions."""
+        return self.regions.masks
+
+    def options(self, model_options: ModelOptions) -> ModelOptions:
+        """A copy of the options under which the concepts have their regions."""
+        options = override_attention(model_options, self.unet, self.regions.sites(), self._override)
+        options = after_attention(options, self._after)
+        return around_model_call(options, keys.COMPOSER, self._call)
+
+    def _call(self, call: ModelCall, run: RunCall) -> torch.Tensor:
+        """Around every model call: the side of its entries, and the rest of each LoRA on the tokens of its region."""
+        uuids = call.transformer_options.get("uuids", ())
+        if not uuids or any(uuid not in self.cond_or_uncond for uuid in uuids):
+            return run(call)
+        numbers = [self.cond_or_uncond[uuid] for uuid in uuids]
+        ours = {keys.CONCEPT_COND_OR_UNCOND: numbers, keys.BASE_WEIGHT: self._base_weight}
+        self.added_after.clear()
+        with low_rank(self.unet, self._branches(*call.x.shape[-2:]) if self.token_lora else ()):
+            return run(call._replace(transformer_options={**call.transformer_options, **ours}))
+
+    def _base_weight(self, grid: tuple[int, int]) -> torch.Tensor:
+        return self.masks.weights(grid)[0]
+
+    def _branches(self, height: int, width: int) -> list[Branch]:
+        """Each LoRA on the tokens of its region, without the layers that cross-attention already applies."""
+        weights = {h * w: self.masks.weights((h, w)) for h, w in reversed(_grids(height, width))}
+        return [
+            Branch(
+                {name: f for name, f in concept.factors.items() if not name.endswith(_CROSS_LAYERS)},
+                concept.strength,
+                tokens={count: each[number] for count, each in weights.items()},
+            )
+            for number, concept in enumerate(self.projected.concepts, 1)
+        ]
+
+    def _override(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, options: TransformerOptions, attend: Attend
+    ) -> torch.Tensor:
+        """In place of one attention; q, k, v are (rows, tokens, heads · channels)."""
+        # a self-attention that another pack lays over ours for one call (perturbed attention) is meant for regions too
+        laid_over = site.kind == SELF and attend.later
+        if keys.CONCEPT_COND_OR_UNCOND not in options or not self.projected.concepts or laid_over:
+            return attend(q, k, v)
+        out, added = self.regions.output(q, k, v, site, options, attend)
+        if added is not None:
+            self.added_after.put(site, added)
+        return out
+
+    def _after(self, output: torch.Tensor, place: OutputSite, options: TransformerOptions) -> torch.Tensor:
+        added = self.added_after.taken(place)
+        return output if added is None else output + added.to(output)
+
+
+def injection_for(
+    model: BaseModel, conds: Mapping[str, Conds], concepts: Sequence[Concept], masks: MaskPyramid, settings: Compose
+) -> Injection:
+    """The concepts of one sampling, with their keys and values computed.
+
+    Args:
+        model: loaded.
+        conds: the base's processed conditionings, ``positive`` and ``negative``.
+    """
+    cond_or_uncond = {
+        entry["uuid"]: number for number, name in enumerate(("positive", "negative")) for entry in conds[name]
+    }
+    prepared = prepared_concepts(model, concepts)
+    injection = Injection(model, prepared, masks, cond_or_uncond, settings.isolation, settings.token_lora)
+    injection.projected.fill()
+    return injection
+
+
+def _grids(height: int, width: int) -> list[tuple[int, int]]:
+    """The grids of tokens that a UNet may have for a latent of this size, finest first."""
+    grids, grid = [(height, width)], (height, width)
+    while max(grid) > 1 and len(grids) < _COARSEST.bit_length():
+        grid = (-(-grid[0] // 2), -(-grid[1] // 2))
+        grids.append(grid)
+    return grids

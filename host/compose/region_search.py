@@ -1,42 +1,50 @@
-"""Where concepts look while the base model draws alone: the maps from which regions are found."""
+"""Where concepts' phrases are seen while the base model draws alone: the maps from which regions are found."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from uuid import UUID
 
 import torch
 
 from ..engine.attention import CROSS, Site, find_sites
 from ..engine.attention_patches import Attend, override_attention
-from .enhancement import loss_sites
-from .injection import Injection, grid_of
+from ..engine.model_call import conditioning_rows
+from ..types import ModelOptions, TransformerOptions
+from .projections import POSITIVE, ProjectedConcepts, grid_of, loss_sites
 
 
-class Watcher:
-    """Sums, over model calls, how much each concept's phrase is seen by the queries of the positive rows."""
+class AttentionAccumulator:
+    """Sums, over model calls, how much the queries of the positive rows attend to each concept's phrase.
 
-    def __init__(self, injection: Injection) -> None:
-        self.injection = injection
-        sites = loss_sites(injection.unet, CROSS)
-        self.sites = sites or find_sites(injection.unet, CROSS)
+    Args:
+        cond_or_uncond: uuid of a conditioning entry to 0 (positive) or 1 (negative).
+    """
+
+    def __init__(self, projected: ProjectedConcepts, cond_or_uncond: Mapping[UUID, int]) -> None:
+        self.projected, self.cond_or_uncond = projected, cond_or_uncond
+        self.sites = loss_sites(projected.unet, CROSS) or find_sites(projected.unet, CROSS)
         self.sums: dict[tuple[int, int], torch.Tensor] = {}
-        self.progress = 0.0
+        self.percent = 0.0
 
-    def options(self, options: dict[str, Any], progress: float) -> dict[str, Any]:
-        """A copy of the options under which the maps are summed at this percent (0 to 1); the answers stay as they are."""
-        self.progress = progress
-        return override_attention(options, self.injection.unet, self.sites, self._answer)
+    def options(self, options: ModelOptions, percent: float) -> ModelOptions:
+        """A copy of the options under which the maps are summed. The model's output stays the same.
 
-    def _answer(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, extra: dict[str, Any], attend: Attend
+        Args:
+            percent: of the sampling, 0 to 1.
+        """
+        self.percent = percent
+        return override_attention(options, self.projected.unet, self.sites, self._override)
+
+    def _override(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, options: TransformerOptions, attend: Attend
     ) -> torch.Tensor:
-        grid = grid_of(q, extra)
-        uuids = extra.get("uuids") or ()
-        for rows, uuid in zip(q.chunk(max(1, len(uuids))), uuids, strict=False):
-            if self.injection.sides.get(uuid) == 0:
-                voices = self.injection.voices
-                seen = torch.stack([self.injection.look(rows, site, voice).mean((0, 1)) for voice in voices])
-                self.sums[grid] = self.sums.get(grid, torch.zeros(())) + seen.unflatten(-1, grid).cpu()
+        grid = grid_of(q, options)
+        for uuid, rows in conditioning_rows(options, len(q)):
+            if self.cond_or_uncond.get(uuid) == POSITIVE:
+                concepts = self.projected.concepts
+                maps = torch.stack([self.projected.attention_map(q[rows], site, c).mean((0, 1)) for c in concepts])
+                self.sums[grid] = self.sums.get(grid, torch.zeros(())) + maps.unflatten(-1, grid).cpu()
         return attend(q, k, v)
 
     def maps(self) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""Cross-Token Non-Maximum Suppression as a patch of the model: works in any sampler, on prompts that know their objects."""
+"""Cross-Token Non-Maximum Suppression as a patch of the model, in any sampler, for prompts that mark their objects."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
 
 import comfy.patcher_extension
 import torch
@@ -13,90 +14,117 @@ from ...methods.compose.suppression import suppression
 from .. import keys
 from ..engine.attention import CROSS, Site, find_sites, unet_of
 from ..engine.attention_patches import Attend, override_attention
+from ..engine.model_call import conditioning_rows
 from ..engine.sampling import percent_of
+from ..types import BaseModel, Conds, Executor, ModelOptions, ModelPatcher, TransformerOptions
 
 
-def with_suppression(model: Any, strength: float, start: float, end: float, *, renormalise: bool = False) -> Any:
-    """A clone of the model in whose cross-attentions the objects of a prompt keep out of each other's places.
+def with_suppression(
+    model: ModelPatcher, strength: float, start: float, end: float, *, renormalise: bool = False
+) -> ModelPatcher:
+    """A clone of the model in whose cross-attentions the objects of a prompt do not share tokens.
 
     Args:
         start, end: the part of the sampling, in percent (0 to 1), in which it works.
 
     Raises:
-        ValueError: the model is no UNet.
+        ValueError: the model is not a UNet.
     """
     patched = model.clone()
     sites = find_sites(unet_of(patched.model), CROSS)
     if strength == 0:
         return patched
-
-    def wrapper(executor, model, conds, x, timestep, model_options, *args, **kwargs):
-        known = words_of(conds)
-        progress = percent_of(model.model_sampling, float(timestep.max())) if known else 0.0
-        if known and start <= progress <= end:
-            suppressor = Suppressor(known, strength, renormalise)
-            model_options = override_attention(model_options, unet_of(model), sites, suppressor)
-        return executor(model, conds, x, timestep, model_options, *args, **kwargs)
-
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, keys.SUPPRESSION, _named)
+    wrapper = _EvaluationWrapper(sites, strength, (start, end), renormalise)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, keys.SUPPRESSION, _with_names)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, keys.SUPPRESSION, wrapper)
     return patched
 
 
-def _named(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around a sampling: writes into its conditionings, which the host has copied for it, what the guider calls them."""
+@dataclass(frozen=True, eq=False)
+class _EvaluationWrapper:
+    """Around the host's batched evaluation: inside the window, an override of the cross-attentions.
+
+    Args:
+        window: first and last percent (0 to 1).
+    """
+
+    sites: Sequence[Site]
+    strength: float
+    window: tuple[float, float]
+    renormalise: bool
+
+    def __call__(
+        self,
+        executor: Executor,
+        model: BaseModel,
+        conds: list[Conds | None],
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: ModelOptions,
+        *args: object,
+        **kwargs: object,
+    ) -> object:
+        objects = objects_by_entry(conds)
+        percent = percent_of(model.model_sampling, float(timestep.max())) if objects else 0.0
+        if objects and self.window[0] <= percent <= self.window[1]:
+            suppressor = Suppressor(objects, self.strength, self.renormalise)
+            model_options = override_attention(model_options, unet_of(model), self.sites, suppressor)
+        return executor(model, conds, x, timestep, model_options, *args, **kwargs)
+
+
+def _with_names(executor: Executor, *args: object, **kwargs: object) -> object:
+    """Around a sampling: writes into each conditioning entry, a copy for this sampling, its name in the guider."""
     for name, entries in executor.class_obj.conds.items():
         for entry in entries:
             entry[keys.PROMPT_TYPE] = name
     return executor(*args, **kwargs)
 
 
-def words_of(conds: Sequence[Any]) -> dict[Any, ObjectPositions]:
-    """The objects of every prompt that names some, by the host's id of the conditioning; those of negatives are left out.
+def objects_by_entry(conds: Sequence[Conds | None]) -> dict[UUID, ObjectPositions]:
+    """The objects of every prompt that marks several, by the entry's uuid. Negatives are left out.
 
-    Guiders ask in orders and numbers of their own (two views are two positives, a concept's path has both sides), so that
-    neither tells. What tells is the host's word for an entry's side, else the name its guider holds it by; where nobody has
-    said anything, the second of two is the negative.
+    Guiders evaluate conditionings in different orders and numbers: two views are two positives, a concept's path has
+    both. So the side comes from the host's name for an entry, else from its name in the guider. Without either, the
+    second of two is the negative.
     """
     found = {}
     for number, cond in enumerate(conds):
         for entry in cond or ():
-            told = entry.get("prompt_type", entry.get(keys.PROMPT_TYPE))
-            negative = "negative" in told if told else len(conds) == 2 and number == 1
+            name = entry.get("prompt_type", entry.get(keys.PROMPT_TYPE))
+            negative = "negative" in name if name else len(conds) == 2 and number == 1
             if not negative and keys.OBJECT_POSITIONS in entry and len(entry[keys.OBJECT_POSITIONS].objects) > 1:
                 found[entry["uuid"]] = entry[keys.OBJECT_POSITIONS]
     return found
 
 
 class Suppressor:
-    """What answers at the cross-attentions during one call: the attention as it was, and the suppression on top.
+    """The override of the cross-attentions during one call: the original output with the suppression added.
 
-    Where concepts have taken the prompt's place, its objects are not looked at, so that there is nothing to keep apart: the
-    change has the share that the prompt has (``keys.BASE_WEIGHT``), all of it if nobody has told one.
+    Inside concept regions the base prompt is not used, so there is nothing to suppress. The change is scaled by the
+    base prompt's weight per token (``keys.BASE_WEIGHT``), or applied in full if no weight is set.
     """
 
-    def __init__(self, words: dict[Any, ObjectPositions], strength: float, renormalise: bool) -> None:
-        self.words, self.strength, self.renormalise = words, strength, renormalise
+    def __init__(self, objects: Mapping[UUID, ObjectPositions], strength: float, renormalise: bool) -> None:
+        self.objects, self.strength, self.renormalise = objects, strength, renormalise
 
     def __call__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, extra: dict[str, Any], attend: Attend
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, options: TransformerOptions, attend: Attend
     ) -> torch.Tensor:
         out = attend(q, k, v)
-        uuids = extra.get("uuids") or ()
-        count = q.shape[0] // max(1, len(uuids))
-        for number, uuid in enumerate(uuids):
-            if uuid in self.words:
-                rows = slice(number * count, (number + 1) * count)
+        for uuid, rows in conditioning_rows(options, len(q)):
+            if uuid in self.objects:
                 out = out.clone() if out.is_inference() and torch.is_grad_enabled() else out
-                out[rows] += self._change(q[rows], k[rows], v[rows], self.words[uuid], extra)
+                out[rows] += self._change(q[rows], k[rows], v[rows], self.objects[uuid], options)
         return out
 
     def _change(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, words: ObjectPositions, extra: dict[str, Any]
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: ObjectPositions, options: TransformerOptions
     ) -> torch.Tensor:
-        height, width = extra["activations_shape"][-2:]
-        split = (t.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for t in (q, k, v))
-        change = suppression(*split, words.objects, (height, width), self.strength, renormalise=self.renormalise)
-        change = change.transpose(1, 2).flatten(-2)  # (rows, tokens, heads · channels)
-        share = extra.get(keys.BASE_WEIGHT)
-        return change if share is None else change * share((height, width))[:, None].to(change)
+        """(rows, tokens, heads · channels)."""
+        height, width = options["activations_shape"][-2:]
+        q, k, v = (t.unflatten(-1, (options["n_heads"], -1)).transpose(1, 2) for t in (q, k, v))
+        objects, grid = positions.objects, (height, width)
+        change = suppression(q, k, v, objects, grid, self.strength, renormalise=self.renormalise)
+        change = change.transpose(1, 2).flatten(-2)
+        base_weight = options.get(keys.BASE_WEIGHT)
+        return change if base_weight is None else change * base_weight(grid)[:, None].to(change)

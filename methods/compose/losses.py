@@ -1,4 +1,4 @@
-"""What pulls a concept into its region: LoRA-Composer's losses on attention maps (2403.11627, sec. 4.1, eq. 4 to 8)."""
+"""LoRA-Composer's losses on attention maps, which pull a concept into its region (2403.11627, sec. 4.1, eq. 4 to 8)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def smoothed(maps: torch.Tensor) -> torch.Tensor:
 
 
 def bell(inside: torch.Tensor) -> torch.Tensor:
-    """A Gaussian over the bounding box of a region (h, w) of bool: 1 in the middle, 0.61 at an edge, 0.37 in a corner."""
+    """A Gaussian over the bounding box of a region (h, w) of bool: 1 in the middle, 0.61 at edges, 0.37 in corners."""
     sides = []
     for axis in (1, 0):
         line = inside.any(axis).nonzero().flatten()
         count = int(line[-1] - line[0]) + 1
-        place = torch.linspace(-1, 1, count) if count > 1 else torch.zeros(1)
+        offsets = torch.linspace(-1, 1, count) if count > 1 else torch.zeros(1)
         side = torch.zeros(inside.shape[1 - axis])
-        side[line[0] : line[-1] + 1] = torch.exp(-(place**2) / 2)
+        side[line[0] : line[-1] + 1] = torch.exp(-(offsets**2) / 2)
         sides.append(side)
     out = sides[0][:, None] * sides[1]
     return (out / out.max()).to(inside.device)
@@ -52,7 +52,7 @@ def fill_loss(maps: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
 
 
 def region_loss(attention: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """How much the region's tokens read outside of it: the mean of the strongest of (…, tokens, tokens); (…,)."""
+    """How much the region's tokens read outside of it: the mean of the strongest, (…,) from (…, tokens, tokens)."""
     own = inside.flatten()
     crossing = attention[..., own, :][..., ~own].flatten(-2)
     if crossing.shape[-1] == 0:
@@ -67,14 +67,14 @@ def _top(values: torch.Tensor, area: int) -> torch.Tensor:
 def composer_loss(
     cross: Sequence[torch.Tensor], attention: torch.Tensor | None, inside: torch.Tensor, weights: LossWeights
 ) -> torch.Tensor:
-    """The loss of each picture, (batch,).
+    """The loss of each picture, (batch,): the mean over a concept's words, the sum over regions.
+
+    Differs from the paper: the reference sums over words too, of which it always has two.
 
     Args:
         cross: for each region, the maps of its concept's words, (batch, words, h, w).
         attention: the self-attention, (batch, h · w, h · w), or None to leave the region loss out.
         inside: (regions, h, w) of bool.
-
-    The mean over a concept's words, the sum over regions. The reference sums over words too, of which it always has two.
     """
     total = torch.zeros(())
     for maps, region in zip(cross, inside, strict=True):

@@ -1,4 +1,4 @@
-"""What LoRA-Composer is told, with the paper's values where they hold for every model."""
+"""LoRA-Composer's settings, with the paper's values where they hold for every model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..choices import check_choice
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much the losses count (2403.11627, eq. 8; the reference's figures, whose ratio of fill and region to box is 2 : 10 : 8)."""
+    """Weights of the losses (2403.11627, eq. 8), with the reference's figures."""
 
     box: float = 8.0
     fill: float = 2.0
@@ -22,15 +22,15 @@ class Compose:
 
     Args:
         isolation: whether tokens of a region ignore the other regions in self-attention.
-        reinit: ``swap`` exchanges the noise of each region's best window with its own, ``copy`` is the reference's, ``off``.
-        enhancement: how far each gradient step goes; 0 takes none. With ``relative`` it is a share of the latent's own length,
-            which holds for every model; otherwise the paper's learning rate (20 for SD 1.5).
+        reinit: ``swap`` exchanges each region's noise with its best window's; ``copy`` copies; ``off``.
+        enhancement: how far each gradient step goes; 0 takes none. With ``relative`` it is a share of the latent's norm
+            and holds for every model. Otherwise it is the paper's learning rate (20 for SD 1.5).
         start, end: the part of the sampling, in percent (0 to 1), in which steps are taken.
-        stop: ``patience`` ends them when the loss has not fallen by 1 % over some steps, ``rise`` at the first rise (the
-            reference's), ``never`` not before the end of the window.
-        token_lora: whether the rest of each LoRA acts on the tokens of its region: self-attention, queries, feed-forward. The
-            paper's LoRAs learn words too and go without it; ordinary ones carry most of a concept there, so it is on.
-        automatic: with no regions, the percent at which they are taken from the concepts' attention so far.
+        stop: ``patience`` ends them when the loss has not fallen by 1 % over some steps. ``rise`` ends them at the
+            first rise, as the reference does; ``never`` at the end of the window.
+        token_lora: whether the rest of each LoRA acts on its region's tokens: self-attention, queries, feed-forward.
+            Differs from the paper: its LoRAs learn words and do without. Ordinary LoRAs hold most of a concept there.
+        automatic: without regions, the percent at which they are taken from the concepts' attention so far.
     """
 
     isolation: bool = True
@@ -45,13 +45,15 @@ class Compose:
     automatic: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, value, known in (("reinit", self.reinit, ("swap", "copy", "off")),
-                                   ("stop", self.stop, ("patience", "rise", "never"))):  # fmt: skip
+        for name, value, known in (
+            ("reinit", self.reinit, ("swap", "copy", "off")),
+            ("stop", self.stop, ("patience", "rise", "never")),
+        ):
             check_choice(known, value, name)
 
-    def rate(self, progress: float) -> float:
-        """The step at this percent: it falls to √½ of itself at the end of the sampling (sec. 4, as the reference computes it)."""
-        return self.enhancement * (1 - 0.5 * min(max(progress, 0.0), 1.0)) ** 0.5
+    def rate(self, percent: float) -> float:
+        """The step's length at this percent; it falls to √½ of the first (sec. 4, as in the reference)."""
+        return self.enhancement * (1 - 0.5 * min(max(percent, 0.0), 1.0)) ** 0.5
 
     def at(self, automatic: float) -> Compose:
         """The same with regions found at this percent."""

@@ -1,7 +1,7 @@
-"""Correction by Similarities: every object's tokens gather the features of the tokens that mean the same.
+"""Correction by Similarities: every object's tokens gather the features of similar tokens.
 
-Multi-Concept T2I-Zero, 2310.07419, section 3.2. The object that dominates a prompt has spread into its neighbours; a weak one
-gets its own features back.
+Multi-Concept T2I-Zero, 2310.07419, section 3.2. A dominant object of a prompt spreads into its neighbours; this
+gives the weak ones their own features back.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import torch
 
-_ENCODERS = {2048: (768, 1280)}  # channels of a context to those of the encoders side by side in it: SDXL is L beside G
+_ENCODERS = {2048: (768, 1280)}  # channels of a context to those of its encoders, joined: SDXL has L, then G
 
 
 class ObjectPositions(NamedTuple):
     """The objects of a prompt in token positions.
 
-    ``objects`` holds the positions of each object's tokens; ``sections`` is first and last + 1 of the words of every section
-    the prompt was encoded in (77 tokens each for CLIP), without the start, the end and the padding.
+    ``objects`` holds the positions of each object's tokens. ``sections`` holds first and last + 1 of the words of every
+    section that the prompt was encoded in (77 tokens each for CLIP), without start, end and padding.
     """
 
     objects: tuple[tuple[int, ...], ...]
@@ -28,13 +28,13 @@ class ObjectPositions(NamedTuple):
 def correct(
     context: torch.Tensor, words: ObjectPositions, alpha: float = 0.2, window: int = 3, threshold: float = 0.6
 ) -> torch.Tensor:
-    """``f ← (1 − α) f + α f̂ · ‖f‖ / ‖f̂‖``, with ``f̂`` the mean of what is similar, weighted by the cosine.
+    """``f ← (1 − α) f + α f̂ · ‖f‖ / ‖f̂‖``, with ``f̂`` the mean of similar tokens, weighted by their cosine.
 
     Args:
-        context: (batch, tokens, channels); every encoder's channels are corrected by themselves.
+        context: (batch, tokens, channels); each encoder's channels are corrected separately.
         alpha: how much is corrected; at 0 the context comes back as it is.
-        window: how many tokens to either side are asked, never beyond the words of the section.
-        threshold: tokens whose cosine is not above it, or not above 0, are left out; the token itself never is.
+        window: how many tokens to either side are compared, never beyond the words of the section.
+        threshold: tokens whose cosine is not above it, or not above 0, are left out, except the token itself.
     """
     if alpha == 0:
         return context
@@ -58,23 +58,23 @@ def _corrected(
 
 
 def _gathered(near: torch.Tensor, own: int, threshold: float) -> torch.Tensor:
-    """The mean of those tokens of (batch, near, channels) that are similar to the one at ``own``, (batch, channels)."""
+    """The mean of the tokens of (batch, near, channels) that are similar to the one at ``own``, (batch, channels)."""
     cosine = torch.cosine_similarity(near[:, own, None], near, dim=-1)
-    # Weights below zero would take away what the others give, until nothing is left that a norm could be given to. The
-    # token's own cosine is 1 but for rounding, which the highest threshold leaves out.
+    # Negative weights could cancel the others, and a sum of zero cannot be scaled. The token's own cosine is 1 up to
+    # rounding, which the highest threshold would leave out.
     weights = torch.where(cosine > threshold, cosine, 0).clamp(min=0)
     weights[:, own] = 1
     return (weights[..., None] * near).sum(1) / weights.sum(1, keepdim=True)
 
 
 def check_objects(objects: Sequence[Sequence[int]]) -> None:
-    """Refuses what two objects would have to share.
+    """Refuses objects that share tokens.
 
     Raises:
         ValueError: no object, or a token in two of them.
     """
     flat = [p for tokens in objects for p in tokens]
     if not flat:
-        raise ValueError("No object is named; write the objects of the prompt one a line, such as 'cat' and 'dog'.")
+        raise ValueError("No object is named; write the prompt's objects, one per line, such as 'cat' and 'dog'.")
     if len(set(flat)) < len(flat):
-        raise ValueError("Two of the named objects share a word of the prompt; name each by words of its own.")
+        raise ValueError("Two objects share a word of the prompt; name each object by different words.")

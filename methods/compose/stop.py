@@ -1,4 +1,4 @@
-"""When the gradient steps of a run end, each picture for itself."""
+"""When the gradient steps of a run end, per picture."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _LEAST, _PATIENCE, _FALL = 5, 3, 0.01
 class StopRule:
     """Says after every step which pictures go on.
 
-    ``patience``: over some steps the best loss has not fallen by a hundredth. The losses of neighbouring steps belong to
-    different noise levels, so one rise says little. ``rise`` ends at the first, as the reference; ``never`` does not.
+    ``patience`` ends when the best loss has not fallen by 1 % over some steps. The losses of neighbouring steps belong
+    to different sigmas, so one rise says little. ``rise`` ends at the first rise, as in the reference.
     """
 
     def __init__(self, rule: str) -> None:

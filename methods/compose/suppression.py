@@ -1,22 +1,22 @@
-"""Cross-Token Non-Maximum Suppression: where one object's token looks most, the others' tokens look less.
+"""Cross-Token Non-Maximum Suppression: where one object's words are attended to most, the others' words lose.
 
 Multi-Concept T2I-Zero, 2310.07419, section 3.3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 
 _SIGMA = 1.0  # of the 3 × 3 blur, in tokens
 MOST_NUMBERS = 1 << 24
-"""How many probabilities are held at once: heads are taken in turn beyond it."""
+"""Limit of the probabilities in memory at once; beyond it, heads are processed in chunks."""
 
 
 def winners(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Which object's map is highest at each token after a small blur, (batch, tokens), from (batch, objects, tokens)."""
+    """The object with the highest blurred map at each token, (batch, tokens), from (batch, objects, tokens)."""
     offsets = torch.arange(-1, 2, device=maps.device, dtype=maps.dtype)
     line = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
     line = line / line.sum()
@@ -36,46 +36,77 @@ def suppression(
     *,
     renormalise: bool = False,
 ) -> torch.Tensor:
-    """What the suppression changes in the answer of an attention, (P' − P) v, in ``q``'s dtype.
+    """The change that the suppression makes to an attention's output, (P' − P) v, in ``q``'s dtype.
 
-    ``P'`` is ``P`` with the columns of every object but the winner multiplied by 1 − alpha. The change alone is returned,
-    so that it can be added to whatever kernel or other patch has answered.
+    ``P'`` is ``P`` with the columns of every object but the winner multiplied by 1 − alpha. The change can be added to
+    the output of any kernel or other patch.
 
     Args:
-        q, k, v: (batch, heads, tokens, channels); probabilities are taken in float32 at least, some heads at a time.
+        q, k, v: (batch, heads, tokens, channels); probabilities are taken in float32 at least.
         objects: the columns of each object.
         grid: height and width of the image tokens.
         alpha: 0 changes nothing; 1 leaves every token to its winner.
-        renormalise: rows of ``P'`` add up to one again.
+        renormalise: whether rows of ``P'`` add up to one again.
     """
-    batch, heads, tokens, channels = q.shape
-    precise = torch.promote_types(q.dtype, torch.float32)
-    step = max(1, min(heads, MOST_NUMBERS // max(1, batch * tokens * k.shape[2])))
-
-    def probabilities(some: slice) -> torch.Tensor:
-        logits = q[:, some].to(precise) @ k[:, some].to(precise).transpose(-1, -2)
-        return (logits * channels**-0.5).softmax(-1)
-
-    chunks = [slice(n, n + step) for n in range(0, heads, step)]
-    kept = probabilities(chunks[0]) if len(chunks) == 1 else None
-    maps = torch.zeros(batch, len(objects), tokens, device=q.device, dtype=precise)
-    for some in chunks:
-        p = probabilities(some) if kept is None else kept
-        maps += torch.stack([p[..., list(columns)].mean(-1).sum(1) for columns in objects], 1) / heads
-    loses = (
-        torch.arange(len(objects), device=q.device)[:, None] != winners(maps, grid)[:, None]
-    )  # (batch, objects, tokens)
-    columns = [c for tokens_of in objects for c in tokens_of]
-    owner = torch.tensor([n for n, tokens_of in enumerate(objects) for _ in tokens_of], device=q.device)
-    taken = -alpha * loses[:, owner].to(precise).transpose(1, 2)[:, None]  # (batch, 1, tokens, columns)
+    probabilities = _Probabilities(q, k)
+    taken = _taken(winners(_object_maps(probabilities, objects), grid), objects, alpha, probabilities.dtype)
+    columns = [column for positions in objects for column in positions]
     out = torch.empty_like(q[..., : v.shape[-1]])
-    for some in chunks:
-        p = probabilities(some) if kept is None else kept
-        change = p[..., columns] * taken
-        values = v[:, some].to(precise)
-        delta = change @ values[:, :, columns]
-        if renormalise:
-            mass = 1 + change.sum(-1, keepdim=True)
-            delta = (p @ values + delta) / mass.clamp(min=1e-12) - p @ values
-        out[:, some] = delta.to(out.dtype)
+    for heads, p in probabilities.chunks():
+        values = v[:, heads].to(probabilities.dtype)
+        out[:, heads] = _change(p, values, columns, taken, renormalise).to(out.dtype)
     return out
+
+
+def _change(
+    p: torch.Tensor, values: torch.Tensor, columns: list[int], taken: torch.Tensor, renormalise: bool
+) -> torch.Tensor:
+    """(P' − P) v of some heads, (batch, heads, tokens, channels)."""
+    change = p[..., columns] * taken
+    delta = change @ values[:, :, columns]
+    if not renormalise:
+        return delta
+    mass = 1 + change.sum(-1, keepdim=True)
+    return (p @ values + delta) / mass.clamp(min=1e-12) - p @ values
+
+
+class _Probabilities:
+    """The probabilities of an attention, (batch, heads, tokens, words), in chunks of heads, or once if all fit."""
+
+    def __init__(self, q: torch.Tensor, k: torch.Tensor) -> None:
+        self.q, self.k = q, k
+        self.dtype = torch.promote_types(q.dtype, torch.float32)
+        batch, heads, tokens, _ = q.shape
+        step = max(1, min(heads, MOST_NUMBERS // max(1, batch * tokens * k.shape[2])))
+        self.slices = [slice(n, n + step) for n in range(0, heads, step)]
+        self.whole = self._of(self.slices[0]) if len(self.slices) == 1 else None
+
+    def _of(self, heads: slice) -> torch.Tensor:
+        logits = self.q[:, heads].to(self.dtype) @ self.k[:, heads].to(self.dtype).transpose(-1, -2)
+        return (logits * self.q.shape[-1] ** -0.5).softmax(-1)
+
+    def chunks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The heads and their probabilities, in turn."""
+        for heads in self.slices:
+            yield heads, self._of(heads) if self.whole is None else self.whole
+
+
+def _object_maps(probabilities: _Probabilities, objects: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Each object's map, (batch, objects, tokens), mean over heads and words."""
+    batch, heads, tokens, _ = probabilities.q.shape
+    maps = torch.zeros(batch, len(objects), tokens, device=probabilities.q.device, dtype=probabilities.dtype)
+    for _, p in probabilities.chunks():
+        maps += torch.stack([p[..., list(columns)].mean(-1).sum(1) for columns in objects], 1) / heads
+    return maps
+
+
+def _taken(winning: torch.Tensor, objects: Sequence[Sequence[int]], alpha: float, dtype: torch.dtype) -> torch.Tensor:
+    """The factor that changes each column of an object at each token: −alpha, or 0 for the winner.
+
+    Returns:
+        (batch, 1, tokens, columns).
+    """
+    device = winning.device
+    loses = torch.arange(len(objects), device=device)[:, None] != winning[:, None]  # (batch, objects, tokens)
+    owner = torch.tensor([n for n, positions in enumerate(objects) for _ in positions], device=device)
+    return -alpha * loses[:, owner].to(dtype).transpose(1, 2)[:, None]

@@ -7,12 +7,13 @@ from comfy_api.latest import io
 from ...host.compose.suppression import with_suppression
 from ...host.schema import schema
 from ...host.text.tokens import correct_objects, encode_with_objects
+from ...host.types import CLIP, Conditioning, ModelPatcher
 
 CATEGORY = "concepts/compose"
 
 
 class ConceptsEncodeObjects(io.ComfyNode):
-    """A prompt that knows its objects."""
+    """A prompt with its objects marked."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,8 +21,8 @@ class ConceptsEncodeObjects(io.ComfyNode):
             node_id="ConceptsEncodeObjects",
             display_name="Encode Objects",
             category=CATEGORY,
-            description="CLIP Text Encode that also marks which words of the prompt are its objects, for Correct Objects and "
-            "Keep Objects Apart.",
+            description="CLIP Text Encode that also marks which words of the prompt are its objects, for Correct "
+            "Objects and Keep Objects Apart.",
             search_aliases=["clip text encode", "prompt", "several objects", "t2i-zero"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder."),
@@ -29,16 +30,20 @@ class ConceptsEncodeObjects(io.ComfyNode):
                     "text", multiline=True, default="", tooltip="The prompt, such as 'a cat, a dog and an owl'."
                 ),
                 io.String.Input(
-                    "objects", multiline=True, default="",
-                    tooltip="The objects, one a line or with commas between them, written as in the prompt: 'cat, dog, owl'. "
-                    "Every one must have words of its own.",
+                    "objects",
+                    multiline=True,
+                    default="",
+                    tooltip="The objects, one per line or separated by commas, written as in the prompt: 'cat, dog, "
+                    "owl'. Two objects cannot share a word.",
                 ),
             ],
-            outputs=[io.Conditioning.Output("conditioning", display_name="CONDITIONING", tooltip="The encoded prompt.")],
-        )  # fmt: skip
+            outputs=[
+                io.Conditioning.Output("conditioning", display_name="CONDITIONING", tooltip="The encoded prompt.")
+            ],
+        )
 
     @classmethod
-    def execute(cls, clip, text, objects) -> io.NodeOutput:
+    def execute(cls, clip: CLIP, text: str, objects: str) -> io.NodeOutput:
         phrases = [phrase.strip() for line in objects.splitlines() for phrase in line.split(",")]
         return io.NodeOutput(encode_with_objects(clip, text, [p for p in phrases if p]))
 
@@ -52,29 +57,40 @@ class ConceptsCorrectObjects(io.ComfyNode):
             node_id="ConceptsCorrectObjects",
             display_name="Correct Objects",
             category=CATEGORY,
-            description="Correction by Similarities: gives every object of a prompt its own meaning back, where a dominant "
-            "object has spread over its neighbours. Costs nothing while sampling.",
+            description="Correction by Similarities: restores each object's own meaning where a dominant object has "
+            "spread to its neighbours. Costs nothing while sampling.",
             search_aliases=["t2i-zero", "missing object", "attribute leakage"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="A prompt from Encode Objects."),
                 io.Float.Input(
-                    "strength", default=0.2, min=0.0, max=1.0, step=0.05,
-                    tooltip="How much of each object's meaning is gathered anew; 0 is off. Start with 0.2.",
+                    "strength",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of each object's meaning is restored; 0 is off. Start with 0.2.",
                 ),
                 io.Int.Input(
-                    "window", default=3, min=1, max=75,
-                    tooltip="How many words to either side are asked. Start with 3.",
+                    "window",
+                    default=3,
+                    min=1,
+                    max=75,
+                    tooltip="How many words to either side are compared. Start with 3.",
                 ),
                 io.Float.Input(
-                    "threshold", default=0.6, min=-1.0, max=1.0, step=0.05,
-                    tooltip="How similar a word must be to count; at 1 only the word itself does. Start with 0.6.",
+                    "threshold",
+                    default=0.6,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How similar a word must be to count; at 1 only the word itself counts. Start with 0.6.",
                 ),
             ],
             outputs=[io.Conditioning.Output("corrected", display_name="CONDITIONING", tooltip="The corrected prompt.")],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, conditioning, strength, window, threshold) -> io.NodeOutput:
+    def execute(cls, conditioning: Conditioning, strength: float, window: int, threshold: float) -> io.NodeOutput:
         return io.NodeOutput(correct_objects(conditioning, strength, window, threshold))
 
 
@@ -87,34 +103,49 @@ class ConceptsKeepObjectsApart(io.ComfyNode):
             node_id="ConceptsKeepObjectsApart",
             display_name="Keep Objects Apart",
             category=CATEGORY,
-            description="Cross-Token Non-Maximum Suppression: at every place of the picture the object that is strongest there "
-            "keeps it, and the others look away. For prompts from Encode Objects, with any sampler.",
+            description="Cross-Token Non-Maximum Suppression: each place of the picture goes to its strongest object, "
+            "and the other objects lose attention there. For prompts from Encode Objects, with any sampler.",
             search_aliases=["t2i-zero", "missing object", "attention", "semantic leakage"],
             inputs=[
                 io.Model.Input("model", tooltip="A UNet model (SD 1.x, SD 2.x, SDXL)."),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=1.0, step=0.05,
-                    tooltip="How much the weaker objects lose at a place; 1 leaves it to one object, 0 is the plain model. "
-                    "Start with 1.0.",
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much the weaker objects lose at a place. 1 leaves one object there, 0 is the plain "
+                    "model. Start with 1.0.",
                 ),
                 io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="From where in the sampling it works. Start with 0.",
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Works from this share of the sampling on. Start with 0.",
                 ),
                 io.Float.Input(
-                    "end_percent", default=0.5, min=0.0, max=1.0, step=0.01,
-                    tooltip="Up to where in the sampling it works; later costs a little more time. Start with 0.5.",
+                    "end_percent",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Works up to this share of the sampling; later costs a little more time. Start with 0.5.",
                 ),
                 io.Boolean.Input(
-                    "renormalise", default=False,
-                    tooltip="What the weaker objects lose goes to the other words, instead of fading. Start with off.",
+                    "renormalise",
+                    default=False,
+                    tooltip="The attention that weaker objects lose goes to the other words. Start with off.",
                 ),
             ],
             outputs=[io.Model.Output("patched", display_name="MODEL", tooltip="The model, for any sampler or guider.")],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, model, strength, start_percent, end_percent, renormalise=False) -> io.NodeOutput:
+    def execute(
+        cls, model: ModelPatcher, strength: float, start_percent: float, end_percent: float, renormalise: bool = False
+    ) -> io.NodeOutput:
         return io.NodeOutput(with_suppression(model, strength, start_percent, end_percent, renormalise=renormalise))
 
 

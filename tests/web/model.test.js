@@ -77,7 +77,7 @@ test("a text that could not be read is not edited, and undo brings it back after
   assert.match(model.fault, /no JSON/);
   model.addRegion({ box: [0, 0, 1, 1] });
   assert.deepEqual([model.text, model.unread], ["<script>", "<script>"]);
-  model.startAnew();
+  model.startEmpty();
   assert.deepEqual([model.text, model.unread, model.fault], [EMPTY, null, ""]);
   model.addRegion({ box: [0, 0, 1, 1] });
   assert.equal(model.document.regions.length, 1);

@@ -1,5 +1,5 @@
-// What a region is called and which colour it has: by its concept if one is connected, else by its place.
-// nodes/region.py has the same colours for the preview it makes.
+// A region's label and colour: its concept's if one is connected, else by its place.
+// methods/region_picture.py has the same colours for the preview.
 
 export const COLOURS = [
   "#4c9fe6", "#f2a33a", "#3fc08a", "#e06aa5", "#d9d14a", "#9a7fe0", "#e8694a", "#58c6d6",

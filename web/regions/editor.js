@@ -32,8 +32,8 @@ export class RegionEditor {
   faultLine() {
     const text = html("p");
     const raw = html("code");
-    const anew = html("button", { type: "button", onclick: () => this.model.startAnew() }, "Start with an empty canvas");
-    return { element: html("div", { class: "concepts-fault", role: "alert", hidden: true }, text, raw, anew), text, raw };
+    const restart = html("button", { type: "button", onclick: () => this.model.startEmpty() }, "Start with an empty canvas");
+    return { element: html("div", { class: "concepts-fault", role: "alert", hidden: true }, text, raw, restart), text, raw };
   }
 
   draw(model, byHand) {

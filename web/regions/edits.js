@@ -5,7 +5,7 @@
 import { LIMITS, cutLabel, pointCount } from "./document.js";
 import { clampBox, moveBox } from "./geometry.js";
 
-const STEP_ASIDE = 0.03; // where a copy lies beside its original
+const STEP_ASIDE = 0.03; // from an original to its copy
 
 function withRegions(document, regions) {
   return { ...document, regions };
@@ -84,8 +84,8 @@ function movedStroke(stroke, dx, dy) {
 export function duplicateRegion(document, index) {
   const { strokes } = document.regions[index];
   if (!fits(document.regions, LIMITS.regions) || !fitsPoints(document, strokes)) return document;
-  const beside = moveRegion({ regions: [document.regions[index]] }, 0, STEP_ASIDE, STEP_ASIDE);
-  const [copy] = beside.regions;
+  const shifted = moveRegion({ regions: [document.regions[index]] }, 0, STEP_ASIDE, STEP_ASIDE);
+  const [copy] = shifted.regions;
   return withRegions(document, [...document.regions.slice(0, index + 1), copy, ...document.regions.slice(index + 1)]);
 }
 

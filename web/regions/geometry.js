@@ -88,8 +88,8 @@ function partAt({ boxes, strokes }, point, aspect) {
  */
 export function shapeAt(regions, point, selected, aspect) {
   const chosen = selected && regions[selected.region];
-  const held = chosen?.boxes[selected.box];
-  if (held ? contains(held, point) : chosen && partAt(chosen, point, aspect) === null) return selected;
+  const chosenBox = chosen?.boxes[selected.box];
+  if (chosenBox ? contains(chosenBox, point) : chosen && partAt(chosen, point, aspect) === null) return selected;
   for (let region = regions.length - 1; region >= 0; region--) {
     const box = partAt(regions[region], point, aspect);
     if (box !== undefined) return { region, box };

@@ -18,7 +18,7 @@ function snaps(model, { ctrlKey, metaKey }) {
   return model.snap !== Boolean(ctrlKey || metaKey);
 }
 
-/** Asks of every place of a drag whether it still is a click; once it has gone far enough it is none any more. */
+/** Says of every point of a drag whether it is still a click. Once it has gone far enough, it is not. */
 function clickAt(start) {
   let moved = false;
   return (point, reach) => {
@@ -46,7 +46,7 @@ function changing(model, handle, start) {
   };
 }
 
-/** Dragging the selected region, which has strokes alone: there is nothing on it that could snap. */
+/** Dragging the selected region, which has only strokes: nothing on it snaps. */
 function sliding(model, start) {
   const { region } = model.selection;
   const document = model.history.value;
@@ -98,8 +98,8 @@ function brushing(model, start, aspect) {
   const stroke = () => {
     // measured where both directions are as long, or a flat canvas would lose its curves
     const scaled = points.map((value, at) => value * (at % 2 ? 1 : aspect));
-    const kept = simplify(scaled, (model.radius * Math.min(1, aspect)) / 12).map((value, at) => value / (at % 2 ? 1 : aspect));
-    const inside = kept.map((value) => Math.min(Math.max(value, OUTSIDE[0]), OUTSIDE[1]));
+    const simplified = simplify(scaled, (model.radius * Math.min(1, aspect)) / 12).map((value, at) => value / (at % 2 ? 1 : aspect));
+    const inside = simplified.map((value) => Math.min(Math.max(value, OUTSIDE[0]), OUTSIDE[1]));
     return erase ? { radius: model.radius, points: inside, erase } : { radius: model.radius, points: inside };
   };
   if (erase && region === null) return null;

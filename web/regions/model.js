@@ -16,7 +16,7 @@ export class EditorModel {
     this.draft = null; // the document while something is dragged
     this.selection = null;
     this.tool = "box";
-    this.armed = false; // the next drag draws a new region, even on top of a box
+    this.armed = false; // whether the next drag draws a new region, even on top of a box
     this.snap = true;
     this.radius = 0.06; // of the brush, in fractions of the shorter side
     this.concepts = []; // the connected ones: {label, names}
@@ -24,7 +24,7 @@ export class EditorModel {
     this.notice = "";
   }
 
-  /** The document as it stands, with what is being dragged. */
+  /** The current document, with what is being dragged. */
   get document() {
     return this.draft ?? this.history.value;
   }
@@ -37,12 +37,12 @@ export class EditorModel {
     return this.source?.text ?? writeDocument(this.history.value);
   }
 
-  /** The text the document as it stands was read from, and what is wrong with it; nothing after an edit. */
+  /** The text that the current document was read from, and its fault; nothing after an edit. */
   get source() {
     return this.sources.get(this.history.value);
   }
 
-  /** A text that is no sound document, kept as it came; else null. */
+  /** A text that is not a sound document, as it came; else null. */
   get unread() {
     return this.source?.fault ? this.source.text : null;
   }
@@ -52,7 +52,7 @@ export class EditorModel {
     return this.source?.fault ?? "";
   }
 
-  /** Takes the widget's text. One that is no sound document is kept and shown, never mended in silence. */
+  /** Takes the widget's text. One that is not a sound document stays as it came, with its fault shown. */
   setText(text) {
     if (text === this.text) return;
     this.draft = null;
@@ -61,7 +61,7 @@ export class EditorModel {
     this.changed(this, false);
   }
 
-  /** The document in a text; an empty one that stands for the text if that is no sound document. */
+  /** The document in a text; an empty one in its place if the text is not a sound document. */
   read(text) {
     let [document, fault] = [emptyDocument(), ""];
     try {
@@ -75,12 +75,12 @@ export class EditorModel {
   }
 
   /** Puts an empty canvas in the place of a text that could not be read; undo brings that back. */
-  startAnew() {
+  startEmpty() {
     this.history = record(this.history, emptyDocument());
     this.changed(this, true);
   }
 
-  /** Makes a changed document the one that stands; the same document again means that there was no room. */
+  /** Makes a changed document the current one; the same document again means that there was no room. */
   apply(document, selection = this.selection) {
     if (this.unread !== null) return;
     this.draft = null;
@@ -134,13 +134,13 @@ export class EditorModel {
     this.changed(this, false);
   }
 
-  /** Sets fields that are no part of the document: tool, snap, radius, armed, concepts. */
+  /** Sets fields outside of the document: tool, snap, radius, armed, concepts. */
   set(fields) {
     Object.assign(this, fields);
     this.changed(this, false);
   }
 
-  /** Takes a tool in hand. A new region that was asked for before is asked for no more. */
+  /** Selects a tool. A pending new region is cancelled. */
   take(tool) {
     this.set({ tool, armed: false });
   }

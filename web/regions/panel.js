@@ -82,7 +82,7 @@ export class Numbers {
   }
 }
 
-/** One line per region, front first, as they lie. Lines are kept and filled anew, so that a field keeps its focus. */
+/** One line per region, front first, as they lie. Lines are reused, so a field keeps its focus. */
 export class Rows {
   constructor(model, names) {
     [this.model, this.names, this.rows] = [model, names, []];

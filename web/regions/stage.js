@@ -1,4 +1,4 @@
-// The picture with the regions on it, drawn anew from the model whenever that changes.
+// The picture with the regions on it, redrawn from the model whenever that changes.
 
 import { colourOf } from "./colours.js";
 import { html, svg } from "./dom.js";
@@ -85,8 +85,8 @@ export class Stage {
     const strokes = pending?.region === place ? [...region.strokes, pending.stroke] : region.strokes;
     const parts = this.fill(region.boxes, strokes, colour, place, selected);
     region.boxes.forEach((box, at) => {
-      const own = selected && model.selection.box === at;
-      parts.push(this.rect(box, { class: `concepts-box${own ? " concepts-selected" : ""}`, stroke: colour, "data-region": place }));
+      const isSelected = selected && model.selection.box === at;
+      parts.push(this.rect(box, { class: `concepts-box${isSelected ? " concepts-selected" : ""}`, stroke: colour, "data-region": place }));
     });
     parts.push(this.label(region, strokes, colour));
     if (place === model.document.regions.length - 1 && pending && pending.region === null) {

@@ -1,4 +1,4 @@
-// What the editor learns from the graph around its node. Reads only; a graph it does not understand tells it nothing.
+// What the editor reads from the graph around its node. It changes nothing there.
 
 import { cutLabel } from "./document.js";
 
@@ -16,14 +16,14 @@ export function sourceOf(node, input) {
 
 const written = (node, name) => String(widgetOf(node, name)?.value ?? "").trim();
 
-/** A LoRA's name, as host/lora/files.py has it: its file without folder and ending; a PEFT adapter is called after its folder. */
+/** A LoRA's name as in host/lora/files.py: its file without folder and ending; of a PEFT adapter, its folder. */
 function fileName(path) {
   const parts = path.split(/[\\/]/);
   const file = parts.pop().replace(/\.[^.]*$/, "");
   return file === "adapter_model" && parts.length ? parts.at(-1) : file;
 }
 
-/** What a concept is called: the label a new region gets, and all names a region can have it by when the graph runs. */
+/** A concept's label for a new region, and all names under which a region finds it when the graph runs. */
 function concept(node) {
   const [phrase, file] = [written(node, "phrase"), fileName(written(node, "lora"))];
   const names = [phrase || written(node, "prompt"), file].filter(Boolean);
@@ -41,26 +41,26 @@ export function conceptNames(node) {
   return concepts;
 }
 
-/** The canvas's size from the widgets, where those count; else what the last run said. */
-export function canvasSize(node, told) {
+/** The canvas's size from the widgets, or from the message of the last run where an input is linked. */
+export function canvasSize(node, canvasMessage) {
   const side = (name) => {
     const linked = node.inputs?.some((input) => input.name === name && input.link != null);
-    const value = Number(linked ? told?.[name] : widgetOf(node, name)?.value);
+    const value = Number(linked ? canvasMessage?.[name] : widgetOf(node, name)?.value);
     return Number.isFinite(value) && value > 0 ? value : 1;
   };
   const size = { width: side("width"), height: side("height") };
   return size.width === 1 || size.height === 1 ? { width: 1, height: 1 } : size;
 }
 
-/** The address of the background: of the last run if it still is connected, else what the node there shows. */
-export function backgroundAddress(node, told) {
+/** The address of the background: the last run's while it is connected, else the picture that the node there shows. */
+export function backgroundAddress(node, lastAddress) {
   const source = sourceOf(node, "background");
   if (!source) return "";
   const shown = source.imgs?.[0]?.src;
-  return told || (typeof shown === "string" ? shown : "");
+  return lastAddress || (typeof shown === "string" ? shown : "");
 }
 
-/** Drops the last run's background when its own connection changes; that of any other socket says nothing of it. */
-export function forgetBackground(node, told, [side, slot]) {
-  if (side === INPUT && node.inputs?.[slot]?.name === "background") told.background = "";
+/** Drops the last run's background when its own connection changes. */
+export function forgetBackground(node, canvasMessage, [direction, slot]) {
+  if (direction === INPUT && node.inputs?.[slot]?.name === "background") canvasMessage.background = "";
 }

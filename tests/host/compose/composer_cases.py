@@ -1,4 +1,4 @@
-"""Concepts with random LoRAs in regions of a random UNet, and how the model and a whole sampling are asked with them."""
+"""Concepts with random LoRAs in regions of a random UNet; model calls and whole samplings with them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import comfy.samplers
 import torch
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.compose.guider import ComposeGuider
-from comfyui_concepts.host.compose.injection import Injection, Voice, Words
+from comfyui_concepts.host.compose.injection import Injection
+from comfyui_concepts.host.compose.projections import ConceptPrompts, PreparedConcept
 from comfyui_concepts.host.engine.attention import unet_of
+from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.methods.lora import LoraFactors
@@ -41,30 +43,44 @@ def lora(patcher, seed, pattern=("attn1.", "attn2.", "ff.net.2", "proj_in")):
     return factors
 
 
-def voice(patcher, seed, words=5):
-    contexts = [randn(1, words, 24, seed=seed), randn(1, words, 24, seed=seed + 50)]
-    return Voice(Words(*contexts, (1, 2)), lora(patcher, seed))
+def prepared_concept(patcher, seed, tokens=5):
+    contexts = [randn(1, tokens, 24, seed=seed), randn(1, tokens, 24, seed=seed + 50)]
+    return PreparedConcept(ConceptPrompts(*contexts, (1, 2)), lora(patcher, seed))
 
 
-def injection(patcher, voices, covered, **more):
+def injection(patcher, concepts, covered, **more):
     made = Injection(
-        patcher.model, voices, MaskPyramid(covered, more.pop("soft", False), overlapping=True), {"p": 0, "n": 1}, **more
+        patcher.model,
+        concepts,
+        MaskPyramid(covered, more.pop("soft", False), overlapping=True),
+        {"p": 0, "n": 1},
+        **more,
     )
-    made.fill()
+    made.projected.fill()
     return made
 
 
 def call(patcher, options=None, sides=("p", "n"), x=None, contexts=None, batch=1, sigma=2.0):
     x = randn(batch, 4, *SIZE, seed=3) if x is None else x
     contexts = contexts or {"p": randn(1, 7, 24, seed=1), "n": randn(1, 7, 24, seed=2)}
-    told = (options or {}).get("transformer_options", {}) | {
-        "uuids": list(sides), "cond_or_uncond": [int(s == "n") for s in sides]
-    }  # fmt: skip
+    transformer_options = (options or {}).get("transformer_options", {}) | {
+        "uuids": list(sides),
+        "cond_or_uncond": [int(s == "n") for s in sides],
+    }
     context = torch.cat([contexts[s].expand(len(x), -1, -1) for s in sides])
     rows = torch.cat([x] * len(sides))
     return patcher.model.apply_model(
-        rows, torch.full((len(rows),), sigma, dtype=torch.float64), c_crossattn=context, transformer_options=told
+        rows,
+        torch.full((len(rows),), sigma, dtype=torch.float64),
+        c_crossattn=context,
+        transformer_options=transformer_options,
     ).split(len(x))
+
+
+def original(attend):
+    """A function in the place of the original attention (``Attend``)."""
+    attend.foreign = attend.later = False
+    return attend
 
 
 def concept(seed, strength=1.0, model=None):
@@ -81,8 +97,9 @@ def prompt(seed, words=7, **values):
 
 
 def guider_of(model, concepts, covered, settings, *, cfg=3.0, positive=None):
-    covered_for = None if covered is None else (lambda h, w: covered)
-    return ComposeGuider(model, positive or prompt(1), prompt(2), cfg, concepts, covered_for, settings)
+    coverage_at = None if covered is None else (lambda h, w: covered)
+    base = BasePrompts(positive or prompt(1), prompt(2), cfg)
+    return ComposeGuider(model, base, concepts, coverage_at, settings)
 
 
 def run(guider, *, steps=4, sampler="euler", batch=1, seeds=None, mask=None, noise=None, latent=None, callback=None):
@@ -96,7 +113,7 @@ def run(guider, *, steps=4, sampler="euler", batch=1, seeds=None, mask=None, noi
     return guider.sample(noise, latent, sampler, sigmas, mask, callback, disable_pbar=True, seed=1)
 
 
-def sample(model, concepts, covered, settings, *, positive=None, **told):
+def sample(model, concepts, covered, settings, *, positive=None, **settings_of_run):
     """The picture, and the guider that made it."""
     guider = guider_of(model, concepts, covered, settings, positive=positive)
-    return run(guider, **told), guider
+    return run(guider, **settings_of_run), guider

@@ -15,10 +15,12 @@ from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_tomesd import TomePatchModel
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.compose import enhancement
-from comfyui_concepts.host.compose.enhancement import Enhancer, Maps, loss_sites
+from comfyui_concepts.host.compose.enhancement import AttentionMaps, Enhancer
 from comfyui_concepts.host.compose.guider import ComposeGuider
-from comfyui_concepts.host.compose.injection import Injection, Voice, Words
+from comfyui_concepts.host.compose.injection import Injection
+from comfyui_concepts.host.compose.projections import ConceptPrompts, PreparedConcept, ProjectedConcepts, loss_sites
 from comfyui_concepts.host.engine.attention import CROSS, SELF, capture, find_sites, unet_of
+from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.engine.gradients import differentiable_options, gradient_of, without_inference_tensors
 from comfyui_concepts.host.engine.latent_edits import EditSchedule
 from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
@@ -27,7 +29,20 @@ from comfyui_concepts.methods.compose.settings import Compose
 from comfyui_concepts.methods.masks import MaskPyramid
 from comfyui_concepts.methods.regions import Box, Region, coverage, shares
 
-from .composer_cases import FULL, SIZE, call, concept, halves, injection, lora, prompt, randn, sample, voice
+from .composer_cases import (
+    FULL,
+    SIZE,
+    call,
+    concept,
+    halves,
+    injection,
+    lora,
+    original,
+    prepared_concept,
+    prompt,
+    randn,
+    sample,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +56,10 @@ def same(a, b, tolerance=1e-11):
 
 def test_one_concept_everywhere_is_the_model_with_its_cross_attention_alone(patcher):
     """Keys, values and to_out of the LoRA with the region's prompts; and not the whole LoRA."""
-    v = voice(patcher, 5)
+    v = prepared_concept(patcher, 5)
     out = call(patcher, injection(patcher, [v], FULL).options({}))
     some = {p: f for p, f in v.factors.items() if p.endswith(("attn2.to_k", "attn2.to_v", "attn2.to_out.0"))}
-    contexts = {"p": v.words.positive, "n": v.words.negative}
+    contexts = {"p": v.prompts.positive, "n": v.prompts.negative}
     with low_rank(unet_of(patcher.model), [Branch(some)]):
         assert same(out, call(patcher, contexts=contexts))
     with low_rank(unet_of(patcher.model), [Branch(v.factors)]):
@@ -56,30 +71,31 @@ def test_one_concept_everywhere_is_the_model_with_its_cross_attention_alone(patc
 def test_without_concepts_and_in_rows_of_others_nothing_changes(patcher):
     plain = call(patcher)
     assert same(call(patcher, injection(patcher, [], torch.zeros(0, *SIZE)).options({})), plain, 0)
-    v = voice(patcher, 5)
+    v = prepared_concept(patcher, 5)
     foreign = injection(patcher, [v], FULL).options({})
     assert same(
         call(patcher, foreign, sides=("x", "y"), contexts={"x": randn(1, 7, 24, seed=1), "y": randn(1, 7, 24, seed=2)}),
-        plain, 0,
-    )  # fmt: skip
+        plain,
+        0,
+    )
 
 
 def test_a_subset_of_the_keys_is_the_dense_mask(patcher):
     """The isolated self-attention of a site against softmax over all keys with the others' at minus infinity."""
-    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves(10, 14))
+    made = injection(patcher, [prepared_concept(patcher, 5), prepared_concept(patcher, 6)], halves(10, 14))
     site = find_sites(made.unet, SELF, factor=1)[0]
     heads, channels, tokens = site.module(made.unet).heads, site.module(made.unet).to_q.out_features, 16 * 24
     q, k, v = (randn(2, tokens, channels, seed=n) for n in range(3))
     extra = {"activations_shape": [2, channels, *SIZE], "concepts_sides": [0, 1]}
 
     def attend(q, k, v):
-        return made._attention(q, k, v, site, {})
+        return made.regions.attention(q, k, v, site, {})
 
-    out = made._answer(q, k, v, site, extra, attend)
+    out = made._override(q, k, v, site, extra, original(attend))
     split = [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v)]
-    dense = torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=made.mask(SIZE))
+    dense = torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=made.masks.read_mask(SIZE))
     assert torch.allclose(out, dense.transpose(1, 2).flatten(-2), atol=1e-12)
-    assert not made.mask(SIZE).all()
+    assert not made.masks.read_mask(SIZE).all()
 
 
 def _site_jacobian(made, site, of, wrt, kind):
@@ -94,21 +110,24 @@ def _site_jacobian(made, site, of, wrt, kind):
             heads = (t.unflatten(-1, (site.module(made.unet).heads, -1)).transpose(1, 2) for t in (q, k, v))
             return torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(-2)
 
-        made._attention = lambda q, k, v, *_: attend(q, k, v)
-        out = made._answer(*((q, z, v) if kind is SELF else (z, k, v)), site, extra, attend)
+        made.regions.attention = lambda q, k, v, *_: attend(q, k, v)
+        out = made._override(*((q, z, v) if kind is SELF else (z, k, v)), site, extra, original(attend))
         (gradient,) = torch.autograd.grad(out[:, of].square().sum(), z)
     return float(gradient[:, wrt].abs().max())
 
 
 def test_isolation_is_exact_in_every_layer_and_leaks_only_through_the_rest_of_the_network(patcher, capsys):
-    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves(10, 14))
+    made = injection(patcher, [prepared_concept(patcher, 5), prepared_concept(patcher, 6)], halves(10, 14))
     inside = made.masks.inside(SIZE)
     site = find_sites(made.unet, SELF, factor=1)[0]
     assert _site_jacobian(made, site, inside[0], inside[1], SELF) == 0
     assert _site_jacobian(made, site, inside[0], ~inside.any(0), SELF) > 0
-    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves(10, 14))
+    made = injection(patcher, [prepared_concept(patcher, 5), prepared_concept(patcher, 6)], halves(10, 14))
     first = call(patcher, made.options({}))[0]
-    other = call(patcher, injection(patcher, [voice(patcher, 5), voice(patcher, 9)], halves(10, 14)).options({}))[0]
+    other = call(
+        patcher,
+        injection(patcher, [prepared_concept(patcher, 5), prepared_concept(patcher, 9)], halves(10, 14)).options({}),
+    )[0]
     moved = (first - other).abs()
     leak = float(moved[..., :10].mean() / moved[..., 14:].mean())
     with capsys.disabled():
@@ -125,9 +144,9 @@ def test_cross_attention_knows_the_concept_inside_and_the_prompt_outside(patcher
     extra = {"activations_shape": [1, channels, *SIZE], "concepts_sides": [0]}
 
     def answer(seed, k):
-        made = injection(patcher, [voice(patcher, seed)], covered)
-        out = made._answer(q, k, v, site, extra, lambda q, k, v: made._attention(q, k, v, site, {}))
-        return out + made._added[site.block, site.depth], made.masks.inside(SIZE)[0]
+        made = injection(patcher, [prepared_concept(patcher, seed)], covered)
+        out = made._override(q, k, v, site, extra, original(lambda q, k, v: made.regions.attention(q, k, v, site, {})))
+        return out + made.added_after.waiting[site.block, site.depth], made.masks.inside(SIZE)[0]
 
     (first, inside), (second, _), (third, _) = answer(5, k), answer(6, k), answer(5, k.flip(-1))
     assert torch.equal(first[:, ~inside], second[:, ~inside])
@@ -138,7 +157,7 @@ def test_cross_attention_knows_the_concept_inside_and_the_prompt_outside(patcher
 
 def test_a_self_attention_laid_over_ours_answers_in_regions_too(patcher):
     """As perturbed attention guidance does in a call of its own; what stood there before us keeps to the background."""
-    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves())
+    made = injection(patcher, [prepared_concept(patcher, 5), prepared_concept(patcher, 6)], halves())
     plain, calls = call(patcher, made.options({})), []
 
     def perturbed(q, k, v, extra):
@@ -155,7 +174,7 @@ def test_a_self_attention_laid_over_ours_answers_in_regions_too(patcher):
 
 
 def test_overlaps_are_the_average_also_where_regions_cover_everything(patcher):
-    v, w = voice(patcher, 5), voice(patcher, 6)
+    v, w = prepared_concept(patcher, 5), prepared_concept(patcher, 6)
     both = torch.cat([FULL, FULL])
     out = injection(patcher, [v, w], both, isolation=False)
     site = find_sites(out.unet, CROSS, factor=1)[0]
@@ -164,7 +183,9 @@ def test_overlaps_are_the_average_also_where_regions_cover_everything(patcher):
     extra = {"activations_shape": [1, channels, *SIZE], "concepts_sides": [0]}
 
     def answer(made):
-        return made._answer(q, k, k, site, extra, lambda q, k, v: torch.full_like(q, torch.nan)[..., :channels] * 0 + 1)
+        return made._override(
+            q, k, k, site, extra, original(lambda q, k, v: torch.full_like(q, torch.nan)[..., :channels] * 0 + 1)
+        )
 
     alone = [answer(injection(patcher, [each], FULL)) for each in (v, w)]
     assert torch.allclose(answer(out), sum(alone) / 2, atol=1e-12)
@@ -178,19 +199,22 @@ def _dense(q, k, v, heads):
 
 
 def _merged(made, site, name, v):
-    path = f"{made.paths[site]}.{name}"
+    path = f"{made.projected.module_names[site]}.{name}"
     f = v.factors[path]
     return made.unet.get_submodule(path).weight + f.up @ f.down
 
 
 @pytest.mark.parametrize("kind", [SELF, CROSS])
 def test_where_soft_regions_fade_the_answer_is_the_weighted_mean(patcher, kind):
-    """Every region's answer at every token, by what share it has there; of ``to_out`` with each concept's own weights."""
-    boxes, voices = (Box(0, 0, 0.45, 1), Box(0.4, 0.2, 0.4, 0.8)), [voice(patcher, 5), voice(patcher, 6)]
+    """Every region's answer at every token, by its weight there; ``to_out`` with each concept's own weights."""
+    boxes, concepts = (
+        (Box(0, 0, 0.45, 1), Box(0.4, 0.2, 0.4, 0.8)),
+        [prepared_concept(patcher, 5), prepared_concept(patcher, 6)],
+    )
     covered = coverage([Region("", (box,), feather=0.2) for box in boxes], *SIZE)
     weights, inside = shares(covered).flatten(1), covered.flatten(1) >= 0.5
     assert all(((share > 0) & (share < 1)).any() for share in weights)
-    made = injection(patcher, voices, covered, soft=True)
+    made = injection(patcher, concepts, covered, soft=True)
     site = find_sites(made.unet, kind, factor=1)[0]
     module = site.module(made.unet)
     heads, channels = module.heads, module.to_q.out_features
@@ -198,29 +222,32 @@ def test_where_soft_regions_fade_the_answer_is_the_weighted_mean(patcher, kind):
     k, v = (randn(1, 384 if kind is SELF else 7, channels, seed=n) for n in (1, 2))
     extra = {"activations_shape": [1, channels, *SIZE], "concepts_sides": [0]}
     answers, outs = [_dense(q, k, v, heads)], [module.to_out[0].weight]
-    for n, each in enumerate(voices):
+    for n, each in enumerate(concepts):
         if kind is SELF:
             read = inside[n] | ~inside[1 - n]
             answers.append(_dense(q, k[:, read], v[:, read], heads))
         else:
             to_k, to_v, to_out = (_merged(made, site, name, each) for name in ("to_k", "to_v", "to_out.0"))
-            answers.append(_dense(q, each.words.positive @ to_k.T, each.words.positive @ to_v.T, heads))
+            answers.append(_dense(q, each.prompts.positive @ to_k.T, each.prompts.positive @ to_v.T, heads))
             outs.append(to_out)
     weighted = [share[:, None] * answer for share, answer in zip(weights, answers, strict=True)]
-    out = made._answer(q, k, v, site, extra, lambda *qkv: made._attention(*qkv, site, extra))
+    out = made._override(q, k, v, site, extra, original(lambda *qkv: made.regions.attention(*qkv, site, extra)))
     assert torch.allclose(out, sum(weighted), atol=1e-6)  # shares are float32
     if kind is CROSS:
-        told = out @ outs[0].T + made._added[site.block, site.depth]
-        assert torch.allclose(told, sum(w @ o.T for w, o in zip(weighted, outs, strict=True)), atol=1e-6)
+        projected = out @ outs[0].T + made.added_after.waiting[site.block, site.depth]
+        assert torch.allclose(projected, sum(w @ o.T for w, o in zip(weighted, outs, strict=True)), atol=1e-6)
 
 
 def test_soft_regions_are_finite_and_hard_ones_are_those_that_do_not_fade(patcher):
     """The edges of the boxes lie between tokens of every grid; elsewhere a coarse token would be shared."""
-    boxes, voices = (Box(0, 0, 1 / 3, 1), Box(1 / 3, 0, 1 / 3, 1)), [voice(patcher, 5), voice(patcher, 6)]
+    boxes, concepts = (
+        (Box(0, 0, 1 / 3, 1), Box(1 / 3, 0, 1 / 3, 1)),
+        [prepared_concept(patcher, 5), prepared_concept(patcher, 6)],
+    )
     made = []
     for feather, soft in ((0, False), (0, True), (0.2, True), (0.5, True)):
         covered = coverage([Region("", (box,), feather=feather) for box in boxes], *SIZE)
-        made.append(call(patcher, injection(patcher, voices, covered, soft=soft, token_lora=True).options({})))
+        made.append(call(patcher, injection(patcher, concepts, covered, soft=soft, token_lora=True).options({})))
     hard, sharp, *faded = made
     assert same(hard, sharp, 1e-5)
     for each in faded:
@@ -228,44 +255,49 @@ def test_soft_regions_are_finite_and_hard_ones_are_those_that_do_not_fade(patche
         assert not same(hard, each, 1e-2)
 
 
-class Forgetful(Injection):
-    """Computes keys and values at every question."""
+class Forgetful(ProjectedConcepts):
+    """Computes keys and values at every call."""
 
-    def of(self, *asked):
+    def at(self, *key):
         self.cached.clear()
-        return super().of(*asked)
+        return super().at(*key)
 
 
 @pytest.mark.parametrize("token_lora", [False, True])
 def test_keys_and_values_kept_for_a_run_are_those_of_every_step(patcher, token_lora):
     """Spec B8.6: of an injection filled anew for the step, and of one that computes them inside the model call."""
-    voices, told = [voice(patcher, 5), voice(patcher, 6)], {"token_lora": token_lora}
-    kept = injection(patcher, voices, halves(), **told)
-    before, answers = {key: tuple(t.clone() for t in c) for key, c in kept.cached.items()}, []
+    concepts, settings = [prepared_concept(patcher, 5), prepared_concept(patcher, 6)], {"token_lora": token_lora}
+    kept = injection(patcher, concepts, halves(), **settings)
+    before, answers = {key: tuple(t.clone() for t in c) for key, c in kept.projected.cached.items()}, []
     for seed, sigma in enumerate((9.0, 2.0, 0.5)):
         asked = {"x": randn(1, 4, *SIZE, seed=seed), "sigma": sigma}
-        anew = injection(patcher, voices, halves(), **told)
-        forgetful = Forgetful(kept.model, voices, kept.masks, kept.sides, **told)
+        anew = injection(patcher, concepts, halves(), **settings)
+        forgetful = Injection(kept.model, concepts, kept.masks, kept.cond_or_uncond, **settings)
+        forgetful.projected = forgetful.regions.projected = Forgetful(kept.unet, concepts)
         answers.append(call(patcher, kept.options({}), **asked))
         for other in (anew, forgetful):
             assert same(call(patcher, other.options({}), **asked), answers[-1], 0)
         assert all(
-            torch.equal(a, b) for key, c in anew.cached.items() for a, b in zip(c, kept.cached[key], strict=True)
+            torch.equal(a, b)
+            for key, c in anew.projected.cached.items()
+            for a, b in zip(c, kept.projected.cached[key], strict=True)
         )
-    assert all(torch.equal(a, b) for key, c in kept.cached.items() for a, b in zip(c, before[key], strict=True))
+    assert all(
+        torch.equal(a, b) for key, c in kept.projected.cached.items() for a, b in zip(c, before[key], strict=True)
+    )
     assert not same(answers[0], answers[1], 1e-3)
 
 
 def test_the_same_concept_in_two_regions_is_computed_once(patcher):
-    v = voice(patcher, 5)
+    v = prepared_concept(patcher, 5)
     made = injection(patcher, [v, v], halves())
-    assert len(made.cached) == 2 * len(find_sites(made.unet, CROSS))
+    assert len(made.projected.cached) == 2 * len(find_sites(made.unet, CROSS))
     united = injection(patcher, [v, v], halves(), isolation=False)
     assert same(call(patcher, united.options({})), call(patcher, injection(patcher, [v], FULL).options({})))
 
 
 def test_sides_follow_their_ids_and_a_batch_is_its_pictures(patcher):
-    made = injection(patcher, [voice(patcher, 5), voice(patcher, 6)], halves(), token_lora=True)
+    made = injection(patcher, [prepared_concept(patcher, 5), prepared_concept(patcher, 6)], halves(), token_lora=True)
     options = made.options({})
     there, back = call(patcher, options), call(patcher, options, sides=("n", "p"))
     assert same(there, back[::-1])
@@ -277,11 +309,11 @@ def test_sides_follow_their_ids_and_a_batch_is_its_pictures(patcher):
 
 def test_prompts_of_other_lengths_and_learned_layers_go_in(patcher):
     """A negative of another length than the positive; and a prompt of its own for every layer (ED-LoRA)."""
-    long = Words(randn(16, 9, 24, seed=1), randn(1, 4, 24, seed=2), (1,))
-    v = Voice(long, lora(patcher, 5))
+    long = ConceptPrompts(randn(16, 9, 24, seed=1), randn(1, 4, 24, seed=2), (1,))
+    v = PreparedConcept(long, lora(patcher, 5))
     out = call(patcher, injection(patcher, [v], FULL).options({}))
     assert all(torch.isfinite(side).all() for side in out)
-    same_layers = Voice(long._replace(positive=long.positive[:1]), v.factors)
+    same_layers = PreparedConcept(long._replace(positive=long.positive[:1]), v.factors)
     assert not same(out, call(patcher, injection(patcher, [same_layers], FULL).options({})), 1e-6)
 
 
@@ -327,7 +359,7 @@ def test_steps_are_taken_in_the_window_once_a_level_and_the_host_is_left_as_it_w
     out, guider = sample(model, two, halves(), Compose(stop="never", end=1.0), sampler=sampler)
     assert guider.updates == len(guider.losses) == 4
     assert torch.isfinite(out).all()
-    assert guider.running is None
+    assert guider.run is None
     assert {n: id(p) for n, p in model.model.named_parameters()} == names
     unet = unet_of(model.model)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
@@ -385,7 +417,7 @@ def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(
     counting = unet_of(model.model).out.register_forward_pre_hook(lambda *_: ends.append(1))
 
     def loss_of(z):
-        maps = Maps(made, without_inference_tensors(positive), 32, 32, regions=True)  # layers before the last
+        maps = AttentionMaps(made, without_inference_tensors(positive), 32, 32, regions=True)  # layers before the last
         cross, attention = maps.of(z, without_inference_tensors(sigma), differentiable_options({}))
         return sum(c.square().sum() for c in cross) + attention.square().sum()
 
@@ -400,7 +432,7 @@ def test_a_small_step_lowers_the_loss_and_the_early_exit_has_the_whole_gradient(
     enhancer = Enhancer(made, positive, settings, EditSchedule())
     moved = enhancer(x, sigma, {})
     before = enhancer.losses[0]
-    enhancer.once = EditSchedule()
+    enhancer.schedule = EditSchedule()
     enhancer(moved, sigma, {})
     assert not torch.equal(moved, x)
     assert float(enhancer.losses[1]) < float(before)
@@ -422,17 +454,17 @@ def _captured(stopping, unet, sites, *, stop):
 
 def _running(model):
     """An injection on the loaded model, and a processed positive."""
-    from comfyui_concepts.host.compose.guider import words_of
+    from comfyui_concepts.host.compose.projections import concept_prompts
 
     comfy.model_management.load_models_gpu([model])
     model.model.current_patcher = model
-    voices = []
+    prepared_ones = []
     for seed in (5, 6):
         c = concept(seed, 1.0, model)
         factors = prepared(lora(model, seed), torch.device("cpu"), torch.float32)
-        voices.append(Voice(words_of(c, torch.device("cpu"), torch.float32), factors))
-    made = Injection(model.model, voices, MaskPyramid(halves(), overlapping=True), {"p": 0})
-    made.fill()
+        prepared_ones.append(PreparedConcept(concept_prompts(c, torch.device("cpu"), torch.float32), factors))
+    made = Injection(model.model, prepared_ones, MaskPyramid(halves(), overlapping=True), {"p": 0})
+    made.projected.fill()
     entry = {"model_conds": {"c_crossattn": comfy.conds.CONDCrossAttn(randn(1, 7, 24, seed=1).float())}, "uuid": "p"}
     return made, [entry]
 
@@ -488,7 +520,7 @@ def test_what_cannot_work_is_refused_in_words(model):
     entry = [[torch.zeros(1, 7, 24), {}]]
     area = [[torch.zeros(1, 7, 24), {"area": (4, 4, 0, 0)}]]
     with pytest.raises(ValueError, match="an area"):
-        ComposeGuider(model, area, entry, 3.0, [], None, Compose())
+        ComposeGuider(model, BasePrompts(area, entry, 3.0), [], None, Compose())
     lost = concept(5, 1.0, model)
     lost.positive[0][1].clear()
     with pytest.raises(ValueError, match="no phrase"):

@@ -9,10 +9,11 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host.compose import guider as composer_module
-from comfyui_concepts.host.compose.enhancement import Enhancer, Maps
+from comfyui_concepts.host.compose.enhancement import AttentionMaps, CapturedMaps, Enhancer
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.injection import Injection
-from comfyui_concepts.host.compose.region_search import Watcher
+from comfyui_concepts.host.compose.projections import ProjectedConcepts
+from comfyui_concepts.host.compose.region_search import AttentionAccumulator
 from comfyui_concepts.host.engine.latent_edits import EditSchedule
 from comfyui_concepts.methods.compose.reinit import Window
 from comfyui_concepts.methods.compose.settings import Compose
@@ -95,7 +96,7 @@ def test_each_picture_of_a_batch_gets_the_window_where_its_own_maps_are_hot(mode
     for region, windows in enumerate(hot):
         for picture, window in enumerate(windows):
             maps[region, picture, region][window.cells()] = 1.0
-    monkeypatch.setattr(Maps, "of", lambda *_: (list(maps), None))
+    monkeypatch.setattr(AttentionMaps, "of", lambda *_: CapturedMaps(list(maps), None))
     given, noise = _received(model, two, how, range(2))
     for picture, (before, after) in enumerate(zip(given, noise, strict=True)):
         expected = before.clone()
@@ -114,12 +115,12 @@ def test_each_picture_of_a_batch_gets_the_window_where_its_own_maps_are_hot(mode
 
 def _forgetting(monkeypatch):
     """From now on keys and values are computed at every question."""
-    of = Injection.of
-    monkeypatch.setattr(Injection, "of", lambda self, *asked: (self.cached.clear(), of(self, *asked))[1])
+    at = ProjectedConcepts.at
+    monkeypatch.setattr(ProjectedConcepts, "at", lambda self, *key: (self.cached.clear(), at(self, *key))[1])
 
 
 def _with_another_lora(patcher):
-    """The model with a patch of the host's on keys and values: merged into weights that are loaded, added at use elsewhere."""
+    """The model with a host's patch on keys and values: merged into loaded weights, added at use elsewhere."""
     patched, weights = patcher.clone(), patcher.model.state_dict()
     keys = [key for key in weights if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
     patched.add_patches({key: ("diff", (randn(*weights[key].shape, scale=0.3).float(),)) for key in keys})
@@ -192,13 +193,13 @@ def test_without_a_mask_edits_last_where_the_sampler_goes_on_with_its_latent(
 
 
 PLACES = {
-    "filling": (Injection, "fill", ONE_PULL),
-    "rearranging": (Maps, "_entry", ONE_PULL),
-    "looking": (Maps, "_entry", replace(ONE_PULL, reinit="off")),
-    "in a layer that is looked at": (Injection, "_answer", replace(ONE_PULL, reinit="off")),
+    "filling": (ProjectedConcepts, "fill", ONE_PULL),
+    "rearranging": (AttentionMaps, "_entry", ONE_PULL),
+    "looking": (AttentionMaps, "_entry", replace(ONE_PULL, reinit="off")),
+    "in a layer that is looked at": (Injection, "_override", replace(ONE_PULL, reinit="off")),
     "pulling": (Enhancer, "_scaled", ONE_PULL),
     "in a layer": (Injection, "_after", replace(ONE_PULL, reinit="off", enhancement=0)),
-    "watching": (Watcher, "_answer", ONE_PULL),
+    "watching": (AttentionAccumulator, "_override", ONE_PULL),
     "finding": (composer_module, "found_regions", replace(ONE_PULL, automatic=0.1)),
     "showing": (ComposeGuider, "panels", replace(ONE_PULL, enhancement=0)),
 }
@@ -226,7 +227,7 @@ def test_the_host_is_as_it_was_whatever_happens(model, two, where, fault, monkey
     assert raised.value is error
     assert_as_before(model, before)
     assert str(model.model_options) == options
-    assert [guider.running, guider.enhancer, guider.watcher, guider.found] == [None] * 4
+    assert guider.run is None
     assert guider.model_options is model.model_options
     assert (comfy.model_management.in_training, comfy.model_management.NUM_STREAMS) == (False, 2)
     assert (torch.is_inference_mode_enabled(), torch.is_grad_enabled()) == modes

@@ -1,4 +1,4 @@
-"""T2I-Zero in a real model: marks on the conditioning, the patch in any sampler, other packs' patches (A18, A25, A26)."""
+"""T2I-Zero in a real model: marks on the conditioning, any sampler, other packs' patches (A18, A25, A26)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from comfyui_concepts.host import keys
 from comfyui_concepts.host.anagram.guider import ViewsGuider
 from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.compose.guider import ComposeGuider
-from comfyui_concepts.host.compose.suppression import Suppressor, with_suppression, words_of
+from comfyui_concepts.host.compose.suppression import Suppressor, objects_by_entry, with_suppression
 from comfyui_concepts.host.conduct.path_guider import PathGuider
 from comfyui_concepts.host.engine.attention import CROSS, find_sites, unet_of
 from comfyui_concepts.host.engine.attention_patches import override_attention
@@ -82,7 +82,9 @@ def test_a_real_prompts_objects_are_corrected_and_neither_its_frame_nor_its_padd
     ((corrected, about),) = correct_objects(prompt, 1.0, 3, 0.0)
     objects = [2, 3, 6]
     assert about[keys.OBJECT_POSITIONS] == prompt[0][1][keys.OBJECT_POSITIONS]
-    assert torch.equal(corrected[:, [n for n in range(77) if n not in objects]], context[:, [n for n in range(77) if n not in objects]])  # fmt: skip
+    assert torch.equal(
+        corrected[:, [n for n in range(77) if n not in objects]], context[:, [n for n in range(77) if n not in objects]]
+    )
     assert (corrected - context)[:, objects].norm(dim=-1).min() > 0.01 * context.norm(dim=-1).mean()
     assert torch.allclose(corrected.norm(dim=-1), context.norm(dim=-1), rtol=1e-5)
     other = context.clone()
@@ -153,8 +155,10 @@ def test_answering_with_the_attention_itself_is_the_plain_model(model):
     options = override_attention({}, unet, find_sites(unet), lambda q, k, v, site, extra, attend: attend(q, k, v))
     x = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(2))
     context = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(3))
-    call = [model.model.apply_model(x, torch.full((2,), 2.0), c_crossattn=context, transformer_options=o)
-            for o in ({}, options["transformer_options"])]  # fmt: skip
+    call = [
+        model.model.apply_model(x, torch.full((2,), 2.0), c_crossattn=context, transformer_options=o)
+        for o in ({}, options["transformer_options"])
+    ]
     assert torch.equal(*call)
 
 
@@ -182,7 +186,9 @@ def test_at_every_site_the_hosts_attention_becomes_the_formulas_and_the_uncond_s
         out = Suppressor({"positive": WORDS}, strength, False)(q, k, v, site, extra | told, attend)
         height = round((q.shape[1] * 16 / 24) ** 0.5)
         for row in range(2):
-            wanted, left, winner = _by_hand(q[row], k[row], v[row], extra["n_heads"], (height, q.shape[1] // height), strength)  # fmt: skip
+            wanted, left, winner = _by_hand(
+                q[row], k[row], v[row], extra["n_heads"], (height, q.shape[1] // height), strength
+            )
             assert (out[row] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
             assert left.tolist() == [1 if strength == 1 else 2] * q.shape[1]
             met.append(len(winner.unique()))
@@ -207,7 +213,10 @@ def _prompt(seed, *, marked):
 
 
 def _of_views(model, positive, negative):
-    views = [ViewPrompt(view_named(name), _prompt(n, marked=positive), _prompt(9, marked=negative)) for n, name in enumerate(("identity", "flip"))]  # fmt: skip
+    views = [
+        ViewPrompt(view_named(name), _prompt(n, marked=positive), _prompt(9, marked=negative))
+        for n, name in enumerate(("identity", "flip"))
+    ]
     combine = combiner(AVERAGING, [1.0, 1.0])
     return ViewsGuider(model, views, combine, 3.0)
 
@@ -223,11 +232,16 @@ def _of_one_view_at_a_time(model, positive, negative):
 
 def _lora():
     name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
-    return LoraFile("one layer", {f"{name}.lora_{part}.weight": torch.ones(shape) * 0.1 for part, shape in (("up", (32, 1)), ("down", (1, 32)))})  # fmt: skip
+    return LoraFile(
+        "one layer",
+        {f"{name}.lora_{part}.weight": torch.ones(shape) * 0.1 for part, shape in (("up", (32, 1)), ("down", (1, 32)))},
+    )
 
 
 def _of_paths(model, positive, negative):
-    concepts = [Concept(f"c{n}", "", _lora(), 1.0, _prompt(n, marked=positive), _prompt(9, marked=negative)) for n in (1, 2)]  # fmt: skip
+    concepts = [
+        Concept(f"c{n}", "", _lora(), 1.0, _prompt(n, marked=positive), _prompt(9, marked=negative)) for n in (1, 2)
+    ]
     base = BasePrompts(_prompt(3, marked=positive), _prompt(9, marked=negative), 3.0)
     return PathGuider(model, base, concepts, lambda h, w: MaskPyramid.of(HALVES, h, w))
 
@@ -254,9 +268,13 @@ def _of_one_positive(model, positive, negative):
 
 
 GUIDERS = {
-    "views": _of_views, "views one by one": _of_one_view_at_a_time, "paths": _of_paths, "dual cfg": _of_two_positives,
-    "perp neg": _of_perp_neg, "basic": _of_one_positive,
-}  # fmt: skip
+    "views": _of_views,
+    "views one by one": _of_one_view_at_a_time,
+    "paths": _of_paths,
+    "dual cfg": _of_two_positives,
+    "perp neg": _of_perp_neg,
+    "basic": _of_one_positive,
+}
 
 
 def _drawn(guider):
@@ -280,7 +298,9 @@ def test_every_guiders_negatives_are_left_alone_and_its_positives_are_not(model,
 def test_every_view_and_every_path_is_reached(model, monkeypatch):
     asked = []
     original = Suppressor._change
-    monkeypatch.setattr(Suppressor, "_change", lambda self, q, *rest: (asked.append(len(q)), original(self, q, *rest))[1])  # fmt: skip
+    monkeypatch.setattr(
+        Suppressor, "_change", lambda self, q, *rest: (asked.append(len(q)), original(self, q, *rest))[1]
+    )
     sites = len(find_sites(unet_of(model.model), CROSS))
     for make, prompts in ((_of_views, 2), (_of_paths, 3), (_of_two_positives, 1)):
         asked.clear()
@@ -289,27 +309,34 @@ def test_every_view_and_every_path_is_reached(model, monkeypatch):
 
 
 def test_two_positives_asked_about_alone_are_two_positives():
-    """As a gradient step of an anagram asks; unmarked, the second of two is the negative, as the host's samplers ask."""
+    """As in a gradient step of an anagram. Unmarked, the second of two is the negative, as in the host's samplers."""
     told, untold = (
         [{"uuid": n, keys.OBJECT_POSITIONS: WORDS, **more} for n in range(2)]
         for more in ({"prompt_type": "positive"}, {})
     )
-    assert set(words_of([[entry] for entry in told])) == {0, 1}
-    assert set(words_of([[entry] for entry in untold])) == {0}
-    assert set(words_of([untold, None])) == {0, 1}
+    assert set(objects_by_entry([[entry] for entry in told])) == {0, 1}
+    assert set(objects_by_entry([[entry] for entry in untold])) == {0}
+    assert set(objects_by_entry([untold, None])) == {0, 1}
     named = [
         {"uuid": 0, keys.OBJECT_POSITIONS: WORDS, keys.PROMPT_TYPE: "negative 1"},
         {"uuid": 1, keys.OBJECT_POSITIONS: WORDS, keys.PROMPT_TYPE: "positive"},
     ]
-    assert set(words_of([[entry] for entry in named])) == {1}
+    assert set(objects_by_entry([[entry] for entry in named])) == {1}
 
 
 def _composed(model, covered, *, seed=3):
     """LoRA-Composer with one region and a positive that names its objects."""
-    concept = Concept("c", "it", _lora(), 1.0, [[_prompt(5, marked=False)[0][0], {keys.PHRASE_POSITIONS: (1,)}]], _prompt(6, marked=False))  # fmt: skip
+    concept = Concept(
+        "c",
+        "it",
+        _lora(),
+        1.0,
+        [[_prompt(5, marked=False)[0][0], {keys.PHRASE_POSITIONS: (1,)}]],
+        _prompt(6, marked=False),
+    )
     settings = Compose(enhancement=0, reinit="off")
-    base = _prompt(seed, marked=True), _prompt(9, marked=True)
-    return _drawn(ComposeGuider(model, *base, 3.0, [concept], lambda h, w: covered, settings))
+    base = BasePrompts(_prompt(seed, marked=True), _prompt(9, marked=True), 3.0)
+    return _drawn(ComposeGuider(model, base, [concept], lambda h, w: covered, settings))
 
 
 def test_where_a_region_has_taken_the_prompts_place_its_objects_change_nothing(model):

@@ -14,6 +14,7 @@ from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.engine import gradients
 from comfyui_concepts.host.engine.attention import SELF, capture, find_sites, unet_of
+from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.methods.anagram.overlap import GradientStep
@@ -269,11 +270,11 @@ def _concept():
 
 def _of_composer(model, gradients_taken):
     settings = Compose(enhancement=1.0 if gradients_taken else 0.0)
-    return ComposeGuider(model, _cond(1), _cond(2), 3.0, [_concept()], None, settings).model_patcher
+    return ComposeGuider(model, BasePrompts(_cond(1), _cond(2), 3.0), [_concept()], None, settings).model_patcher
 
 
 def _of_composer_without_concepts(model, _):
-    return ComposeGuider(model, _cond(1), _cond(2), 3.0, [], None, Compose(enhancement=1.0)).model_patcher
+    return ComposeGuider(model, BasePrompts(_cond(1), _cond(2), 3.0), [], None, Compose(enhancement=1.0)).model_patcher
 
 
 @pytest.mark.parametrize("made", [_of_views, _of_view_patch, _of_composer])

@@ -116,12 +116,13 @@ def _several(demo_model, guider_type, settings, *layout, regions=True):
     ]
     halves = [Region(boxes=(Box(x, 0.0, 0.5, 1.0),)) for x in (0.0, 0.5)]
     layout = [LayoutReference(encoded[0], reference) for reference in layout]
+    base = BasePrompts(*encoded, 3.0)
     if guider_type is ConductGuider:
-        base, drawn = BasePrompts(*encoded, 3.0), halves if regions else None
+        drawn = halves if regions else None
         guider = ConductGuider(model, base, concepts, drawn, settings, *layout)
     else:
         covered = (lambda h, w: coverage(halves, h, w)) if regions else None
-        guider = guider_type(model, *encoded, 3.0, concepts, covered, settings, *layout)
+        guider = guider_type(model, base, concepts, covered, settings, *layout)
     latent = torch.zeros(1, 4, 16, 16)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)

@@ -34,8 +34,10 @@ def test_shares_add_up_on_every_grid_and_overlaps_are_divided():
         weights = grids.weights(grid)
         assert torch.allclose(weights.sum(0), torch.ones(grid[0] * grid[1]))
     assert grids.weights((8, 8)).view(3, 8, 8)[:, 0].tolist() == [
-        [0] * 8, [1, 1, 1, 0.5, 0.5, 0, 0, 0], [0, 0, 0, 0.5, 0.5, 1, 1, 1],
-    ]  # fmt: skip
+        [0] * 8,
+        [1, 1, 1, 0.5, 0.5, 0, 0, 0],
+        [0, 0, 0, 0.5, 0.5, 1, 1, 1],
+    ]
 
 
 def test_a_tiny_region_keeps_a_token_at_the_coarsest_grid():
@@ -57,8 +59,9 @@ def test_soft_regions_fade():
     covered = torch.full((1, 4, 4), 0.25)
     covered[0, :, 2:] = 1.0
     assert MaskPyramid(covered, soft=True, overlapping=True).weights((4, 4)).view(2, 4, 4)[:, 0].tolist() == [
-        [0.75, 0.75, 0, 0], [0.25, 0.25, 1, 1],
-    ]  # fmt: skip
+        [0.75, 0.75, 0, 0],
+        [0.25, 0.25, 1, 1],
+    ]
 
 
 INSIDE = _boxes((2, 7, 1, 6))[0].bool()  # 5 × 5 of 8 × 8
@@ -73,7 +76,7 @@ def test_the_bell_is_one_in_the_middle_and_has_the_references_edge_and_corner():
 
 
 def test_a_planted_map_gives_what_one_works_out_by_hand():
-    """One hot token in the middle: of the 5 highest (a fifth of 25) one is 0.8; one row and one column of five are 0.8 high."""
+    """One hot token in the middle: of the 5 highest (a fifth of 25) one is 0.8; one row and one column reach 0.8."""
     maps = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     maps[..., 4, 3] = 0.8
     assert float(box_loss(maps, INSIDE)) == pytest.approx(1 - 0.8 / 5)
@@ -117,7 +120,7 @@ def test_the_window_where_a_concept_is_hottest_is_the_one_that_moves():
     two = [Window(4, 0, 3, 3), Window(0, 5, 3, 3)]
     found = sources([torch.zeros(8, 8).index_put((torch.tensor(0), torch.tensor(6)), torch.tensor(9.0))] * 2, two)
     assert found[1] == two[1]
-    assert not found[0].meets(two[1])  # another region's box is not robbed
+    assert not found[0].overlaps(two[1])  # another region's box is not robbed
 
 
 @pytest.mark.parametrize("source", [Window(0, 5, 3, 3), Window(3, 1, 3, 3), Window(4, 0, 3, 3)])
@@ -181,7 +184,7 @@ def test_the_rate_falls_as_the_references():
 
 
 def test_regions_are_found_where_the_concepts_look():
-    """Two blobs on noise, of different brightness: each concept gets its own and neither the background nor the other's."""
+    """Two blobs on noise, of different brightness: each concept gets its own, not the background or the other's."""
     generator = torch.Generator().manual_seed(1)
     maps = 0.1 + 0.02 * torch.rand(2, 16, 16, generator=generator)
     maps[0, 4:12, 1:7] += 1.0

@@ -1,4 +1,4 @@
-"""T2I-Zero: objects gather their own features, and keep out of each other's places (erasure spec §11, checks A25, A26)."""
+"""T2I-Zero: objects gather their own features and lose attention at each other's places (erasure spec, A25, A26)."""
 
 from __future__ import annotations
 

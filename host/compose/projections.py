@@ -1,0 +1,177 @@
+"""Concepts inside a UNet: their keys and values at every site, and the attention that their phrases get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+from ...methods.lora import LoraFactors, low_rank_change
+from .. import keys
+from ..engine.attention import CROSS, Site, find_sites, sites_of, unet_of
+from ..lora.branches import prepared, unknown_grid
+from ..lora.concept import Concept, check_layers
+from ..lora.factors import unet_factors
+from ..types import BaseModel, TransformerOptions
+
+POSITIVE, NEGATIVE = 0, 1  # as the host counts in ``cond_or_uncond``
+_LOSS_GRID = 16  # tokens of the shorter side of the maps, as in the paper for SD 1.5
+_MAX_SITES = 8  # models with deep blocks (SDXL) give one map per block
+
+
+class ConceptPrompts(NamedTuple):
+    """A concept's prompts, (layers or 1, tokens, channels) each, and the phrase's positions in the positive."""
+
+    positive: torch.Tensor
+    negative: torch.Tensor
+    phrase: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedConcept:
+    """A concept where and as the model computes. ``factors`` are from ``branches.prepared``."""
+
+    prompts: ConceptPrompts
+    factors: Mapping[str, LoraFactors]
+    strength: float = 1.0
+
+
+class KeysAndValues(NamedTuple):
+    """Keys and values of one concept at one site, (1, tokens, heads · channels)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+def prepared_concepts(model: BaseModel, concepts: Sequence[Concept]) -> list[PreparedConcept]:
+    """The concepts for a loaded model, in their order. One that comes twice is the same object twice.
+
+    Raises:
+        ValueError: as ``check_layers`` and ``concept_prompts``.
+    """
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    device = model.current_patcher.load_device
+    check_layers(concepts, unet_of(model))
+    made: dict[int, PreparedConcept] = {}
+    for concept in concepts:
+        if id(concept) not in made:
+            factors = prepared(unet_factors(concept.lora, model), device, dtype)
+            prompts = concept_prompts(concept, device, dtype)
+            made[id(concept)] = PreparedConcept(prompts, factors, concept.strength)
+    return [made[id(concept)] for concept in concepts]
+
+
+def concept_prompts(concept: Concept, device: torch.device, dtype: torch.dtype) -> ConceptPrompts:
+    """A concept's prompts where and as the model computes, as ordinary tensors.
+
+    Raises:
+        ValueError: the prompt does not mark its phrase.
+    """
+    contexts = []
+    with torch.inference_mode(False):
+        for context, values in (concept.positive[0], concept.negative[0]):
+            layers = values.get(keys.LAYER_CONTEXTS, context)
+            contexts.append(layers.detach().to(device, dtype).clone())
+    phrase = concept.positive[0][1].get(keys.PHRASE_POSITIONS)
+    if not phrase:
+        raise ValueError(
+            f"The concept '{concept.name}' has no phrase in its prompt, so its place in the picture cannot be found; "
+            "write a phrase that occurs in the prompt."
+        )
+    return ConceptPrompts(contexts[0], contexts[1], tuple(phrase))
+
+
+class ProjectedConcepts:
+    """The keys and values of concepts at a UNet's cross-attentions. They do not depend on the picture: once per run.
+
+    Args:
+        concepts: one per region; the same object in two regions is computed once.
+    """
+
+    def __init__(self, unet: UNetModel, concepts: Sequence[PreparedConcept]) -> None:
+        self.unet, self.concepts = unet, concepts
+        self.sites = sites_of(unet)
+        names = {id(module): name for name, module in unet.named_modules()}
+        self.module_names = {site: names[id(site.module(unet))] for site in self.sites}
+        self.cached: dict[tuple[int, Site, int], KeysAndValues] = {}
+
+    def fill(self) -> None:
+        """Computes all keys and values, as ordinary tensors that a gradient may pass."""
+        with torch.inference_mode():
+            for concept in self.concepts:
+                for site in self.sites:
+                    for cond_or_uncond in (POSITIVE, NEGATIVE) if site.kind == CROSS else ():
+                        self.at(concept, site, cond_or_uncond)
+        with torch.inference_mode(False):
+            self.cached = {key: KeysAndValues(c.keys.clone(), c.values.clone()) for key, c in self.cached.items()}
+
+    def at(self, concept: PreparedConcept, site: Site, cond_or_uncond: int) -> KeysAndValues:
+        """The keys and values of a concept's positive (0) or negative (1) at a cross-attention."""
+        key = (id(concept), site, cond_or_uncond)
+        if key not in self.cached:
+            context = (concept.prompts.positive, concept.prompts.negative)[cond_or_uncond]
+            context = context[site.layer if len(context) > 1 else 0][None]
+            self.cached[key] = KeysAndValues(*(self._projected(concept, site, n, context) for n in ("to_k", "to_v")))
+        return self.cached[key]
+
+    def _projected(self, concept: PreparedConcept, site: Site, layer: str, context: torch.Tensor) -> torch.Tensor:
+        """The layer's own output, however its weights are stored, with the concept's branch."""
+        output = getattr(site.module(self.unet), layer)(context)
+        factors = concept.factors.get(f"{self.module_names[site]}.{layer}")
+        if factors is None or concept.strength == 0:
+            return output
+        return output + _branch(context, factors, concept.strength).to(output)
+
+    def out_branch(self, concept: PreparedConcept, site: Site, attended: torch.Tensor) -> torch.Tensor | None:
+        """What the concept adds to the output of ``to_out``, (rows, tokens, channels), from what its keys answered."""
+        factors = concept.factors.get(f"{self.module_names[site]}.to_out.0")
+        if factors is None or concept.strength == 0:
+            return None
+        return _branch(attended, factors, concept.strength)
+
+    def attention_map(self, q: torch.Tensor, site: Site, concept: PreparedConcept) -> torch.Tensor:
+        """How much queries of positive rows attend to the concept's phrase, (rows, phrase, tokens), mean over heads."""
+        heads = site.module(self.unet).heads
+        k = self.at(concept, site, POSITIVE).keys.to(q)
+        q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2).float() for t in (q, k))
+        attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(1)  # (rows, tokens, prompt)
+        return attention[..., list(concept.prompts.phrase)].transpose(1, 2)
+
+
+def _branch(x: torch.Tensor, factors: LoraFactors, strength: float) -> torch.Tensor:
+    down, up, scale = factors.to(x)
+    return low_rank_change(x, down, up) * (strength * scale)
+
+
+def grid_of(q: torch.Tensor, transformer_options: TransformerOptions) -> tuple[int, int]:
+    """Height and width of the picture at an attention with these queries (rows, tokens, channels).
+
+    Raises:
+        ValueError: there are more or fewer queries than tokens of the grid.
+    """
+    height, width = (int(length) for length in transformer_options["activations_shape"][-2:])
+    if q.shape[1] != height * width:
+        raise unknown_grid(q.shape[1], [height * width])
+    return height, width
+
+
+def loss_sites(unet: UNetModel, kind: str, height: int = 64, width: int = 64) -> list[Site]:
+    """The attentions that losses read: the level whose grid is nearest to 16 tokens per side, in encoder and decoder.
+
+    For SD 1.5 at 512 px these are the five layers of the reference (latent / 4).
+    """
+    factors = {s.factor for s in find_sites(unet, kind, "output")}
+    factor = _nearest_factor(factors, min(height, width))
+    sites = [s for s in find_sites(unet, kind, factor=factor) if s.block[0] != "middle"]
+    if len(sites) <= _MAX_SITES:
+        return sites
+    depths = {s.block: max(t.depth for t in sites if t.block == s.block) for s in sites}
+    return [s for s in sites if s.depth == depths[s.block] // 2]
+
+
+def _nearest_factor(factors: Iterable[int], shorter: int) -> int:
+    return min(factors, key=lambda f: abs(math.log2(shorter / f / _LOSS_GRID)))
