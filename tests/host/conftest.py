@@ -58,8 +58,8 @@ def tiny_models():
 
 @pytest.fixture(scope="session")
 def new_model():
-    """Makes a tiny model: kind, dtype, ``SD15_SHAPED`` for the block numbers of SD 1.5, ``more`` of the UNet's config, and
-    whether it computes in that dtype."""
+    """Makes a tiny model: kind, dtype, ``SD15_SHAPED`` for the block numbers of SD 1.5, ``more`` of the UNet's config,
+    and whether it computes in that dtype."""
 
     def make(
         kind: str = "EPS", dtype: torch.dtype = torch.float32, *, sd15: bool = False, more: dict | None = None,

@@ -1,4 +1,4 @@
-"""What may go wrong in the middle of a sampling, how the model must stand after it, and weights that are not on the device."""
+"""What may go wrong in the middle of a sampling, how the model must be after it, and weights off the device."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import comfy.model_patcher
 import torch
 
 FAULTS = {
-    "exception": partial(RuntimeError, "in the middle"), "out of memory": partial(torch.OutOfMemoryError, "in the middle"),
+    "exception": partial(RuntimeError, "in the middle"),
+    "out of memory": partial(torch.OutOfMemoryError, "in the middle"),
     "cancel": comfy.model_management.InterruptProcessingException,
-}  # fmt: skip
+}
 """Name to what makes the exception."""
 
 
