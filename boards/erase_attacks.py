@@ -99,7 +99,7 @@ def _descend(
     patcher: Any, clip: Any, prompt_of: Callable[[torch.Tensor], list], start: torch.Tensor, noised: _NoisedPictures
 ) -> torch.Tensor:
     """Adam on the learned tokens; the best of all iterations."""
-    with differentiable(patcher.model, clip.cond_stage_model):
+    with differentiable(patcher.model, clip.cond_stage_model, in_place=False):
         x, sigma, target = (without_inference_tensors(t) for t in noised)
         learned = without_inference_tensors(start).clone().requires_grad_(True)
         optimiser = torch.optim.Adam([learned], lr=RATE)
@@ -107,11 +107,23 @@ def _descend(
         weight = (1 / sigma.square())[:, None, None, None]  # the error of the noise, not of the picture
         best, lowest = learned.detach().clone(), float("inf")
         for _ in range(ITERATIONS):
-            cond = clip.encode_from_tokens({"l": [prompt_of(learned)]})
+            cond = _encoded(clip, prompt_of, learned).requires_grad_(True)
             loss = ((_predict(patcher, x, sigma, cond, options) - target).square() * weight).mean()
             if (reached := float(loss.detach())) < lowest:
                 best, lowest = learned.detach().clone(), reached
-            optimiser.zero_grad()
             loss.backward()
+            learned.grad = _encoded(clip, prompt_of, learned, cond.grad)
             optimiser.step()
     return best
+
+
+def _encoded(
+    clip: Any, prompt_of: Callable[[torch.Tensor], list], learned: torch.Tensor, gradient: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The encoded prompt; with the ``gradient`` of a loss by it, the gradient by the learned tokens.
+
+    Only the text encoder overwrites tensors. Encoding twice costs less than keeping such tensors for the UNet as well.
+    """
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        cond = clip.encode_from_tokens({"l": [prompt_of(learned)]})
+        return cond.detach() if gradient is None else torch.autograd.grad(cond, learned, gradient)[0]
