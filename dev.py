@@ -64,7 +64,7 @@ def run(command: list[str], doing: str, **options: object) -> None:
     say(f"{doing} …")
     started = time.time()
     with tempfile.TemporaryFile("w+") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, **options)  # type: ignore[call-overload]
+        done = subprocess.run(command, stdout=output, stderr=output, **options)  # type: ignore[call-overload]
         output.seek(0)
         lines = output.read().strip().splitlines()
     if done.returncode:
