@@ -138,7 +138,7 @@ class ConductGuider(PathGuider):
         paths.whole_blocks = self.settings.whole_transformers
         self.masks = None
         run = ConductRun(paths, self.settings, mask_site(paths.unet, *x.shape[-2:]))
-        if self.layout is not None:
+        if self.layout is not None and len(sampling.sigmas) > 1:  # a sampling without steps predicts nothing
             self._lay_out(run, self.layout, sampling)
         return run
 

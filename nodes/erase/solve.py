@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ...host.erase.solve import SolveRequest, solve_erasure
 from ...host.schema import schema
 from ...host.types import CLIP, ModelPatcher
-from ...methods.choices import chosen
+from ...methods.choices import check_choice, chosen
 from ...methods.erase.problem import SolverSettings
 from ...methods.erase.report import PROMISE, report_picture, report_text
 from ...methods.erase.solvers import SOLVERS
@@ -183,6 +183,7 @@ class ConceptsSolveErasure(io.ComfyNode):
         kept: Preserved | None = None,
         options: SolverSettings | None = None,
     ) -> io.NodeOutput:
+        check_choice(SOLVERS, solver, "solver")  # before any prompt is encoded
         targets = chosen(PROJECTIONS, projections, "choice of projections")
         request = SolveRequest(solver, options or SolverSettings(), targets, pooled=pooled, rank=rank)
         edit = solve_erasure(model, clip, concepts, kept, request)

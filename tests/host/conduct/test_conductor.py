@@ -361,6 +361,20 @@ def test_less_usual_samplings_are_finite_and_repeat(new_model, case):
     assert (guider.masks[:, 1:].sum((-2, -1)) > 0).all()
 
 
+@pytest.mark.parametrize("sigmas", [(0.0,), (2.0,)])
+def test_a_sampling_without_steps_makes_no_trajectory_and_keeps_the_known_one(model, sigmas):
+    """Split Sigmas at the last step leaves one noise level."""
+    guider = _guider(model)
+    layout = replace(guider.layout, points=((0.2, 0.5), (0.8, 0.5)))
+    guider = ConductGuider(model, BasePrompts(_text(8), _text(9), 3.0), guider.concepts, None, QUICK, layout)
+    _sample(guider)
+    kept = next(iter(layout.cache.values()))
+    latent, euler = torch.ones(1, 4, 8, 8), comfy.samplers.sampler_object("euler")
+    out = guider.sample(torch.zeros_like(latent), latent, euler, torch.tensor(sigmas), disable_pbar=True, seed=3)
+    assert torch.allclose(out, latent, atol=1e-6)
+    assert next(iter(layout.cache.values())) is kept
+
+
 PLACES = ["inverting", "at points", "aligning", "asking", "refining", "two phases", "whole transformers"]
 
 

@@ -87,7 +87,7 @@ def test_choices_that_no_host_checks_are_refused(demo_model):
     with pytest.raises(ValueError, match=r"no scope 'x'.*last subject token"):
         _concepts(scope="x")
     with pytest.raises(ValueError, match=r"no solver 'x'.*uce"):
-        _solve(model, clip, solver="x")
+        _solve(None, None, solver="x")  # before the model or the CLIP is asked
     with pytest.raises(ValueError, match=r"no choice of projections 'x'"):
         _solve(model, clip, projections="x")
     with pytest.raises(ValueError, match=r"no delivery 'x'.*automatic"):
