@@ -206,11 +206,12 @@ class ConceptsConceptMasks(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, guider: object, image: torch.Tensor) -> io.NodeOutput:
-        if not isinstance(guider, ConductGuider) or guider.masks is None:
+    def execute(cls, guider: ConductGuider, image: torch.Tensor) -> io.NodeOutput:
+        masks = getattr(guider, "masks", None)  # another pack's stand-in for the guider will do
+        if masks is None:
             raise ValueError("This guider has no masks; connect a Concept Conductor that has sampled this image.")
         height, width = image.shape[1:3]
-        large = torch.nn.functional.interpolate(guider.masks[:, 1:], (height, width), mode="nearest")
+        large = torch.nn.functional.interpolate(masks[:, 1:], (height, width), mode="nearest")
         named = guider.concepts or guider.listed
         shown = torch.stack([_over(background, mask, named) for background, mask in zip(image, large, strict=False)])
         return io.NodeOutput(large.flatten(0, 1), shown, ui=ui.PreviewImage(shown, cls=cls))
