@@ -67,7 +67,7 @@ def test_a_prompt_knows_its_objects_and_its_words(demo_model):
 
 @pytest.mark.parametrize(
     ("phrases", "sentence"),
-    [([], "No object is named"), (["cat", "red cat"], "share a word"), (["fox"], "does not stand")],
+    [([], "No object is named"), (["cat", "red cat"], "share a word"), (["fox"], "is not in the prompt")],
 )
 def test_objects_that_cannot_be_told_apart_are_refused(demo_model, phrases, sentence):
     with pytest.raises(ValueError, match=sentence):
