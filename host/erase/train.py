@@ -109,9 +109,6 @@ def _edit(trained: Trained, plan: Plan[ContextT], model: ModelPatcher, clip: CLI
     Whatever the edit to continue from has elsewhere, in the text encoder or in the model, stays in it.
     """
     outcome, start = trained.outcome, plan.options.start
-    spec = _spec(trained, plan, clip)
-    if not start.empty:
-        spec["start"] = start.spec
     training: TrainingResult = {
         "reason": outcome.reason,
         "rank": plan.options.rank,
@@ -120,14 +117,12 @@ def _edit(trained: Trained, plan: Plan[ContextT], model: ModelPatcher, clip: CLI
     }
     if note:
         training["note"] = note
-    layers = {**start.layers, **outcome.factors}
-    clip_print, base_print = clip_fingerprint(PromptEncoder(clip)), base_fingerprint(model)
     return Edit(
-        layers=layers,
+        layers={**start.layers, **outcome.factors},
         diffs=start.diffs,
-        spec=spec,
-        clip=clip_print,
-        base=base_print,
+        spec=_spec(trained, plan, clip),
+        clip=clip_fingerprint(PromptEncoder(clip)),
+        base=base_fingerprint(model),
         report={"training": training},
     )
 
@@ -135,7 +130,7 @@ def _edit(trained: Trained, plan: Plan[ContextT], model: ModelPatcher, clip: CLI
 def _spec(trained: Trained, plan: Plan[ContextT], clip: CLIP) -> EditSpec:
     """How the edit is made, in values JSON knows."""
     options = plan.options
-    return {
+    spec: EditSpec = {
         "solver": plan.recipe.name,
         "budget": plan.budget,
         "seed": options.seed,
@@ -149,6 +144,9 @@ def _spec(trained: Trained, plan: Plan[ContextT], clip: CLIP) -> EditSpec:
         "kept": list(plan.texts.preserved),
         "clip_skip": clip.layer_idx,
     }
+    if not options.start.empty:
+        spec["start"] = options.start.spec
+    return spec
 
 
 def _first_and_last(losses: Sequence[float]) -> list[float]:
