@@ -6,9 +6,10 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
+from comfyui_concepts.host.anagram.pictures import views_on
 from comfyui_concepts.methods.anagram.views import Settings, view_named
 from comfyui_concepts.nodes.anagram import scores as anagram_scores
-from comfyui_concepts.nodes.anagram.pictures import ConceptsAnagramAnimate, ConceptsAnagramDecode, views_on
+from comfyui_concepts.nodes.anagram.pictures import ConceptsAnagramAnimate, ConceptsAnagramDecode
 from comfyui_concepts.nodes.anagram.sampling import ConceptsAnagramGuider
 from comfyui_concepts.nodes.anagram.scores import ConceptsAnagramClipBalance
 from comfyui_concepts.nodes.anagram.views import AnagramView, ConceptsAnagramView, ConceptsAnagramViewFromImage
@@ -71,7 +72,7 @@ def test_a_painted_view_is_shown_as_it_was_sampled_and_has_its_own_cfg():
     assert link.cfg == 7.0
     latent = torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     sampled = Cells().decode(link.view.forward(latent))
-    (view,) = views_on(sampled, link, Cells())
+    (view,) = views_on(sampled, link.all_at_cells(), Cells())
     assert torch.equal(view.show(Cells().decode(latent).movedim(-1, 1)).movedim(1, -1), sampled)
 
 
@@ -120,7 +121,7 @@ def test_a_film_made_smaller_ends_in_the_view_that_was_sampled(side, largest, ma
     shots = ConceptsAnagramAnimate.execute(image, views, 1, 2, False, largest, Cells()).args[0]
     edge = (shots.shape[1] - made) // 2
     last = shots[-1, edge : edge + made, edge : edge + made]
-    sampled = views_on(image, views, Cells())[-1].show(image.movedim(-1, 1))
+    sampled = views_on(image, views.all_at_cells(), Cells())[-1].show(image.movedim(-1, 1))
     wanted = torch.nn.functional.interpolate(sampled, size=(made, made), mode="area")[0].movedim(0, -1)
     torch.testing.assert_close(last, wanted, rtol=0, atol=0.003)  # eight bits
 
