@@ -90,6 +90,7 @@ class _ViewsPatch:
     ) -> torch.Tensor:
         """A whole sampling, with a run in its options."""
         use = (executor.class_obj, sigmas, denoise_mask)
+        self._check_views(noise)  # before the size of a reference, which says nothing about a packed latent
         views = _views_of(guider, self.prompts, noise)
         run = begin_run(guider.inner_model, self.prompts, views, self.combine, self.gradient_step, use)
         options = {**extra_args["model_options"], keys.ANAGRAM_RUN: run}
@@ -107,14 +108,17 @@ class _ViewsPatch:
         """One prediction, of all views. Outside of a sampling it makes its own run, without a gradient step."""
         guider: Guider = executor.class_obj
         options = model_options or {}
-        for prompt in self.prompts:
-            check_view(prompt.view, self.patched, x)
+        self._check_views(x)
         check_own_cfg(self.prompts, guider.cfg, options)
         run: AnagramRun | None = options.get(keys.ANAGRAM_RUN)
         if run is None:
             run = AnagramRun(guider.inner_model, tuple(_views_of(guider, self.prompts, x)), self.combine)
         x = run.edited_latent(x, timestep, options)
         return executor(x, timestep, run.guided_options(guider.cfg, options), seed)
+
+    def _check_views(self, x: torch.Tensor) -> None:
+        for prompt in self.prompts:
+            check_view(prompt.view, self.patched, x)
 
 
 def _views_of(guider: Guider, prompts: Sequence[ViewPrompt], noise: torch.Tensor) -> list[ViewConds]:

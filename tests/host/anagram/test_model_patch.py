@@ -234,6 +234,12 @@ def test_a_view_the_canvas_cannot_take_is_refused(tiny_models):
         _ksampler(*with_views(tiny_models["EPS"], _prompts("rotate_cw"), _combine(["rotate_cw"])), size=(8, 12))
 
 
+def test_a_view_the_canvas_cannot_take_is_refused_before_a_reference_of_another_size(tiny_models):
+    prompts = [replace(_prompts("rotate_cw")[0], reference_latent=torch.zeros(1, 4, 16, 16))]
+    with pytest.raises(ValueError, match="square"):
+        _ksampler(*with_views(tiny_models["EPS"], prompts, _combine(["rotate_cw"])), size=(8, 12))
+
+
 def test_two_equal_components_are_plain_sampling(tiny_models):
     names = ["low_pass", "high_pass"]
     prompts = [ViewPrompt(view_named(n), _cond(0), _cond(99)) for n in names]
