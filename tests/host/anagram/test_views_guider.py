@@ -274,11 +274,11 @@ def test_the_host_is_as_it_was_found_also_after_an_exception(tiny_models, fails)
     before = _options_shape(model.model_options), {k: v.clone() for k, v in model.model.state_dict().items()}
     calls = []
 
-    def combine(**known):
+    def combine(given):
         calls.append(1)
         if fails and len(calls) > 3:
             raise RuntimeError("out of memory, say")
-        return _combine(1, 1)(**known)
+        return _combine(1, 1)(given)
 
     guider = ViewsGuider(model, _views("identity", "flip")[0], combine, 7.0)
     if fails:
