@@ -166,9 +166,9 @@ def test_sentences_and_pictures_go_round_the_concepts(demo_model):
     assert names == ["cat", "car", "house"] * 3
     assert plan.texts.concepts == 3
     assert plan.texts.replaced == (False, True, False) * 3  # cars become buses, the others only go
-    latents, shown = own_pictures(model, clip, plan)
-    assert shown == (0, 1, 2) * 4
-    assert len(latents) == 12
+    pictures = own_pictures(model, clip, plan)
+    assert pictures.concept_of == (0, 1, 2) * 4
+    assert len(pictures.latents) == 12
 
 
 def test_training_goes_on_from_an_edit_and_keeps_what_it_has_elsewhere(demo_model):
