@@ -83,7 +83,8 @@ def untouched():
 
     def check() -> None:
         for folder, before in _AT_START.items():
-            assert _listing(folder) == before
+            changed = {name for name, _ in before.items() ^ _listing(folder).items()}
+            assert not changed, f"{folder} has changed: {', '.join(sorted(changed))}"
 
     return check
 

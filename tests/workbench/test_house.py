@@ -20,9 +20,12 @@ def test_every_figure_is_within_its_bound(name):
 
 
 def test_the_command_needs_nothing_but_the_standard_library():
-    """As in a fresh checkout: no host, no environment (``-I -S`` leave out site packages)."""
+    """As in a fresh checkout: no host, no environment.
+
+    ``-I -S`` leave out site packages. ``-I`` also ignores PYTHONDONTWRITEBYTECODE, hence ``-B``: no test writes here.
+    """
     script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from workbench.measure_house import figures; figures()"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-I", "-S", "-B", "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
