@@ -54,6 +54,20 @@ def pytest_xdist_make_scheduler(config, log):
     return HostTogether(config, log)
 
 
+def surroundings() -> list[str]:
+    """What the results hold for, a line each: the host and its torch."""
+    import torch
+    from comfyui_version import __version__ as host
+
+    return [f"ComfyUI {host} in {os.environ['COMFYUI_PATH']}, torch {torch.__version__}"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Names the surroundings at the end of every run: ``-q`` leaves out pytest's header."""
+    for line in surroundings():
+        terminalreporter.write_line(f"ran on {line}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def folder_of_passing_files(tmp_path_factory):
     """Where nodes that are called without a server put what they show: not into the host's own folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from comfyui_concepts.workbench.server import HostFailed, HostServer, free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -77,6 +79,14 @@ def test_a_host_without_requirements_is_named(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 2
     assert "has no requirements.txt" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_test_run_names_the_host_and_the_torch_it_ran_on(host_path):
+    done = _dev("test", "tests/methods/test_choices.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    version = re.search(r'__version__ = "(.+)"', (host_path / "comfyui_version.py").read_text()).group(1)
+    assert f"ran on ComfyUI {version} in {host_path}, torch {torch.__version__}" in done.stdout
 
 
 @pytest.mark.slow
