@@ -12,8 +12,13 @@ from ..types import ModelSampling, TransformerOptions
 
 
 def signal_and_noise(model_sampling: ModelSampling, sigma: float) -> tuple[float, float]:
-    """The factors of ``x = signal · x0 + noise · eps`` at this sigma. Only flow models fade the signal."""
-    return (1.0 - sigma, sigma) if isinstance(model_sampling, comfy.model_sampling.CONST) else (1.0, sigma)
+    """The factors of ``x = signal · x0 + noise · eps`` at this sigma. Only flow models fade the signal.
+
+    Newer hosts have flow models that were trained with noise of another scale than one, and a node that sets it.
+    """
+    if not isinstance(model_sampling, comfy.model_sampling.CONST):
+        return 1.0, sigma
+    return 1.0 - sigma, sigma * getattr(model_sampling, "noise_scale", 1.0)
 
 
 def percent_of(model_sampling: ModelSampling, sigma: float) -> float:
