@@ -30,7 +30,8 @@ def painter(model: ModelPatcher) -> Painter | None:
     factors = getattr(latent_format, "latent_rgb_factors", None)
     previewer = latent_preview.get_previewer(model.load_device, latent_format)
     if previewer is None and factors is not None:
-        previewer = latent_preview.Latent2RGBPreviewer(factors, getattr(latent_format, "latent_rgb_factors_bias", None))
+        others = (getattr(latent_format, f"latent_rgb_factors_{name}", None) for name in ("bias", "reshape"))
+        previewer = latent_preview.Latent2RGBPreviewer(factors, *others)
     if previewer is None:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.latent_formats
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.samplers
@@ -15,7 +16,7 @@ from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.conduct.guider import ConductGuider
 from comfyui_concepts.host.conduct.layout import LayoutReference
 from comfyui_concepts.host.engine.base_prompts import BasePrompts
-from comfyui_concepts.host.engine.preview import show_panels, with_previews
+from comfyui_concepts.host.engine.preview import painter, show_panels, with_previews
 from comfyui_concepts.host.lora.concept import make_concept
 from comfyui_concepts.host.lora.files import read_lora
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
@@ -98,6 +99,14 @@ def test_latents_without_colours_leave_the_callback_alone(demo_model, monkeypatc
 
     assert with_previews(callback, model, lambda x0, paint: []) is callback
     assert with_previews(None, model, lambda x0, paint: []) is None
+
+
+@pytest.mark.parametrize(("name", "channels", "side"), [("SD15", 4, 4), ("Flux", 16, 4), ("Flux2", 128, 8)])
+def test_latents_of_each_format_are_painted_without_the_hosts_previews(new_model, name, channels, side):
+    """Flux 2 packs four positions of the picture into one of its latent."""
+    model = new_model()
+    model.add_object_patch("latent_format", getattr(comfy.latent_formats, name)())
+    assert painter(model)(torch.randn(2, channels, 4, 4)).shape == (side, side, 3)
 
 
 def test_panels_of_any_sizes_are_shown(seen):
