@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from .gallery import API, CHECKPOINTS, UI
+from .groups import GAP
+from .registry import core_origin
 from .server import HostServer
 from .thumbnails import make
 from .twins import write_all
-from .ui_graph import GAP, has_control, inputs_of, is_widget, to_ui
+from .ui_graph import has_control, inputs_of, is_widget, to_ui
 
 _NOTE = [340, 360]
 _UNQUEUED = ("MarkdownNote",)
@@ -75,7 +77,7 @@ def _with_note(workflow: dict[str, Any], text: str) -> dict[str, Any]:
         "mode": 0,
         "inputs": [],
         "outputs": [],
-        "properties": {},
+        "properties": core_origin(),
         "widgets_values": [text],
         "color": "#232",
         "bgcolor": "#353",

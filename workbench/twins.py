@@ -14,7 +14,7 @@ from typing import Any
 
 from .gallery import API, CHECKPOINTS
 
-SD15, SDXL = "v1-5-pruned-emaonly.safetensors", "sd_xl_base_1.0.safetensors"
+SD15, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
 _SIDES = {SD15: 512, SDXL: 1024}  # px, what each was trained at
 _DEMO_SIDE = 128
 _LENGTHS = ("width", "height", "left", "top", "right", "bottom")

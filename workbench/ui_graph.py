@@ -1,4 +1,4 @@
-"""A graph in API format as the editor stores it: nodes with positions, links as rows, widget values by position."""
+"""A graph in API format as the editor stores it: nodes in boxes, links as rows, widget values by position."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from .groups import COLUMN, in_order, place
+from .registry import models_of, origin_of
+
 Graph = dict[str, Any]
 InputOf = tuple[str, str, dict[str, Any]]
 """Name, type and options of an input."""
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 _SEEDS = ("seed", "noise_seed")
-COLUMN, GAP, ROW = 320, 40, 26  # px
+ROW = 26  # px
 _MULTILINE, _PREVIEW, _OWN_WIDGET = 80, 220, 400  # px of extra height
 
 
@@ -37,21 +40,6 @@ def is_widget(kind: str, options: dict[str, Any]) -> bool:
 def has_control(name: str, kind: str, options: dict[str, Any]) -> bool:
     """Whether the editor stores behind the value what happens to it between runs, as with a seed."""
     return bool(options.get("control_after_generate")) or (kind == "INT" and name in _SEEDS)
-
-
-def _columns(graph: Graph) -> dict[str, int]:
-    """Each node's column: one more than the furthest node it takes something from."""
-    columns: dict[str, int] = {}
-
-    def column(node: str) -> int:
-        if node not in columns:
-            sources = [v[0] for v in graph[node]["inputs"].values() if isinstance(v, list)]
-            columns[node] = 1 + max((column(s) for s in sources), default=-1)
-        return columns[node]
-
-    for node in graph:
-        column(node)
-    return columns
 
 
 def _widget_values(inputs: list[InputOf], given: dict[str, Any]) -> list[Any]:
@@ -81,6 +69,12 @@ def _height(info: dict[str, Any], inputs: list[InputOf], sockets: int, widgets: 
     return height + (_OWN_WIDGET if any("widgetType" in options for _, _, options in inputs) else 0)
 
 
+def _properties(kind: str, info: dict[str, Any], widgets: list[Any]) -> dict[str, Any]:
+    """What the page needs to find a node that is missing, its pack and its model files."""
+    models = models_of(widgets)
+    return {"Node name for S&R": kind} | origin_of(info) | ({"models": models} if models else {})
+
+
 def _ui_node(identity: str, node: dict[str, Any], info: dict[str, Any], order: int) -> dict[str, Any]:
     """One node at the top left corner."""
     inputs = inputs_of(info)
@@ -96,24 +90,20 @@ def _ui_node(identity: str, node: dict[str, Any], info: dict[str, Any], order: i
         "mode": 0,
         "inputs": sockets,
         "outputs": [{"name": name, "type": kind, "links": []} for name, kind in outputs],
-        "properties": {"Node name for S&R": node["class_type"]},
+        "properties": _properties(node["class_type"], info, widgets),
         "widgets_values": widgets,
     }
     title = node.get("_meta", {}).get("title")
     return made | ({"title": title} if title else {})
 
 
-def _placed_nodes(graph: Graph, object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All nodes in the order of the columns, each column from top to bottom."""
-    columns, heights = _columns(graph), dict[int, int]()
-    nodes: dict[str, dict[str, Any]] = {}
-    for order, identity in enumerate(sorted(graph, key=lambda node: (columns[node], int(node)))):
-        node = _ui_node(identity, graph[identity], object_info[graph[identity]["class_type"]], order)
-        top = heights.get(columns[identity], 0)
-        node["pos"] = [columns[identity] * (COLUMN + GAP), top]
-        heights[columns[identity]] = top + node["size"][1] + GAP
-        nodes[identity] = node
-    return nodes
+def _nodes(graph: Graph, object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All nodes in the order of the boxes, each at the top left corner."""
+    kinds = {identity: object_info[graph[identity]["class_type"]] for identity in in_order(graph)}
+    return {
+        identity: _ui_node(identity, graph[identity], info, order)
+        for order, (identity, info) in enumerate(kinds.items())
+    }
 
 
 def _links(graph: Graph, nodes: dict[str, dict[str, Any]]) -> Iterator[list[Any]]:
@@ -136,7 +126,8 @@ def to_ui(name: str, graph: Graph, object_info: dict[str, Any]) -> dict[str, Any
     Raises:
         KeyError: a class or an input the host does not have.
     """
-    nodes = _placed_nodes(graph, object_info)
+    nodes = _nodes(graph, object_info)
+    groups = place(graph, nodes)
     links = list(_links(graph, nodes))
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-concepts/{name}")),
@@ -145,7 +136,7 @@ def to_ui(name: str, graph: Graph, object_info: dict[str, Any]) -> dict[str, Any
         "last_link_id": len(links),
         "nodes": list(nodes.values()),
         "links": links,
-        "groups": [],
+        "groups": groups,
         "config": {},
         "extra": {},
         "version": 0.4,

@@ -1,0 +1,49 @@
+"""Where a node and a model file come from, as a template says it, so that the page can offer what is missing.
+
+The page reads three properties of a node: the registry's id of its pack, the pack's version, and links to model files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+_PROJECT = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())
+_CORE = "comfy-core"
+_LEAST_HOST = _PROJECT["tool"]["comfy"]["requires-comfyui"].removeprefix(">=")
+"""The version that core nodes are said to have: the oldest host the templates run on."""
+
+_HUB = "https://huggingface.co/"
+_PUBLIC = {
+    "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive"),
+    "sd_xl_base_1.0.safetensors": ("checkpoints", "stabilityai/stable-diffusion-xl-base-1.0"),
+    "clip_l.safetensors": ("text_encoders", "comfyanonymous/flux_text_encoders"),
+}
+"""By file name: the folder below ``models``, and the repository that has it under this very name."""
+
+
+def origin_of(info: dict[str, Any]) -> dict[str, str]:
+    """``cnr_id`` and ``ver`` of a class of ``/object_info``: the host's own or one of ours."""
+    if info["python_module"].startswith("custom_nodes."):
+        return {"cnr_id": _PROJECT["project"]["name"], "ver": _PROJECT["project"]["version"]}
+    return core_origin()
+
+
+def core_origin() -> dict[str, str]:
+    """``cnr_id`` and ``ver`` of what comes with the host."""
+    return {"cnr_id": _CORE, "ver": _LEAST_HOST}
+
+
+def models_of(values: list[Any]) -> list[dict[str, str]]:
+    """Name, address and folder of each public model file among the values of a node's widgets."""
+    return [
+        {
+            "name": name,
+            "url": f"{_HUB}{_PUBLIC[name][1]}/resolve/main/{name}",
+            "directory": _PUBLIC[name][0],
+        }
+        for name in values
+        if isinstance(name, str) and name in _PUBLIC
+    ]
