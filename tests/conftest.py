@@ -64,7 +64,10 @@ def surroundings() -> list[str]:
 
 def pytest_terminal_summary(terminalreporter):
     """Names the surroundings at the end of every run: ``-q`` leaves out pytest's header."""
-    for line in surroundings():
+    from comfyui_concepts.workbench.page_results import keep_results
+
+    reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "nodeid")]
+    for line in [*surroundings(), *keep_results(reports, ROOT / "output" / "browser" / "pages.json")]:
         terminalreporter.write_line(f"ran on {line}")
 
 
@@ -112,11 +115,19 @@ def demo_model():
 
 
 @pytest.fixture(scope="session")
-def server(host_path):
+def served_page(tmp_path_factory):
+    """The page that the session's host serves: its own, until a browser test shows another."""
+    from comfyui_concepts.workbench.pages import ServedPage
+
+    return ServedPage(tmp_path_factory.mktemp("pages"))
+
+
+@pytest.fixture(scope="session")
+def server(host_path, served_page):
     """One real host with the pack in it, for the whole session."""
     from comfyui_concepts.workbench.server import HostServer
 
-    with HostServer(host_path) as running:
+    with HostServer(host_path, arguments=("--front-end-root", str(served_page.root))) as running:
         running.wait()
         yield running
 

@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { FlipPicture } from "./flip.js";
 import { translate } from "./languages.js";
+import { ELEMENT_OPTIONS, keepInSight, languageOf, passToCanvas, placeOf, tellChange } from "./page.js";
 import { RegionEditor } from "./regions/editor.js";
 import { backgroundAddress, canvasSize, conceptNames, forgetBackground } from "./regions/surroundings.js";
 
@@ -36,21 +37,18 @@ function after(object, method, more) {
 
 /** Lets the host's canvas have what it uses itself: the middle button, the wheel, and a drag with Space held. */
 function shareWithCanvas(element) {
-  const modern = () => element.closest(".lg-node") !== null; // there, events rise to the node, which passes them on
   const isCanvasDrag = (event) => event.button === 1 || (event.buttons & 4) === 4 || app.canvas?.read_only;
-  const handlers = { pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp" };
-  for (const [name, handler] of Object.entries(handlers)) {
+  for (const name of ["pointerdown", "pointermove", "pointerup"]) {
     element.addEventListener(name, (event) => {
-      if (!isCanvasDrag(event)) event.stopPropagation();
-      else if (!modern()) app.canvas[handler](event);
+      if (isCanvasDrag(event) && placeOf(element) !== "panel") passToCanvas(app, event);
+      else event.stopPropagation();
     });
   }
   element.addEventListener("wheel", (event) => {
-    event.stopPropagation();
+    if (placeOf(element) === "panel") return; // which scrolls
     const list = event.target.closest?.(".concepts-rows, .concepts-fault");
-    if (list && list.scrollHeight > list.clientHeight && !event.ctrlKey) return;
-    event.preventDefault();
-    app.canvas.processMouseWheel(event);
+    if (list && list.scrollHeight > list.clientHeight && !event.ctrlKey) event.stopPropagation();
+    else passToCanvas(app, event);
   }, { passive: false });
 }
 
@@ -59,7 +57,7 @@ function watchGraph(node, editor) {
   const canvasMessage = {};
   const update = () => {
     const surroundings = { concepts: conceptNames(node), background: backgroundAddress(node, canvasMessage.background) };
-    editor.setSurroundings({ ...surroundings, ...canvasSize(node, canvasMessage) });
+    editor.setSurroundings({ ...surroundings, ...canvasSize(node, canvasMessage), linked: editor.disabled() });
   };
   for (const name of ["width", "height"]) {
     const widget = node.widgets?.find((one) => one.name === name);
@@ -69,7 +67,7 @@ function watchGraph(node, editor) {
     forgetBackground(node, canvasMessage, change);
     update();
   });
-  after(node, "onConfigure", update);
+  for (const name of ["onConfigure", "onAdded"]) after(node, name, update); // a page may fill in widgets when the node is added
   after(node, "onExecuted", (message) => {
     const [canvas, background] = [message?.concepts_canvas?.[0], message?.concepts_background?.[0]];
     Object.assign(canvasMessage, canvas);
@@ -85,15 +83,16 @@ function regionsWidget(node, name) {
   const editor = new RegionEditor((text) => {
     widget.callback?.(text);
     node.graph?.setDirtyCanvas?.(true, true);
-    app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+    tellChange(app);
   });
   editor.disabled = () => node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
   widget = node.addDOMWidget(name, "concepts_regions", editor.element, {
     getValue: () => editor.model.text,
     setValue: (text) => editor.model.setText(text),
     getMinHeight: () => LEAST_HEIGHT,
-    hideOnZoom: false,
+    ...ELEMENT_OPTIONS,
   });
+  keepInSight(widget);
   shareWithCanvas(editor.element);
   editors.set(node, editor);
   return { widget, minWidth: LEAST_WIDTH, minHeight: LEAST_HEIGHT };
@@ -119,7 +118,7 @@ app.registerExtension({
     const picture = new FlipPicture(addressOf);
     // nothing of it is saved: what it shows comes from the last run
     const widget = node.addDOMWidget("concepts_flip", "concepts_flip", picture.element, {
-      serialize: false, hideOnZoom: false, getMinHeight: () => FLIP_HEIGHT,
+      serialize: false, getMinHeight: () => FLIP_HEIGHT, ...ELEMENT_OPTIONS,
     });
     widget.serialize = false;
     shareWithCanvas(picture.element);
@@ -130,7 +129,7 @@ app.registerExtension({
 app.registerExtension({
   name: "concepts.languages",
   async addCustomNodeDefs(definitions) {
-    const language = app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en";
+    const language = languageOf(app);
     if (language === "en") return;
     const served = await api.fetchApi("/i18n").then((answer) => (answer.ok ? answer.json() : {}));
     const own = Object.entries(served[language]?.nodeDefs ?? {}).filter(([id]) => id.startsWith("Concepts"));

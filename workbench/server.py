@@ -114,7 +114,7 @@ class HostServer:
         device = ["--cpu"] if os.environ.get("CONCEPTS_DEVICE", "cpu") == "cpu" else []
         return [sys.executable, "main.py", *address, *folders, *self.arguments, *device]
 
-    def wait(self, seconds: float = 120) -> None:
+    def wait(self, seconds: float = 600) -> None:
         """Returns when the host answers.
 
         Raises:

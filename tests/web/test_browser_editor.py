@@ -13,7 +13,7 @@ import pytest
 CASES = json.loads(Path(__file__).with_name("documents.json").read_text())
 CONTROL, SHIFT, NULL = "\ue009", "\ue008", "\ue000"
 DELETE, RIGHT, ESCAPE = "\ue017", "\ue014", "\ue00c"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.area("editor")]
 
 ADD = """const node = LiteGraph.createNode('ConceptsRegionEditor');
 node.pos = [420, 140]; app.graph.add(node); return node.id"""
@@ -93,9 +93,10 @@ def test_a_box_drawn_with_the_mouse_is_in_the_text_the_picture_and_the_graph(edi
     )
     assert near(numbers, box, 0.001)
     editor.drag((0.6, 0.2), (0.9, 0.8))
-    page.shot(f"editor-{page.renderer}")
+    page.shot("editor")
 
 
+@pytest.mark.own_page
 def test_a_drawn_box_changes_what_a_run_makes(editor, page, until, server):
     """JSON by hand, picture by the host: the preview output is tinted where the box was drawn."""
     from comfyui_concepts.workbench.client import run_graph
@@ -178,7 +179,7 @@ def test_the_brush_paints_and_the_eraser_wipes(editor, page):
     page.find(".concepts-tools button[title^='Eraser']").click()
     editor.drag((0.5, 0.4), (0.5, 0.6))
     assert [s.get("erase", False) for s in editor.regions[0]["strokes"]] == [False, True]
-    page.shot(f"editor-brush-{page.renderer}")
+    page.shot("editor-brush")
 
 
 def test_numbers_and_labels_are_typed(editor, page):
@@ -202,21 +203,63 @@ def test_the_canvas_follows_width_and_height(editor, page, until):
     page.js(
         NODE + "const w = node.widgets.find(w => w.name === 'width'); w.value = 1024; w.callback?.(1024)", editor.node
     )
-    until(lambda: abs(proportions() - 2) < 0.02, 5, "a canvas twice as wide as high")
+    until(lambda: abs(proportions() - 2) < 0.02, what="a canvas twice as wide as high")
     editor.drag((0.5, 0.25), (0.9, 0.75))
     assert near(editor.boxes[0][0], [0.5, 0.25, 0.4, 0.5])
 
 
-@pytest.mark.parametrize("zoom", [0.6, 1.6])
-def test_the_mouse_draws_where_it_is_at_any_zoom(page, until, zoom):
+def _look_at(page, zoom: float) -> None:
     page.js(
         "app.canvas.ds.scale = arguments[0]; app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = -60; "
         "app.canvas.setDirty(true, true)",
         zoom,
     )
+
+
+@pytest.mark.parametrize("zoom", [0.6, 1.5])
+def test_the_mouse_draws_moves_and_resizes_where_it_is_at_any_zoom(page, until, zoom):
+    _look_at(page, zoom)
     editor = Editor(page, until)
     editor.drag((0.2, 0.3), (0.6, 0.7), keys=CONTROL)
     assert near(editor.boxes[0][0], [0.2, 0.3, 0.4, 0.4])
+    page.shot(f"editor-zoom-{zoom}")
+    editor.drag((0.4, 0.5), (0.5, 0.4), keys=CONTROL)
+    assert near(editor.boxes[0][0], [0.3, 0.2, 0.4, 0.4])
+    editor.drag((0.7, 0.6), (0.9, 0.9), keys=CONTROL)  # its lower right corner
+    assert near(editor.boxes[0][0], [0.3, 0.2, 0.6, 0.7])
+
+
+@pytest.mark.parametrize("zoom", [1.0, 0.6])
+def test_the_mouse_draws_where_it_is_on_a_fine_screen(page, until, zoom):
+    """Two pixels of the screen for one of the page."""
+    metrics = {"width": 1200, "height": 900, "deviceScaleFactor": 2, "mobile": False}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        _look_at(page, zoom)
+        editor = Editor(page, until)
+        editor.drag((0.2, 0.3), (0.6, 0.7), keys=CONTROL)
+        assert near(editor.boxes[0][0], [0.2, 0.3, 0.4, 0.4])
+        page.shot(f"editor-fine-{zoom}")
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_wheel_and_the_middle_button_over_the_editor_move_the_canvas(editor, page):
+    where = "return [app.canvas.ds.scale, ...app.canvas.ds.offset]"
+    zoom, left, top = page.js(where)
+    box = page.js(
+        "const r = arguments[0].getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]", editor.paper
+    )
+    mouse = {"x": box[0], "y": box[1], "button": "middle", "buttons": 4, "clickCount": 1}
+    for kind, moved in (("mousePressed", 0), ("mouseMoved", 20), ("mouseMoved", 40), ("mouseReleased", 40)):
+        at = mouse | {"type": kind, "x": mouse["x"] + moved} | ({"buttons": 0} if kind == "mouseReleased" else {})
+        page.driver.execute_cdp_cmd("Input.dispatchMouseEvent", at)
+    assert page.js(where)[0] == zoom
+    assert page.js(where)[1:] == pytest.approx([left + 40, top], abs=1)
+    wheel = {"type": "mouseWheel", "x": mouse["x"] + 40, "y": mouse["y"], "deltaX": 0, "deltaY": -120}
+    page.driver.execute_cdp_cmd("Input.dispatchMouseEvent", wheel)
+    assert page.js(where)[0] > zoom
+    assert editor.boxes == []
 
 
 def test_regions_survive_saving_and_loading(editor, page, until):
@@ -264,7 +307,7 @@ def test_regions_survive_a_subgraph(editor, page, until):
         page.js("window.inside = arguments[0]; app.canvas.setGraph(app.graph)", paper)
         gone = "return !inside.isConnected || !inside.checkVisibility()"
         until(lambda gone=gone: page.js(gone), what="the way out")
-    page.load(page.renderer == "modern")
+    page.load()
 
 
 def test_hostile_texts_are_shown_not_run_and_not_lost(editor, page, until):
@@ -281,7 +324,7 @@ def test_hostile_texts_are_shown_not_run_and_not_lost(editor, page, until):
         page.open(saved)
         assert page.js(NODE + "return widget.value", editor.node) == case["text"]
         assert re.search(case["says"], page.find(".concepts-fault p").text), case["name"]
-    page.shot(f"editor-refused-{page.renderer}")
+    page.shot("editor-refused")
     assert page.js("return window.hacked ?? null") is None
     page.find(".concepts-fault button").click()
     assert page.js(NODE + "return widget.value", editor.node) == '{"version":1,"regions":[]}'
@@ -296,13 +339,19 @@ def test_a_script_in_a_label_is_text(editor, page):
     assert page.js("return window.hacked ?? null") is None
 
 
-def test_a_linked_text_is_not_edited_here(editor, page):
+def test_a_linked_text_is_not_edited_here(editor, page, until):
     page.js(
         NODE
         + """const source = LiteGraph.createNode('PrimitiveString') ?? LiteGraph.createNode('PrimitiveStringMultiline');
         app.graph.add(source); source.connect(0, node, node.inputs.findIndex(input => input.name === 'regions'));""",
         editor.node,
     )
+    editor = Editor(page, until, editor.node)  # still there, and as large
+    assert "come from the connected node" in page.find(".concepts-notice").text
     before = editor.text
     editor.drag((0.1, 0.2), (0.4, 0.8))
     assert editor.text == before
+    page.shot("editor-linked")
+    page.js(NODE + "node.disconnectInput(node.inputs.findIndex(input => input.name === 'regions'))", editor.node)
+    Editor(page, until, editor.node).drag((0.1, 0.2), (0.4, 0.8))
+    assert len(editor.boxes) == 1

@@ -43,23 +43,24 @@ def _card(page, until, name: str):
     return until(there, what=f"the card of {name}")
 
 
+@pytest.mark.area("templates")
+@pytest.mark.one_renderer
 def test_the_template_dialog_shows_ours_with_their_pictures(page, until):
-    """In one renderer: no node is drawn in the dialog; the test below opens it in both."""
-    if page.renderer != "classic":
-        return
     page.find(".templates-tab-button").click()
     until(lambda: page.js(CATEGORY), what="the pack's section in the template dialog").click()
     for path in TEMPLATES:
         card = _card(page, until, path.stem)
         until(lambda card=card: page.js(HAS_PICTURE, card), what=f"the thumbnail of {path.stem}")
-    page.shot(f"templates-{page.renderer}")
+    page.shot("templates")
 
 
+@pytest.mark.area("drop")
 def test_a_dropped_workflow_file_restores_the_graph(page, until):
     page.drop("mine.json", (ROOT / "workflows" / "regions_by_hand.json").read_bytes(), "application/json")
     until(lambda: _classes(page.api_graph()) == _classes(_api("regions_by_hand")), what="the dropped graph")
 
 
+@pytest.mark.area("drop")
 def test_a_dropped_picture_restores_the_graph_it_was_made_with(page, finished, until):
     picture = finished("regions_by_hand").pictures[0]
     page.drop("picture.png", picture.data, "image/png")
@@ -81,6 +82,7 @@ def _pick_from_dialog(page, until, name: str) -> None:
     until(lambda: _classes(page.api_graph()) == _classes(_api(name)), what="the opened template")
 
 
+@pytest.mark.area("run")
 def test_from_the_template_dialog_to_a_picture_of_ones_own_by_mouse_alone(page, until):
     """No coordinate is typed: a template, a drag in its editor, Run."""
     _pick_from_dialog(page, until, "regions_by_hand")
@@ -100,34 +102,39 @@ def test_from_the_template_dialog_to_a_picture_of_ones_own_by_mouse_alone(page, 
     drawn = json.loads(page.js(f"return {editor}.widgets.find(w => w.name === 'regions').value"))
     assert 0.3 < drawn["regions"][0]["boxes"][0][2] < 0.45
     assert drawn["regions"][1]["boxes"] == [[0.5, 0, 0.5, 1]]
-    page.shot(f"newcomer-{page.renderer}")
+    page.shot("newcomer")
     page.find("[data-testid='queue-button'] button").click()
-    until(lambda: page.js("return app.nodeOutputs?.[14]?.images?.length"), 120, "the pictures")
-    page.shot(f"run-{page.renderer}", whole=True)  # with Save Image in sight; the page loads what is
+    until(lambda: page.js("return app.nodeOutputs?.[14]?.images?.length"), what="the pictures")
+    page.shot("run", whole=True)  # with Save Image in sight; the page loads what is
     until(lambda: _shows_picture(page, 14), what="a picture on Save Image")
 
 
+@pytest.mark.area("templates")
+@pytest.mark.own_page
 @pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem in RUNNABLE], ids=by_name)
 def test_a_template_opens_as_it_was_made_and_shows_what_it_made(page, until, finished, path):
     """The run itself is the host's, by its API; the page is told of it as it is when it has queued it."""
     page.open(json.loads(path.read_text()))
     assert _classes(page.api_graph()) == _classes(_api(path.stem))
-    page.shot(f"{path.stem}-{page.renderer}-open", whole=True)
+    page.shot(f"{path.stem}-open", whole=True)
     page.finish(finished(path.stem).outputs)
     saving = next(int(node) for node, what in _api(path.stem).items() if what["class_type"] == "SaveImage")
     until(lambda: _shows_picture(page, saving), what=f"a picture on node {saving}")
-    page.shot(f"{path.stem}-{page.renderer}-finished", whole=True)
+    page.shot(f"{path.stem}-finished", whole=True)
 
 
+@pytest.mark.area("templates")
+@pytest.mark.own_page
+@pytest.mark.one_renderer
 @pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem not in RUNNABLE], ids=by_name)
 def test_a_template_for_a_checkpoint_opens_as_it_was_made(page, path):
-    """Whether the files it names exist or not: nothing of the graph is lost. In one renderer; the graph is the same."""
-    if page.renderer == "classic":
-        page.open(json.loads(path.read_text()))
-        assert _classes(page.api_graph()) == _classes(_api(path.stem))
-        page.shot(f"{path.stem}-{page.renderer}-open", whole=True)
+    """Whether the files it names exist or not: nothing of the graph is lost."""
+    page.open(json.loads(path.read_text()))
+    assert _classes(page.api_graph()) == _classes(_api(path.stem))
+    page.shot(f"{path.stem}-open", whole=True)
 
 
+@pytest.mark.area("help")
 @pytest.mark.parametrize("node", ["ConceptsRegionEditor", "ConceptsAnagramView"])
 def test_the_help_panel_shows_our_page(page, until, node):
     page.js(
@@ -140,6 +147,6 @@ def test_the_help_panel_shows_our_page(page, until, node):
     assert title in text
     assert "When." in text
     loaded = "return [...document.querySelectorAll('.node-help-content img')].map(i => i.naturalWidth)"
-    until(lambda: all(page.js(loaded)) and page.js(loaded), 10, "the page's pictures")
-    page.shot(f"help-{node}-{page.renderer}")
+    until(lambda: all(page.js(loaded)) and page.js(loaded), what="the page's pictures")
+    page.shot(f"help-{node}")
     page.js("app.extensionManager.sidebarTab?.toggleSidebarTab?.('node-library')")

@@ -36,6 +36,7 @@ SHOWN = (
 )
 
 
+@pytest.mark.area("run")
 def test_the_film_plays_under_the_pointer_and_turns_by_click_and_key(page, until, object_info):
     from selenium.webdriver.common.action_chains import ActionChains
 
@@ -45,24 +46,25 @@ def test_the_film_plays_under_the_pointer_and_turns_by_click_and_key(page, until
     page.js("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.find("[data-testid='queue-button'] button").click()
     loaded = "return document.querySelector('.concepts-flip-picture')?.naturalWidth > 0"
-    until(lambda: page.js(loaded), 40, "the first view's picture")
+    until(lambda: page.js(loaded), what="the first view's picture")
     first, still = page.js(SHOWN)
     assert (first, ".png" in still) == ("1 of 2: identity", True)
     picture = page.find(".concepts-flip")
     ActionChains(page.driver).move_to_element(picture).perform()
-    until(lambda: page.js(SHOWN)[0] == "playing" and ".webp" in page.js(SHOWN)[1], 5, "the film")
+    until(lambda: page.js(SHOWN)[0] == "playing" and ".webp" in page.js(SHOWN)[1], what="the film")
     ActionChains(page.driver).click(picture).perform()
     assert page.js(SHOWN)[0] == "2 of 2: rotate_180"
     page.press(LEFT)
     assert page.js(SHOWN) == [first, still]
     page.press(" ")
     assert page.js(SHOWN)[0] == "2 of 2: rotate_180"
-    page.shot(f"flip-{page.renderer}")
+    page.shot("flip")
     ActionChains(page.driver).move_by_offset(0, -300).perform()
-    until(lambda: page.js(SHOWN)[0] == "2 of 2: rotate_180", 5, "the still again")
+    until(lambda: page.js(SHOWN)[0] == "2 of 2: rotate_180", what="the still again")
     assert len(page.workflow()["nodes"]) == 6
 
 
+@pytest.mark.area("run")
 def test_the_sampler_shows_every_view_while_it_works(page, until, object_info):
     graph = json.loads((ROOT / "workflows" / "api" / "anagram_turn.json").read_text())
     graph["10"]["inputs"]["steps"], graph["11"]["inputs"]["batch_size"] = 4, 1
@@ -76,11 +78,11 @@ def test_the_sampler_shows_every_view_while_it_works(page, until, object_info):
         });"""
     )
     page.find("[data-testid='queue-button'] button").click()
-    until(lambda: page.js("return window.previews.length") >= 4, 60, "a preview a step")
+    until(lambda: page.js("return window.previews.length") >= 4, what="a preview a step")
     wide = (2 * SIDE + GAP) / (SIDE + 16)  # two views beside each other, whatever size the host sends them at
     shapes = page.js("return window.previews")
     assert all(abs(across / down - wide) < 0.03 for across, down in shapes), shapes
-    until(lambda: page.js("return app.nodeOutputs?.[15]?.images?.length"), 60, "the end of the run")
+    until(lambda: page.js("return app.nodeOutputs?.[15]?.images?.length"), what="the end of the run")
 
 
 CONCEPT = """
@@ -144,16 +146,17 @@ def test_a_workflow_with_another_type_where_the_regions_should_be_is_refused_and
     assert node == page.workflow()["nodes"][0]["id"]
 
 
+@pytest.mark.area("help")
 @pytest.mark.parametrize(("language", "name"), [("zh", "区域编辑器"), ("ja", "領域エディター")])
 def test_the_page_speaks_other_languages(loaded, bare_errors, language, name):
-    loaded.load(loaded.renderer == "modern", Comfy__Locale=language)
+    loaded.load(Comfy__Locale=language)
     try:
         node = loaded.js("const n = LiteGraph.createNode('ConceptsRegionEditor'); app.graph.add(n); return n.title")
         assert node == name
-        loaded.shot(f"language-{language}-{loaded.renderer}")
-        assert loaded.errors() <= bare_errors
+        loaded.shot(f"language-{language}")
+        assert loaded.errors() <= bare_errors(loaded.version)
     finally:
-        loaded.load(loaded.renderer == "modern")
+        loaded.load()
         loaded.errors()
 
 
@@ -205,7 +208,7 @@ def test_the_editor_shows_the_picture_a_connected_node_shows(page, until, server
     # a canvas as high as wide has the middle half of it
     for at, wanted in ((0.03, (255, 0, 0)), (0.47, (255, 0, 0)), (0.53, (0, 0, 255)), (0.97, (0, 0, 255))):
         assert _is(_colours(page, (at, 0.9))[0], wanted)
-    page.shot(f"editor-background-{page.renderer}")
+    page.shot("editor-background")
     page.drag(canvas, (0.3, 0.3), (0.7, 0.7))  # regions are drawn over it
     assert page.js("return JSON.parse(joined[1].widgets[0].value).regions.length") == 1
     assert page.js("return document.querySelectorAll('.concepts-drawing image ~ g .concepts-box').length") == 1
@@ -227,7 +230,7 @@ def test_the_editor_shows_the_background_of_the_last_run(page, until, object_inf
     page.find(".concepts-paper")
     assert page.js(ADDRESS) == ""
     page.find("[data-testid='queue-button'] button").click()
-    until(lambda: "type=temp" in page.js(ADDRESS), 40, "the run's background")
+    until(lambda: "type=temp" in page.js(ADDRESS), what="the run's background")
     until(lambda: _is(_colours(page, (0.1, 0.1))[0], (255, 0, 0)), what="the background")
     page.js(
         "const node = app.graph.getNodeById(2); "

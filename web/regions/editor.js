@@ -7,6 +7,7 @@ import { EditorModel } from "./model.js";
 import { Numbers, Rows, Tools } from "./panel.js";
 import { Stage } from "./stage.js";
 
+const LINKED = "The regions come from the connected node. What is drawn here is not used.";
 let editors = 0;
 
 export class RegionEditor {
@@ -14,6 +15,7 @@ export class RegionEditor {
   constructor(textChanged) {
     this.textChanged = textChanged;
     this.disabled = () => false;
+    this.linked = false;
     this.model = new EditorModel((model, byHand) => this.draw(model, byHand));
     this.names = html("datalist", { id: `concepts-names-${++editors}` });
     this.stage = new Stage();
@@ -41,18 +43,27 @@ export class RegionEditor {
     this.fault.element.hidden = model.unread === null;
     this.fault.text.textContent = model.fault;
     this.fault.raw.textContent = (model.unread ?? "").slice(0, 300);
-    this.notice.textContent = model.notice;
+    this.notice.textContent = this.linked ? LINKED : model.notice;
     if (byHand) this.textChanged(model.text);
   }
 
-  /** What the connected nodes say: the concepts' names, the canvas's size, a picture under it. */
-  setSurroundings({ concepts, width, height, background }) {
+  /** What the connected nodes say: the concepts' names, the canvas's size, a picture under it, or all of the regions. */
+  setSurroundings({ concepts, width, height, background, linked }) {
+    this.setLinked(linked);
     const turned = this.stage.setCanvas(width, height);
     this.stage.setBackground(background);
     if (JSON.stringify(concepts) !== JSON.stringify(this.model.concepts)) {
       this.names.replaceChildren(...concepts.map(({ label }) => html("option", { value: label })));
       this.model.set({ concepts });
     } else if (turned) this.stage.draw(this.model);
+  }
+
+  /** Whether the regions come from another node: then these are shown faded, with a line that says so. */
+  setLinked(linked) {
+    if (linked === this.linked) return;
+    this.linked = linked;
+    this.element.classList.toggle("concepts-linked", linked);
+    this.draw(this.model, false);
   }
 
   listen() {
