@@ -23,7 +23,7 @@ time.sleep(600)
 """
 OWNER = """import pathlib, sys, time
 sys.path.insert(0, sys.argv[1])
-from demo.server import HostServer
+from workbench.server import HostServer
 with HostServer(pathlib.Path(sys.argv[2])) as server:
     print(server.pid, server.base, flush=True)
     time.sleep(600)
