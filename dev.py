@@ -43,6 +43,7 @@ NOT_UNPACKED = (".map", "extra_model_paths.yaml")  # source maps are half of a p
 TOOLS = {  # modules of workbench/
     "demo": "gallery",
     "workflows": "templates",
+    "languages": "languages",
     "keep": "keep",
     "same": "same",
     "pages": "page_results",
@@ -230,6 +231,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         ("bench", f"measure cost: bench FAMILY; families: {', '.join(families('bench'))}"),
         ("train", "train a part of the demo model: train {model,decoder,judge,lora,export} --out DIR"),
         ("workflows", "make the templates in workflows/ again from workflows/api/"),
+        ("languages", "write locales/en from the nodes, for translators"),
         ("keep", "keep DIR: run every graph of workflows/api and save all it makes in DIR, latents included"),
         ("same", "same BEFORE AFTER: compare two folders that 'keep' made, bit for bit"),
         ("pages", "print what the last test session found on which page (--write puts it into docs/RESULTS.md)"),

@@ -175,8 +175,8 @@ class ConceptsProbeErasure(io.ComfyNode):
                     "sentences",
                     default="\n".join(OTHER_SENTENCES),
                     multiline=True,
-                    tooltip="Sentences to try, one per line, with {} for the concept. Start with these, then write "
-                    "your own.",
+                    tooltip="Sentences to try, one per line, with a pair of braces for the concept. Start with these, "
+                    "then write your own.",
                 ),
             ],
             outputs=[io.String.Output("report", display_name="report", tooltip="What gets through, for each concept.")],

@@ -9,28 +9,19 @@ from pathlib import Path
 
 import pytest
 from comfyui_concepts.nodes import NODES
+from comfyui_concepts.workbench.languages import english
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS, API = ROOT / "web" / "docs", ROOT / "workflows" / "api"
 HEADS = ("When", "Cost", "Limits")
 LANGUAGES = ("zh", "ja")
+START = re.compile(r"Start with (-?\d+(?:\.\d+)?)")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 NATIVE = {"zh": re.compile("[\u4e00-\u9fff]"), "ja": re.compile("[\u3040-\u30ff\u4e00-\u9fff]")}
 
 
 def _translations(language: str) -> dict:
     return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text())
-
-
-def _wanted() -> set[str]:
-    """Every text of every node that a page can translate, as a path into nodeDefs.json."""
-    wanted = set()
-    for node in NODES:
-        schema = node.GET_SCHEMA()
-        sockets = [f"inputs.{socket.id}" for socket in schema.inputs]
-        sockets += [f"outputs.{at}" for at in range(len(schema.outputs))]
-        keys = ["display_name", "description", *(f"{s}.{part}" for s in sockets for part in ("name", "tooltip"))]
-        wanted |= {f"{schema.node_id}.{key}" for key in keys}
-    return wanted
 
 
 def _texts(value: dict, path: str = "") -> dict[str, str]:
@@ -41,22 +32,42 @@ def _texts(value: dict, path: str = "") -> dict[str, str]:
     return found
 
 
+def test_english_is_what_the_nodes_say():
+    assert _translations("en") == english(), "make it again with: python3 dev.py languages"
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_name_and_tooltip_is_translated(language):
-    there = _texts(_translations(language))
-    missing = sorted(_wanted() - {path for path, text in there.items() if text})
+    base, there = _texts(_translations("en")), _texts(_translations(language))
+    missing = sorted(base.keys() - {path for path, text in there.items() if text})
     assert not missing, f"add to locales/{language}/nodeDefs.json:\n" + "\n".join(missing)
+    assert not there.keys() - base.keys(), "these are of no node"
     long = {path: text for path, text in there.items() if path.endswith(("tooltip", "description"))}
     foreign = [path for path, text in long.items() if not NATIVE[language].search(text)]
     assert not foreign, f"not in {language}: {foreign}"
 
 
-def test_both_languages_have_the_same_entries():
-    assert set(_texts(_translations("zh"))) == set(_texts(_translations("ja")))
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_starting_value_is_the_same_in_every_language(language):
+    there = _texts(_translations(language))
+    started = {path: START.search(text) for path, text in _texts(_translations("en")).items()}
+    wrong = {
+        path: there[path]
+        for path, start in started.items()
+        if start and float(start[1]) not in map(float, NUMBER.findall(there[path]))
+    }
+    assert len([start for start in started.values() if start]) > 50
+    assert not wrong
+
+
+@pytest.mark.parametrize("language", ["en", *LANGUAGES])
+def test_no_text_holds_what_the_page_reads_as_its_own_syntax(language):
+    """The page's translator fills in braces, follows ``@`` and cuts at ``|``; it drops a text it cannot read."""
+    assert not {path: text for path, text in _texts(_translations(language)).items() if re.search(r"[{}@|]", text)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", ["en", *LANGUAGES])
 def test_the_host_serves_the_translations(server, language):
     served = server.get("/i18n")[language]["nodeDefs"]
     assert served.items() >= _translations(language).items()
