@@ -1,9 +1,8 @@
-"""The nodes. Each declares its sockets, converts units, and makes one call."""
+"""The nodes. Each declares its inputs and outputs, converts units, and makes one call."""
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
-
+from ..host.schema import ComfyExtension, io
 from . import concept, demo, phrase, region
 from .anagram import options as anagram_options
 from .anagram import pictures as anagram_pictures

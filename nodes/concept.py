@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from comfy_api.latest import io
-
 from ..host.folders import lora_file, lora_names
 from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import read_lora
-from ..host.schema import schema
+from ..host.schema import io, schema
 from ..host.types import CLIP
 from ..methods.linked_list import in_order
 from .wires import Concepts

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io, ui
 
 from ..demo.files import LORAS
 from ..demo.judge import CLASSES, Judge
 from ..demo.loader import load_demo_model
 from ..host.anagram.pictures import upright_pictures, views_on
 from ..host.folders import offer_loras
-from ..host.schema import schema
+from ..host.schema import io, schema, ui
 from ..host.types import VAE
 from ..methods.anagram.score import Readings
 from .anagram.views import AnagramView, lines_of

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
-from ..host.schema import schema
+from ..host.schema import io, schema
 from ..host.text.tokens import encode_with_phrase
 from ..host.types import CLIP
 

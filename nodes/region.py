@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from comfy_api.latest import io, ui
 
-from ..host.schema import schema, with_widget
+from ..host.schema import io, schema, ui, with_widget
 from ..methods.drawing import parse_drawing, regions_from
 from ..methods.linked_list import in_order
 from ..methods.region_picture import colour_indices, cover, picture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from ..host.schema import io
 
 Concepts = io.Custom("CONCEPTS_CONCEPT")
 Regions = io.Custom("CONCEPTS_REGION")

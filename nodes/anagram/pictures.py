@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
 
 from ...host.anagram.pictures import cell_in, decode_in_views, upright_pictures, views_at, views_on
-from ...host.schema import schema
+from ...host.schema import io, schema, ui
 from ...host.types import VAE, Options
 from ...methods.anagram.film_size import film_size
 from ...methods.anagram.motion import film
@@ -19,7 +18,7 @@ FRAMES_PER_SECOND = 20
 
 
 def vae_input(optional: bool = True) -> io.Input:
-    """The socket for the VAE by which pieces are cut at cells."""
+    """The input for the VAE by which pieces are cut at cells."""
     return io.Vae.Input(
         "vae",
         optional=optional,

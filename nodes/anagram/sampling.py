@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
 from ...host.anagram.guider import ViewsGuider
 from ...host.anagram.model_patch import with_views
 from ...host.anagram.pixel_sync import PixelSyncGuider
 from ...host.anagram.request import anagram_request
 from ...host.engine.time_travel import travelling_sampler
-from ...host.schema import schema
+from ...host.schema import io, schema
 from ...host.types import VAE, Conditioning, ModelPatcher, Sampler
 from ...methods.anagram.blend import blend
 from ...methods.anagram.combine import AVERAGING, Combination

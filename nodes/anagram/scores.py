@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io, ui
 
 from ...host.anagram.pictures import clip_score_of, upright_pictures, views_on
-from ...host.schema import schema
+from ...host.schema import io, schema, ui
 from ...host.text.clip_score import similarities, text_embeddings
 from ...host.types import CLIP, VAE, ClipVision, ModelPatcher
 from ...methods.anagram.balance import ViewScorer

@@ -6,11 +6,10 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import torch
-from comfy_api.latest import io
 
 from ...host.anagram.pictures import ViewAtCells
 from ...host.anagram.views import ViewPrompt
-from ...host.schema import schema
+from ...host.schema import io, schema
 from ...host.types import Conditioning, Options
 from ...methods.anagram.views import COMPONENTS, RESAMPLED, VIEWS, Settings, View, view_named
 from ...methods.anagram.views.from_image import from_image

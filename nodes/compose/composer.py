@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from comfy_api.latest import io
 
 from ...host.compose.guider import ComposeGuider
 from ...host.engine.base_prompts import BasePrompts
-from ...host.schema import schema
+from ...host.schema import io, schema
 from ...host.types import Conditioning, ModelPatcher
 from ...methods.assignment import assigned_concepts
 from ...methods.compose.settings import Compose, LossWeights

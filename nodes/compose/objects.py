@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
 from ...host.compose.suppression import with_suppression
-from ...host.schema import schema
+from ...host.schema import io, schema
 from ...host.text.tokens import correct_objects, encode_with_objects
 from ...host.types import CLIP, Conditioning, ModelPatcher
 

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from comfy_api.latest import io, ui
 
 from ...host.conduct.guider import ConductGuider
 from ...host.conduct.layout import LayoutReference
 from ...host.engine.base_prompts import BasePrompts
 from ...host.lora.concept import Concept
-from ...host.schema import schema
+from ...host.schema import io, schema, ui
 from ...host.types import VAE, Conditioning, ModelPatcher
 from ...methods.assignment import assigned_concepts
 from ...methods.choices import check_choice

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from comfy_api.latest import io
-
-from ...host.schema import schema
+from ...host.schema import io, schema
 from ...methods.conduct.settings import Conduct
 from ..wires import ConductorOptions
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
 from ...host.erase.apply import AUTOMATIC, DELIVERIES, apply_edit, apply_to_clip, change_conditioning
-from ...host.schema import schema
+from ...host.schema import io, schema
 from ...host.types import CLIP, Conditioning, ModelPatcher
 from ...methods.erase.edit import Edit
 from ..wires import Edits

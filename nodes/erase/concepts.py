@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
-from ...host.schema import schema
+from ...host.schema import io, schema
 from ...methods.choices import chosen
 from ...methods.erase.spec import SCOPES, TEMPLATES, UNSAFE_WORDS, Erased, Preserved, check_erased
 from ..wires import EraseList, PreserveList

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
-
 from ...host.erase.export import export_lora
 from ...host.erase.probe import OTHER_SENTENCES, probe
 from ...host.folders import edit_file, edit_names, new_output, offer_edits
 from ...host.lora.export import STYLES
-from ...host.schema import schema
+from ...host.schema import io, schema, ui
 from ...host.types import CLIP, ModelPatcher
 from ...methods.choices import check_choice, chosen
 from ...methods.erase.edit import Edit, chain

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+
+from ...host.schema import io, ui
 
 CATEGORY = "concepts/erase"
 

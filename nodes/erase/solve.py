@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
 from ...host.erase.solve import SolveRequest, solve_erasure
-from ...host.schema import schema
+from ...host.schema import io, schema
 from ...host.types import CLIP, ModelPatcher
 from ...methods.choices import check_choice, chosen
 from ...methods.erase.problem import SolverSettings

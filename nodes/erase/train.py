@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io
 
 from ...host.erase.apply import apply_to_clip
 from ...host.erase.train import train_erasure
-from ...host.schema import schema
+from ...host.schema import io, schema
 from ...host.types import CLIP, VAE, ModelPatcher
 from ...methods.choices import chosen
 from ...methods.erase.edit import Edit

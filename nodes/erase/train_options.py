@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from comfy_api.latest import io
-
 from ...host.lora.adapters import TARGET_MODULES
-from ...host.schema import schema
+from ...host.schema import io, schema
 from ...methods.choices import check_choice, chosen
 from ...methods.erase.trained.plan import TrainOptions
 from ..wires import TrainingOptions

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from comfy_api.latest import io
 
 from ...host.engine.vae import cell_side
 from ...host.erase.session import Trained
 from ...host.erase.train import latents_of
+from ...host.schema import io
 from ...host.types import VAE
 from ...methods.erase.curve import curve_of
 from ...methods.erase.edit import Edit
