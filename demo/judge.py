@@ -85,7 +85,7 @@ class Judge:
     """The bundled judge. Pictures are (b, h, w, 3) in 0..1, as the host's IMAGE."""
 
     def __init__(self, network: JudgeNetwork) -> None:
-        self.network = network.eval()
+        self.network = network.train(False)
 
     @classmethod
     def load(cls, weights: Path = WEIGHTS) -> Judge:

@@ -161,7 +161,7 @@ def _load_clip(weights: dict[str, torch.Tensor]) -> comfy.sd.CLIP:
 def _load_vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:
     # the host builds a VAE object around a network it knows; its smallest one is then exchanged for ours
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
-    autoencoder = Autoencoder().eval()
+    autoencoder = Autoencoder().train(False)
     load_strictly(autoencoder.decoder, {k: v.float() for k, v in weights.items()}, "decoder")
     vae.first_stage_model = autoencoder.to(vae.vae_dtype)
     vae.patcher = comfy.model_patcher.ModelPatcher(

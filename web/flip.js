@@ -23,7 +23,7 @@ export class FlipPicture {
     // a real input takes the keys: the host leaves those alone
     this.keys = html("input", { class: "concepts-keys", readonly: true, "aria-label": "Views of the anagram: arrow keys or Space turn it" });
     this.element = html("div", { class: "concepts-flip widget-expands", title: "Point at it to play; click, Space or the arrows turn it" }, this.keys, this.image, this.caption);
-    this.listen();
+    this.addListeners();
     this.draw();
   }
 
@@ -56,7 +56,7 @@ export class FlipPicture {
     this.caption.textContent = this.plays ? "playing" : which;
   }
 
-  listen() {
+  addListeners() {
     const { element, keys } = this;
     element.addEventListener("pointerenter", () => this.play(true));
     element.addEventListener("pointerleave", () => this.play(false));

@@ -199,13 +199,11 @@ def _change_text(model: ModelPatcher, edit: Edit, strength: float) -> None:
 
 
 def _text_patch(matrix: LowRank, edit: Edit, strength: float) -> Callable[..., tuple[torch.Tensor, ...]]:
-    blocks = re.compile(edit.blocks)
-
     def patch(
         n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra_options: TransformerOptions
     ) -> tuple[torch.Tensor, ...]:
         for_keys, for_values = (
-            bool(blocks.search(_projection_key(extra_options, to))) and to in edit.targets for to in ("k", "v")
+            bool(re.search(edit.blocks, _projection_key(extra_options, to))) and to in edit.targets for to in ("k", "v")
         )
         if context.shape[-1] != matrix.width or not (for_keys or for_values):
             return n, context, value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_CROSS = re.compile(r"^diffusion_model\..*\.attn2\.to_([kv])\.weight$")
+_CROSS = r"^diffusion_model\..*\.attn2\.to_([kv])\.weight$"
 
 
 def reaches(key: str, targets: Iterable[str], blocks: str = "") -> bool:
@@ -14,7 +14,7 @@ def reaches(key: str, targets: Iterable[str], blocks: str = "") -> bool:
     Args:
         blocks: a regular expression searched in the key; empty means every block.
     """
-    found = _CROSS.match(key)
+    found = re.match(_CROSS, key)
     return bool(found and found[1] in targets and re.search(blocks, key))
 
 

@@ -26,7 +26,7 @@ export class RegionEditor {
     this.fault = this.faultLine();
     this.element = html("div", { class: "concepts-editor widget-expands" }, this.tools.element, this.stage.element,
       this.fault.element, this.notice, this.numbers.element, this.rows.element, this.names);
-    this.listen();
+    this.addListeners();
     new ResizeObserver(() => this.stage.draw(this.model)).observe(this.stage.svg);
     this.draw(this.model, false);
   }
@@ -66,7 +66,7 @@ export class RegionEditor {
     this.draw(this.model, false);
   }
 
-  listen() {
+  addListeners() {
     const { keys, svg } = this.stage;
     svg.addEventListener("pointerdown", (event) => this.press(event));
     svg.addEventListener("pointermove", (event) => this.drag(event));
