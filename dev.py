@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The pack on a development machine: demo, test, score, bench, train, workflows.
+"""The pack on a development machine: demo, test, score, bench, train, workflows, pack.
 
 Makes one environment and one host, both in a cache folder of the user, then starts other processes in them. It imports
 neither the host nor the pack, and needs nothing but the standard library.
@@ -47,6 +47,7 @@ TOOLS = {  # modules of workbench/
     "keep": "keep",
     "same": "same",
     "pages": "page_results",
+    "pack": "release",
 }
 
 
@@ -235,6 +236,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         ("keep", "keep DIR: run every graph of workflows/api and save all it makes in DIR, latents included"),
         ("same", "same BEFORE AFTER: compare two folders that 'keep' made, bit for bit"),
         ("pages", "print what the last test session found on which page (--write puts it into docs/RESULTS.md)"),
+        ("pack", "pack DIR: make the archive for the registry, and say what is wrong with it"),
         ("house", "measure the order of the code (house --where lists what misses a bound)"),
     ):
         verbs.add_parser(verb, help=text, add_help=False)
