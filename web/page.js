@@ -20,9 +20,10 @@ export function passToCanvas(app, event) {
 /** Options of every widget with an element of ours. A side panel would show an empty strip: an element is in one place only. */
 export const ELEMENT_OPTIONS = { hideOnZoom: false, hideInPanel: true };
 
-/** Keeps a widget in sight while its input is linked. Later pages take it off the canvas and leave a hole. */
+/** Keeps a widget in sight while its input is linked. Later pages take it off the node and may leave a hole. */
 export function keepInSight(widget) {
   widget.isVisible = () => !widget.hidden && (widget.node?.isWidgetVisible?.(widget) ?? true);
+  Object.defineProperty(widget, "connectionSuppressed", { get: () => false, set: () => {} });
 }
 
 /** Tells the page that a widget was changed by hand, for its own undo. */

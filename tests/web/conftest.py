@@ -20,6 +20,8 @@ MARKS = (
     "one_renderer: in the classic renderer only; no node is drawn in it, or the graph is the same",
     "area(name): the column of the table of pages in docs/RESULTS.md",
 )
+COLUMNS = {"app": "App mode", "blueprints": "templates", "languages": "help", "pictures": "run"}
+"""What the tests of a file are about that have no mark of their own."""
 ARGUMENTS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server",
@@ -50,7 +52,8 @@ def pytest_runtest_setup(item):
     if "loaded" in item.fixturenames:
         version, renderer = item.callspec.params["loaded"]
         area = item.get_closest_marker("area")
-        told = {"page": version, "renderer": renderer, "area": area.args[0] if area else "editor"}
+        column = area.args[0] if area else COLUMNS.get(item.path.stem.removeprefix("test_browser_"), "editor")
+        told = {"page": version, "renderer": renderer, "area": column}
         item.user_properties.extend(told.items())
 
 

@@ -34,6 +34,8 @@ test("an event ends here, and the canvas gets a copy of it", () => {
 test("a widget stays in sight when its input is linked, and goes with its node's section", () => {
   const widget = { computedDisabled: true, isVisible: () => false, node: { isWidgetVisible: () => true } };
   keepInSight(widget);
+  widget.connectionSuppressed = true; // as the newest pages say it
+  assert.equal(widget.connectionSuppressed, false);
   assert.equal(widget.isVisible(), true);
   widget.hidden = true;
   assert.equal(widget.isVisible(), false);

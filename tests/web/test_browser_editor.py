@@ -339,6 +339,23 @@ def test_a_script_in_a_label_is_text(editor, page):
     assert page.js("return window.hacked ?? null") is None
 
 
+def test_the_side_panel_leaves_the_editor_on_its_node(editor, page, until):
+    """An element is in one place only: a panel that took it would leave a hole in the node."""
+    page.js(NODE + "app.canvas.selectNode(node)", editor.node)
+    toggle = "return document.querySelector('[aria-label=\"Toggle properties panel\"]')"
+    if not page.js(toggle):
+        pytest.skip("no side panel")
+    page.js(toggle).click()
+    panel = page.find("[data-testid='properties-panel']")
+    page.js("[...arguments[0].querySelectorAll('button')].find(b => b.innerText === 'Parameters')?.click()", panel)
+    until(lambda: "feather" in panel.text, what="the node's widgets in the panel")
+    assert "regions" not in panel.text.split("\n")
+    editor = Editor(page, until, editor.node)
+    editor.drag((0.2, 0.3), (0.6, 0.7), keys=CONTROL)
+    assert near(editor.boxes[0][0], [0.2, 0.3, 0.4, 0.4])
+    page.shot("editor-side-panel")
+
+
 def test_a_linked_text_is_not_edited_here(editor, page, until):
     page.js(
         NODE

@@ -14,7 +14,9 @@ CATEGORY = (
     "return [...document.querySelectorAll('.p-dialog *, [role=dialog] *')]"
     ".find(e => !e.children.length && e.textContent.trim() === 'comfyui-concepts') ?? null"
 )
+HELP = "return document.querySelector('.node-help-content :is(.markdown-content, .comfy-markdown-content)')?.innerText"
 HAS_PICTURE = "return arguments[0].querySelector('img')?.naturalWidth > 0"
+EDITOR = "app.graph.nodes.find(node => node.type === 'ConceptsRegionEditor')"
 pytestmark = pytest.mark.slow
 
 
@@ -78,35 +80,44 @@ def _pick_from_dialog(page, until, name: str) -> None:
     page.find(".templates-tab-button").click()
     category = until(lambda: page.js(CATEGORY), what="the pack's section in the template dialog")
     category.click()
-    _card(page, until, name).click()
+    card = _card(page, until, name)
+    page.shot("newcomer-1-template")
+    card.click()
     until(lambda: _classes(page.api_graph()) == _classes(_api(name)), what="the opened template")
 
 
-@pytest.mark.area("run")
-def test_from_the_template_dialog_to_a_picture_of_ones_own_by_mouse_alone(page, until):
-    """No coordinate is typed: a template, a drag in its editor, Run."""
-    _pick_from_dialog(page, until, "regions_by_hand")
-    editor = "app.graph.nodes.find(node => node.type === 'ConceptsRegionEditor')"
-    page.js(f"app.canvas.ds.scale = 1; app.canvas.centerOnNode({editor}); app.canvas.setDirty(true, true)")
+def _editor_in_sight(page, until):
+    """The template's editor, as large as a person makes it to draw in it."""
+    page.js(f"app.canvas.ds.scale = 1; app.canvas.centerOnNode({EDITOR}); app.canvas.setDirty(true, true)")
     paper = page.find(".concepts-paper")
-    width = "return Math.round(arguments[0].getBoundingClientRect().width)"
-    seen = [0]
+    where, seen = "const r = arguments[0].getBoundingClientRect(); return [r.x, r.y, r.width]", [None]
 
     def at_rest() -> bool:
-        before, seen[0] = seen[0], page.js(width, paper)
-        return before == seen[0] > 100
+        before, seen[0] = seen[0], page.js(where, paper)
+        return before == seen[0] and seen[0][2] > 100
 
     until(at_rest, what="the editor's layout")
-    page.drag(paper, (0.25, 0.5), (0.25, 0.5))  # the left region is chosen by a click
-    page.drag(paper, (0.5, 0.5), (0.4 if page.renderer == "classic" else 0.36, 0.5))  # and its right edge moved
-    drawn = json.loads(page.js(f"return {editor}.widgets.find(w => w.name === 'regions').value"))
-    assert 0.3 < drawn["regions"][0]["boxes"][0][2] < 0.45
-    assert drawn["regions"][1]["boxes"] == [[0.5, 0, 0.5, 1]]
-    page.shot("newcomer")
-    page.find("[data-testid='queue-button'] button").click()
-    until(lambda: page.js("return app.nodeOutputs?.[14]?.images?.length"), what="the pictures")
-    page.shot("run", whole=True)  # with Save Image in sight; the page loads what is
+    return paper
+
+
+@pytest.mark.area("run")
+def test_from_the_template_dialog_to_a_picture_of_two_concepts_by_mouse_alone(page, until):
+    """No coordinate is typed: a template with two LoRAs, a drag for each region, Run."""
+    _pick_from_dialog(page, until, "conduct_regions")
+    page.shot("newcomer-2-opened")
+    paper = _editor_in_sight(page, until)
+    page.drag(paper, (0.25, 0.5), (0.25, 0.5))  # the lion's region is chosen by a click,
+    page.drag(paper, (0.485, 0.735), (0.45, 0.95))  # made slimmer and higher at its corner,
+    page.drag(paper, (0.75, 0.5), (0.72, 0.55))  # and the robot's is moved
+    lion, robot = json.loads(page.js(f"return {EDITOR}.widgets.find(w => w.name === 'regions').value"))["regions"]
+    assert lion["boxes"][0] == pytest.approx([0.015, 0.265, 0.435, 0.685], abs=0.04)
+    assert robot["boxes"][0] == pytest.approx([0.485, 0.315, 0.47, 0.47], abs=0.04)
+    page.shot("newcomer-3-drawn")
+    page.run()
+    until(lambda: page.js("return app.nodeOutputs?.[14]?.images?.length"), 300, "the pictures")
+    page.shot("newcomer-4-made", whole=True)  # with Save Image in sight; the page loads what is
     until(lambda: _shows_picture(page, 14), what="a picture on Save Image")
+    page.shot("newcomer-4-made", whole=True)
 
 
 @pytest.mark.area("templates")
@@ -142,11 +153,10 @@ def test_the_help_panel_shows_our_page(page, until, node):
         node,
     )
     page.find("[data-testid='info-button']").click()
-    text = until(lambda: page.js("return document.querySelector('.node-help-content .markdown-content')?.innerText"))
+    text = until(lambda: page.js(HELP), what="the help page")
     title = (ROOT / "web" / "docs" / f"{node}.md").read_text().splitlines()[0].removeprefix("# ")
     assert title in text
     assert "When." in text
     loaded = "return [...document.querySelectorAll('.node-help-content img')].map(i => i.naturalWidth)"
     until(lambda: all(page.js(loaded)) and page.js(loaded), what="the page's pictures")
     page.shot(f"help-{node}")
-    page.js("app.extensionManager.sidebarTab?.toggleSidebarTab?.('node-library')")

@@ -44,7 +44,7 @@ def test_the_film_plays_under_the_pointer_and_turns_by_click_and_key(page, until
     assert page.js("return app.graph.getNodeById(6).serialize().widgets_values") == [2, 3, True, 64, ""]
     assert "concepts_flip" not in page.api_graph()["6"]["inputs"]
     page.js("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    page.find("[data-testid='queue-button'] button").click()
+    page.run()
     loaded = "return document.querySelector('.concepts-flip-picture')?.naturalWidth > 0"
     until(lambda: page.js(loaded), what="the first view's picture")
     first, still = page.js(SHOWN)
@@ -77,7 +77,7 @@ def test_the_sampler_shows_every_view_while_it_works(page, until, object_info):
           window.previews.push([picture.width, picture.height]);
         });"""
     )
-    page.find("[data-testid='queue-button'] button").click()
+    page.run()
     until(lambda: page.js("return window.previews.length") >= 4, what="a preview a step")
     wide = (2 * SIDE + GAP) / (SIDE + 16)  # two views beside each other, whatever size the host sends them at
     shapes = page.js("return window.previews")
@@ -229,7 +229,7 @@ def test_the_editor_shows_the_background_of_the_last_run(page, until, object_inf
     page.js("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.find(".concepts-paper")
     assert page.js(ADDRESS) == ""
-    page.find("[data-testid='queue-button'] button").click()
+    page.run()
     until(lambda: "type=temp" in page.js(ADDRESS), what="the run's background")
     until(lambda: _is(_colours(page, (0.1, 0.1))[0], (255, 0, 0)), what="the background")
     page.js(

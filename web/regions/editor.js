@@ -61,7 +61,7 @@ export class RegionEditor {
   /** Whether the regions come from another node: then these are shown faded, with a line that says so. */
   setLinked(linked) {
     if (linked === this.linked) return;
-    this.linked = linked;
+    this.linked = this.stage.linked = linked;
     this.element.classList.toggle("concepts-linked", linked);
     this.draw(this.model, false);
   }

@@ -15,6 +15,7 @@ export class Stage {
     this.id = `concepts-stage-${++stages}`;
     this.aspect = 1;
     this.background = "";
+    this.linked = false; // whether the regions come from another node
     this.paper = svg("rect", { class: "concepts-paper", x: 0, y: 0, height: HEIGHT });
     this.image = svg("image", { x: 0, y: 0, height: HEIGHT, preserveAspectRatio: "xMidYMid slice" });
     this.thirds = svg("path", { class: "concepts-thirds" });
@@ -73,7 +74,7 @@ export class Stage {
     if (model.pending) parts.push(this.rect(model.pending, { class: "concepts-pending" }));
     parts.push(...this.guides(model.guides ?? []));
     if (model.box && model.tool === "box") parts.push(...this.handles(model.box));
-    if (!regions.length && !model.pending && !model.pendingStroke) parts.push(this.hint(model));
+    if (!regions.length && !model.pending && !model.pendingStroke && !this.linked) parts.push(this.hint(model));
     this.drawing.replaceChildren(...parts);
     this.element.dataset.tool = model.tool;
   }
