@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { FlipPicture } from "./flip.js";
-import { translate } from "./languages.js";
+import { ownTranslations, translate } from "./languages.js";
 import { ELEMENT_OPTIONS, keepInSight, languageOf, passToCanvas, placeOf, tellChange } from "./page.js";
 import { RegionEditor } from "./regions/editor.js";
 import { backgroundAddress, canvasSize, conceptNames, forgetBackground } from "./regions/surroundings.js";
@@ -132,7 +132,6 @@ app.registerExtension({
     const language = languageOf(app);
     if (language === "en") return;
     const served = await api.fetchApi("/i18n").then((answer) => (answer.ok ? answer.json() : {}));
-    const own = Object.entries(served[language]?.nodeDefs ?? {}).filter(([id]) => id.startsWith("Concepts"));
-    translate(definitions, Object.fromEntries(own));
+    translate(definitions, ownTranslations(served, language));
   },
 });

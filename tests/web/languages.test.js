@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { translate } from "../../web/languages.js";
+import { ownTranslations, translate } from "../../web/languages.js";
 
 const defined = () => ({
   A: { display_name: "A", input: { required: { x: ["INT", { tooltip: "an x" }], y: ["IMAGE"] } }, output_tooltips: ["out"] },
@@ -20,4 +20,18 @@ test("no translations change nothing", () => {
   const nodes = defined();
   translate(nodes, undefined);
   assert.deepEqual(nodes, defined());
+});
+
+test("of what the host serves, only our nodes in the page's language are taken", () => {
+  const served = { zh: { nodeDefs: { ConceptsA: { display_name: "甲" }, KSampler: { display_name: "乙" } } }, ja: {} };
+  assert.deepEqual(ownTranslations(served, "zh"), { ConceptsA: { display_name: "甲" } });
+  assert.deepEqual(ownTranslations(served, "ja"), {});
+  assert.deepEqual(ownTranslations(served, "fr"), {});
+});
+
+test("a form of a language takes the language's texts, unless it has its own", () => {
+  const zh = { nodeDefs: { ConceptsA: { display_name: "视图" } } };
+  const form = { nodeDefs: { ConceptsA: { display_name: "視圖" } } };
+  assert.deepEqual(ownTranslations({ zh }, "zh-TW"), zh.nodeDefs);
+  assert.deepEqual(ownTranslations({ zh, "zh-TW": form }, "zh-TW"), form.nodeDefs);
 });
