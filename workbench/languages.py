@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
-
+from ..host.schema import io
 from ..nodes import NODES
 
 ENGLISH = Path(__file__).resolve().parent.parent / "locales" / "en" / "nodeDefs.json"
