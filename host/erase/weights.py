@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import comfy.utils
 import torch
 
@@ -105,15 +106,27 @@ def _plain(weight: torch.Tensor, layer: torch.nn.Module) -> bool:
 
 def effective_weights(model: ModelPatcher, keys: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """Each key with its weight in float32, (out, in), with all patches of the MODEL. Nothing of the model changes."""
-    entries = model.get_key_patches("diffusion_model.")
     for key in keys:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        (weight, convert), *patches = entries[key]
+        weight, convert = _unpatched(model, key)
         if not _plain(weight, _layer(model, key)):
             yield key, probed_weight(model, key)
             continue
-        converted = convert(weight.to(torch.float32, copy=True), inplace=True)
-        yield key, comfy.lora.calculate_weight(patches, converted, key)
+        converted = weight.to(torch.float32, copy=True)
+        converted = converted if convert is None else convert(converted, inplace=True)
+        yield key, comfy.lora.calculate_weight(model.patches.get(key, []), converted, key)
+
+
+def _unpatched(model: ModelPatcher, key: str) -> tuple[torch.Tensor, Callable[..., torch.Tensor] | None]:
+    """A weight without the MODEL's patches, and what reads the form it is stored in.
+
+    The host's ``get_key_patches`` says the same of all weights, but fails on newer hosts if one layer is quantised:
+    there they list the scale and the format of such a layer as weights too.
+    """
+    weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+    if key in model.hook_backup:
+        return model.hook_backup[key][0], convert
+    return (model.backup[key].weight if key in model.backup else weight), convert
 
 
 def probed_weight(model: ModelPatcher, key: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import comfy.model_management
@@ -47,13 +48,17 @@ class Packed(torch.nn.Module):
 
 
 def _of_the_host(linear):
-    """A layer that the host itself keeps quantised: fp8 with a scale of its own."""
-    kept = {"layer": {"format": "float8_e4m3fn"}}
-    made = comfy.ops.mixed_precision_ops(kept, torch.float32, full_precision_mm=True).Linear(
+    """A layer that the host itself keeps quantised: fp8 with a scale of its own.
+
+    Older hosts take the format of each layer from a table, newer ones from the layer's part of the file.
+    """
+    kept = {"format": "float8_e4m3fn"}
+    made = comfy.ops.mixed_precision_ops({"layer": kept}, torch.float32, full_precision_mm=True).Linear(
         linear.in_features, linear.out_features, bias=False
     )
     scale = linear.weight.abs().max() / 448
     stored = {"layer.weight": (linear.weight / scale).to(torch.float8_e4m3fn), "layer.weight_scale": scale}
+    stored["layer.comfy_quant"] = torch.tensor(list(json.dumps(kept).encode()), dtype=torch.uint8)
     made._load_from_state_dict(stored, "layer.", {}, True, [], [], [])
     made.whole = lambda: made.weight.dequantize()
     return made
@@ -85,10 +90,12 @@ def an_edit(scale: float = 0.3) -> Edit:
 
 
 def _bytes(model):
-    return {
-        key: (value._qdata if isinstance(value, comfy.quant_ops.QuantizedTensor) else value).view(torch.uint8).clone()
+    """What every weight is stored as; newer hosts list the scales of quantised ones too."""
+    stored = {
+        key: value._qdata if isinstance(value, comfy.quant_ops.QuantizedTensor) else value
         for key, value in model.model.state_dict().items()
     }
+    return {key: value.flatten().view(torch.uint8).clone() for key, value in stored.items()}
 
 
 def test_weights_only_their_layer_can_read_are_read_by_asking_it(packed_model):
