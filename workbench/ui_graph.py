@@ -75,11 +75,17 @@ def _properties(kind: str, info: dict[str, Any], widgets: list[Any]) -> dict[str
     return {"Node name for S&R": kind} | origin_of(info) | ({"models": models} if models else {})
 
 
+def _outputs(info: dict[str, Any]) -> list[dict[str, Any]]:
+    """The outputs that every supported host has. Newer hosts let their own nodes that save or show pass on pictures."""
+    if info["output_node"] and not info["python_module"].startswith("custom_nodes."):
+        return []
+    return [{"name": n, "type": k, "links": []} for n, k in zip(info["output_name"], info["output"], strict=True)]
+
+
 def _ui_node(identity: str, node: dict[str, Any], info: dict[str, Any], order: int) -> dict[str, Any]:
     """One node at the top left corner."""
     inputs = inputs_of(info)
     widgets, sockets = _widget_values(inputs, node["inputs"]), _sockets(inputs, node["inputs"])
-    outputs = zip(info["output_name"], info["output"], strict=True)
     made = {
         "id": int(identity),
         "type": node["class_type"],
@@ -89,7 +95,7 @@ def _ui_node(identity: str, node: dict[str, Any], info: dict[str, Any], order: i
         "order": order,
         "mode": 0,
         "inputs": sockets,
-        "outputs": [{"name": name, "type": kind, "links": []} for name, kind in outputs],
+        "outputs": _outputs(info),
         "properties": _properties(node["class_type"], info, widgets),
         "widgets_values": widgets,
     }
