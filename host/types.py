@@ -127,8 +127,9 @@ class ModelPatcher(Protocol):
     patches_uuid: UUID
     patches: dict[str, list[Any]]
     backup: dict[str, Any]
-    """What patched weights were before, by key, while the model is loaded. ``hook_backup``: those that hooks patched."""
+    """What patched weights were before, by key, while the model is loaded."""
     hook_backup: dict[str, Any]
+    """The same of weights that hooks patch."""
 
     def clone(self) -> ModelPatcher: ...
     def get_model_object(self, name: str) -> Any: ...
