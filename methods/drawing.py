@@ -6,8 +6,7 @@ The rules equal those of ``web/regions/document.js``; tests compare both with ``
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeGuard
 
@@ -15,6 +14,8 @@ import numpy
 import torch
 from PIL import Image, ImageDraw
 
+from .boxes import box_of_pixels as box_of_pixels  # scripts look for it in its earlier place
+from .boxes import shown
 from .regions import Box, Region
 
 VERSION = 1
@@ -27,7 +28,6 @@ MOST_TEXT, MOST_REGIONS, MOST_BOXES, MOST_STROKES, MOST_POINTS, MOST_POINTS_IN_A
     20_000,
     120,
 )
-MOST_LINKED = 64  # boxes and masks from other nodes
 SMALLEST = 0.002  # of a box's side
 _SLACK = 1e-3  # rounding may carry a box this far over the edge
 _LARGEST = 1e9  # any number in a document; NaN and infinities fail this too
@@ -88,10 +88,10 @@ def parse_drawing(text: str) -> tuple[Drawn, ...]:
     if document is None:
         return ()
     if not isinstance(document, dict):
-        _refuse(f'The regions are {_shown(document)}; they must be {{"version": 1, "regions": […]}}.')
+        _refuse(f'The regions are {shown(document)}; they must be {{"version": 1, "regions": […]}}.')
     version = document.get("version")
     if version != VERSION or isinstance(version, bool):
-        _refuse(f"The regions have the version {_shown(version)}; this pack reads version {VERSION}.")
+        _refuse(f"The regions have the version {shown(version)}; this pack reads version {VERSION}.")
     regions = document.get("regions")
     if not _is_list(regions, MOST_REGIONS):
         _refuse(f'"regions" must be a list of at most {MOST_REGIONS} regions.')
@@ -142,7 +142,7 @@ def _no_constant(name: str) -> NoReturn:
 def _loaded(text: str) -> Any:
     """The JSON value of a text, None for an empty one."""
     if not isinstance(text, str):
-        _refuse(f"The regions are {_shown(text)}; they must be a JSON text.")
+        _refuse(f"The regions are {shown(text)}; they must be a JSON text.")
     if len(text) > MOST_TEXT:
         _refuse(f"The regions are {len(text)} characters long; at most {MOST_TEXT} are read.")
     if not text.strip():
@@ -156,12 +156,6 @@ def _loaded(text: str) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
-    """Any value as a short text for a sentence."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else f"{text[:40]}…"
-
-
 def _is_list(value: Any, most: int) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and len(value) <= most
 
@@ -172,10 +166,10 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 def _region(region: Any, where: str) -> Drawn:
     if not isinstance(region, dict):
-        _refuse(f'{where} is {_shown(region)}; a region is {{"label": …, "boxes": …, "strokes": …}}.')
+        _refuse(f'{where} is {shown(region)}; a region is {{"label": …, "boxes": …, "strokes": …}}.')
     label, boxes, strokes = region.get("label", ""), region.get("boxes", []), region.get("strokes", [])
     if not isinstance(label, str) or len(label) > MOST_LABEL:
-        _refuse(f"{where} has the label {_shown(label)}; a label is a text of at most {MOST_LABEL} characters.")
+        _refuse(f"{where} has the label {shown(label)}; a label is a text of at most {MOST_LABEL} characters.")
     if not _is_list(boxes, MOST_BOXES):
         _refuse(f'{where}: "boxes" must be a list of at most {MOST_BOXES} boxes.')
     if not _is_list(strokes, MOST_STROKES):
@@ -191,73 +185,27 @@ def _region(region: Any, where: str) -> Drawn:
 
 def _box(box: Any, where: str) -> Box:
     if not _is_list(box, 4) or len(box) != 4 or not all(map(_is_number, box)):
-        _refuse(f"{where} is {_shown(box)}; a box is four numbers [x, y, width, height] in fractions of the canvas.")
+        _refuse(f"{where} is {shown(box)}; a box is four numbers [x, y, width, height] in fractions of the canvas.")
     x, y, width, height = map(float, box)
     if min(width, height) < SMALLEST:
-        _refuse(f"{where} is {_shown(box)}; its width and height must be at least {SMALLEST}.")
+        _refuse(f"{where} is {shown(box)}; its width and height must be at least {SMALLEST}.")
     if min(x, y) < -_SLACK or max(x + width, y + height) > 1 + _SLACK:
-        _refuse(f"{where} is {_shown(box)}, which leaves the canvas; x + width and y + height may be at most 1.")
+        _refuse(f"{where} is {shown(box)}, which leaves the canvas; x + width and y + height may be at most 1.")
     left, top = (min(max(edge, 0.0), 1 - SMALLEST) for edge in (x, y))
     return Box(left, top, min(width, 1 - left), min(height, 1 - top))
 
 
 def _stroke(stroke: Any, where: str) -> Stroke:
     if not isinstance(stroke, dict):
-        _refuse(f'{where} is {_shown(stroke)}; a stroke is {{"radius": …, "points": [x, y, …]}}.')
+        _refuse(f'{where} is {shown(stroke)}; a stroke is {{"radius": …, "points": [x, y, …]}}.')
     radius, points, erase = stroke.get("radius"), stroke.get("points"), stroke.get("erase", False)
     if not _is_number(radius) or not 0 < radius <= 1:
-        _refuse(f"{where} has the radius {_shown(radius)}; it must lie above 0 and up to 1.")
+        _refuse(f"{where} has the radius {shown(radius)}; it must lie above 0 and up to 1.")
     if not isinstance(erase, bool):
-        _refuse(f'{where}: "erase" is {_shown(erase)}; it must be true or false.')
+        _refuse(f'{where}: "erase" is {shown(erase)}; it must be true or false.')
     if not _is_list(points, 2 * MOST_POINTS):
         _refuse(f'{where}: "points" must be a list of at most {MOST_POINTS} points.')
     if not points or len(points) % 2 or not all(_is_number(n) and -1 <= n <= 2 for n in points):
         _refuse(f'{where}: "points" must be pairs of numbers [x, y, x, y, …] in fractions of the canvas.')
     numbers = [float(n) for n in points]
     return Stroke(float(radius), tuple(zip(numbers[::2], numbers[1::2], strict=True)), erase)
-
-
-def box_of_pixels(box: Any, height: int, width: int) -> Box:
-    """A host's bounding box ``{"x", "y", "width", "height"}`` in pixels as a box of the canvas, cut at its edge.
-
-    Raises:
-        ValueError: it is something else, or lies outside of the canvas.
-    """
-    sides = ("x", "y", "width", "height")
-    if not isinstance(box, dict) or not all(_is_number(box.get(side)) for side in sides):
-        _refuse(f"A bounding box is {_shown(box)}; it must have the numbers x, y, width and height, in pixels.")
-    x, y, wide, high = (float(box[side]) for side in sides)
-    left, right = (min(max(edge / width, 0.0), 1.0) for edge in (x, x + wide))
-    top, bottom = (min(max(edge / height, 0.0), 1.0) for edge in (y, y + high))
-    if not (right - left >= SMALLEST and bottom - top >= SMALLEST and math.isfinite(right - left)):
-        _refuse(f"The bounding box {_shown(box)} lies outside of the canvas of {width} × {height}, or is empty.")
-    return Box(left, top, right - left, bottom - top)
-
-
-def regions_from(
-    boxes: object, masks: torch.Tensor | None, height: int, width: int, feather: float = 0.0
-) -> list[Region]:
-    """Regions from what other nodes hand in: one per bounding box, then one per mask.
-
-    Args:
-        boxes: bounding boxes in pixels, as ``box_of_pixels``, in lists of any depth; or None.
-        masks: (…, h, w).
-
-    Raises:
-        ValueError: there are too many, or as ``box_of_pixels``.
-    """
-    taken = list(_single_boxes(boxes))
-    rasters = [] if masks is None else list(masks.reshape(-1, *masks.shape[-2:]).clamp(0, 1))
-    if len(taken) + len(rasters) > MOST_LINKED:
-        _refuse(f"{len(taken)} boxes and {len(rasters)} masks are connected; at most {MOST_LINKED} can be taken.")
-    found = [Region(f"box {n}", (box_of_pixels(b, height, width),), None, feather) for n, b in enumerate(taken, 1)]
-    return found + [Region(f"mask {n}", (), raster, feather) for n, raster in enumerate(rasters, 1)]
-
-
-def _single_boxes(boxes: object) -> Iterator[object]:
-    """The bounding boxes in the nested lists that hosts and packs use."""
-    if isinstance(boxes, (list, tuple)):
-        for box in boxes:
-            yield from _single_boxes(box)
-    elif boxes is not None:
-        yield boxes

@@ -42,6 +42,31 @@ class Box:
             )
 
 
+@dataclass(frozen=True)
+class Caption:
+    """What a layout says of a region, for nodes that write prompts from layouts.
+
+    Args:
+        description: what is there; empty: nothing is said.
+        text: the letters to draw there, where the region is lettering; None for an object.
+        palette: its colours, as "#RRGGBB".
+    """
+
+    description: str = ""
+    text: str | None = None
+    palette: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The name that layouts have for it: "obj" or "text"."""
+        return "obj" if self.text is None else "text"
+
+    @property
+    def title(self) -> str:
+        """What a region with this caption can be called; empty where nothing is said."""
+        return self.description or self.text or ""
+
+
 @dataclass(frozen=True, eq=False)
 class Region:
     """A part of the canvas: the union of its boxes and of what its mask marks.
@@ -51,6 +76,7 @@ class Region:
         boxes: rectangles in fractions of the canvas; they may overlap.
         mask: (height, width) in 0..1, of any size; it covers the whole canvas.
         feather: how far the edge fades, as a fraction of the shorter side; 0 is sharp.
+        caption: what the layout it comes from says of it; None: there is only the label.
 
     Raises:
         ValueError: there is neither a box nor a marked point of a mask, or a value is out of range.
@@ -60,6 +86,7 @@ class Region:
     boxes: tuple[Box, ...] = ()
     mask: torch.Tensor | None = None
     feather: float = 0.0
+    caption: Caption | None = None
 
     def __post_init__(self) -> None:
         name = f"The region '{self.label}'" if self.label else "The region"
@@ -88,6 +115,21 @@ class Region:
         if self.feather:
             covered = _faded(covered, self.feather * min(height, width))
         return covered.to(device) if device is not None else covered
+
+    def said(self) -> Caption:
+        """Its caption; without one, its label describes it."""
+        return Caption(self.label) if self.caption is None else self.caption
+
+    def bounds(self) -> Box:
+        """The smallest box around its boxes and around what its mask marks: cells of at least 0.5, without feather."""
+        edges = [(box.x, box.y, box.x + box.width, box.y + box.height) for box in self.boxes]
+        if len(edges) == 1 and self.mask is None:
+            return self.boxes[0]
+        if self.mask is not None and self.mask.max() >= 0.5:
+            edges.append(_marked_edges(self.mask))
+        left, top = (min(edge[side] for edge in edges) for side in (0, 1))
+        right, bottom = (max(edge[side] for edge in edges) for side in (2, 3))
+        return Box(left, top, right - left, bottom - top)
 
 
 def resample(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -139,6 +181,14 @@ def _rescue(owner: torch.Tensor, covered: torch.Tensor, index: int) -> None:
             free = (cells == 0) | (sizes[cells] > 1)
             best = int(torch.where(free, amounts, -1.0).argmax())
             cells.view(-1)[best] = index
+
+
+def _marked_edges(mask: torch.Tensor) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom edge of the cells of at least 0.5, in fractions of the canvas."""
+    marked = mask >= 0.5
+    columns, rows = (torch.nonzero(marked.any(side)).flatten().tolist() for side in (0, 1))
+    height, width = mask.shape
+    return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
 
 
 def _even_edges(count: int) -> torch.Tensor:

@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 
 from ..host.schema import io, schema, ui, with_widget
-from ..methods.drawing import parse_drawing, regions_from
+from ..methods.boxes import bounding_boxes, layout_elements, regions_from
+from ..methods.drawing import parse_drawing
 from ..methods.linked_list import in_order
 from ..methods.region_picture import colour_indices, cover, picture
 from ..methods.regions import Region, coverage
 from .concept import ConceptList
-from .wires import BoundingBoxes, Concepts, Regions
+from .wires import BoundingBoxes, Concepts, Elements, Regions
 
 CATEGORY = "concepts/regions"
 
@@ -97,7 +98,8 @@ class ConceptsRegionEditor(io.ComfyNode):
                     "boxes",
                     optional=True,
                     tooltip="Bounding boxes in pixels from another node; each becomes a region on top of the drawn "
-                    "ones.",
+                    "ones. Give that node this node's width and height.",
+                    extra_dict={"forceInput": True},  # newer pages have a widget for the type: a box in every graph
                 ),
                 io.Mask.Input(
                     "mask",
@@ -110,6 +112,13 @@ class ConceptsRegionEditor(io.ComfyNode):
                     optional=True,
                     tooltip="The concepts for the regions. New regions get their names and colours.",
                 ),
+                io.MultiType.Input(
+                    "elements",
+                    [Elements, io.String],
+                    optional=True,
+                    tooltip="Elements of Create Bounding Boxes, or their JSON text; each becomes a region on top, with "
+                    "its description as the label. Connect the boxes or the elements of a node, not both.",
+                ),
             ],
             outputs=[
                 Regions.Output("region_list", display_name="regions", tooltip="All regions, bottom to top."),
@@ -119,6 +128,25 @@ class ConceptsRegionEditor(io.ComfyNode):
                 ),
                 io.Int.Output("canvas_width", display_name="width", tooltip="The width, for the empty latent."),
                 io.Int.Output("canvas_height", display_name="height", tooltip="The height, for the empty latent."),
+                BoundingBoxes.Output(
+                    "bounding_boxes",
+                    display_name="boxes",
+                    tooltip="One bounding box per region, in whole pixels, with its label. A region of several boxes "
+                    "or of paint has one box around all of it.",
+                ),
+                Elements.Output(
+                    "element_list",
+                    display_name="elements",
+                    tooltip="One element per region, for layout nodes such as Build JSON Prompt: its box from 0 to "
+                    "1000 and its label as the description.",
+                ),
+                io.Mask.Output(
+                    "mask_list",
+                    display_name="mask per region",
+                    is_output_list=True,
+                    tooltip="The same masks with the same feather, but one by one: a node connected here runs once "
+                    "per region.",
+                ),
             ],
         )
 
@@ -134,9 +162,10 @@ class ConceptsRegionEditor(io.ComfyNode):
         mask: torch.Tensor | None = None,
         below: RegionList | None = None,
         concepts: ConceptList | None = None,
+        elements: object = None,
     ) -> io.NodeOutput:
         drawn = [shape.region(height, width, feather) for shape in parse_drawing(regions)]
-        every = linked([*drawn, *regions_from(boxes, mask, height, width, feather)], below)
+        every = linked([*drawn, *regions_from([boxes, elements], mask, height, width, feather)], below)
         if every is None:
             raise ValueError("There are no regions yet; drag on the canvas of Region Editor to draw one.")
         listed = every.in_order()
@@ -144,7 +173,15 @@ class ConceptsRegionEditor(io.ComfyNode):
         under = None if background is None else cover(background[0], height, width)
         shown = picture(listed, masks, _colours(listed, concepts), under)
         return io.NodeOutput(
-            every, masks, shown[None], width, height, ui=cls._shown_in_editor(width, height, background)
+            every,
+            masks,
+            shown[None],
+            width,
+            height,
+            bounding_boxes(listed, height, width),
+            layout_elements(listed),
+            list(masks.split(1)),
+            ui=cls._shown_in_editor(width, height, background),
         )
 
     @classmethod

@@ -6,7 +6,8 @@ from ..host.schema import io
 
 Concepts = io.Custom("CONCEPTS_CONCEPT")
 Regions = io.Custom("CONCEPTS_REGION")
-BoundingBoxes = io.Custom("BOUNDING_BOX")  # the host's own type
+BoundingBoxes = io.Custom("BOUNDING_BOX")  # the host's own types, which older hosts lack
+Elements = io.Custom("ARRAY")
 
 AnagramViews = io.Custom("CONCEPTS_VIEW")
 AnagramOptions = io.Custom("CONCEPTS_ANAGRAM_OPTIONS")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_concepts.methods.drawing import MOST_TEXT, Stroke, box_of_pixels, paint, parse_drawing
+from comfyui_concepts.methods.drawing import MOST_TEXT, Stroke, paint, parse_drawing
 
 CASES = json.loads((Path(__file__).parent.parent / "web" / "documents.json").read_text())
 
@@ -108,19 +108,3 @@ def test_a_region_wiped_out_gets_a_sentence():
     (drawn,) = parse_drawing(_text(wiped))
     with pytest.raises(ValueError, match="Nothing is left of the region 'cat'.*delete it"):
         drawn.region(64, 64)
-
-
-@pytest.mark.parametrize(
-    "box",
-    [None, 3, {}, {"x": 0, "y": 0, "width": "9", "height": 9}, {"x": float("nan"), "y": 0, "width": 9, "height": 9}],
-)
-def test_a_bounding_box_of_the_wrong_kind_is_refused(box):
-    with pytest.raises(ValueError, match="x, y, width and height, in pixels"):
-        box_of_pixels(box, 64, 64)
-
-
-def test_a_bounding_box_is_cut_at_the_canvas():
-    box = box_of_pixels({"x": -16, "y": 32, "width": 48, "height": 500}, 64, 128)
-    assert (box.x, box.y, box.width, box.height) == (0, 0.5, 0.25, 0.5)
-    with pytest.raises(ValueError, match="outside of the canvas of 128 × 64"):
-        box_of_pixels({"x": 128, "y": 0, "width": 9, "height": 9}, 64, 128)
