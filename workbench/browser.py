@@ -55,6 +55,9 @@ app.canvas.ds.fitToBounds([left, top, right - left, bottom - top], { zoom: 0.95 
 app.canvas.setDirty(true, true);
 setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 100);"""
 
+HELP = """return document.querySelector('.node-help-content :is(.markdown-content, .comfy-markdown-content)')
+  ?.innerText ?? ''"""
+
 DROP = """const [name, data, kind] = arguments;
 const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
 const transfer = new DataTransfer();
@@ -138,6 +141,10 @@ class Page:
     def run(self) -> None:
         """Presses the page's Run."""
         self.find("[data-testid='queue-button'] button, button[data-testid='queue-button']").click()
+
+    def help_text(self) -> str:
+        """What the help panel shows of a node's page; empty until it is there."""
+        return self.js(HELP)
 
     def workflow(self) -> dict[str, Any]:
         """The graph as the page saves it."""

@@ -14,7 +14,6 @@ CATEGORY = (
     "return [...document.querySelectorAll('.p-dialog *, [role=dialog] *')]"
     ".find(e => !e.children.length && e.textContent.trim() === 'comfyui-concepts') ?? null"
 )
-HELP = "return document.querySelector('.node-help-content :is(.markdown-content, .comfy-markdown-content)')?.innerText"
 HAS_PICTURE = "return arguments[0].querySelector('img')?.naturalWidth > 0"
 EDITOR = "app.graph.nodes.find(node => node.type === 'ConceptsRegionEditor')"
 pytestmark = pytest.mark.slow
@@ -153,7 +152,7 @@ def test_the_help_panel_shows_our_page(page, until, node):
         node,
     )
     page.find("[data-testid='info-button']").click()
-    text = until(lambda: page.js(HELP), what="the help page")
+    text = until(page.help_text, what="the help page")
     title = (ROOT / "web" / "docs" / f"{node}.md").read_text().splitlines()[0].removeprefix("# ")
     assert title in text
     assert "When." in text

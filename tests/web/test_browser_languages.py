@@ -14,7 +14,6 @@ const node = LiteGraph.createNode(arguments[0]);
 node.pos = [400, 200];
 app.graph.add(node);
 app.canvas.selectNode(node);"""
-HELP = "return document.querySelector('.node-help-content .markdown-content')?.innerText ?? ''"
 PICTURES = "return [...document.querySelectorAll('.node-help-content img')].map(i => i.naturalWidth)"
 SHOWN = """const { $t, $te } = document.querySelector('#vue-app').__vue_app__.config.globalProperties;
 const told = (key) => ($te(key) ? $t(key) : null);
@@ -53,7 +52,7 @@ def _help(page, until, node: str, title: str) -> str:
     """The text of a node's help in the page's panel, once it is the one with that title and its pictures are there."""
     page.js(SELECTED, node)
     page.find("[data-testid='info-button']").click()
-    text = until(lambda: title in (text := page.js(HELP)) and text, what=f"the help page '{title}'")
+    text = until(lambda: title in (text := page.help_text()) and text, what=f"the help page '{title}'")
     until(lambda: page.js(PICTURES) and all(page.js(PICTURES)), what="the help page's pictures")
     return text
 
