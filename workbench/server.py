@@ -63,12 +63,19 @@ def check_port(port: int) -> None:
 class HostServer:
     """A host in a separate process, on the loopback address, with every folder it writes to in a temporary place.
 
-    Use as a context manager. Entering it removes what killed hosts have left. Leaving it in any way ends the host and
-    removes its folders.
+    ``name`` is the pack's folder in it: the repository's, or the registry's name. Use as a context manager. Entering it
+    removes what killed hosts have left. Leaving it in any way ends the host and removes its folders.
     """
 
-    def __init__(self, host: Path, port: int | None = None, pack: Path = ROOT, arguments: tuple[str, ...] = ()) -> None:
-        self.host, self.pack, self.arguments = host, pack, arguments
+    def __init__(
+        self,
+        host: Path,
+        port: int | None = None,
+        pack: Path = ROOT,
+        arguments: tuple[str, ...] = (),
+        name: str = PACK_FOLDER,
+    ) -> None:
+        self.host, self.pack, self.arguments, self.name = host, pack, arguments, name
         if port is not None:
             check_port(port)
         self.port = port or free_port()
@@ -92,7 +99,7 @@ class HostServer:
         clear_leftovers()
         for folder in ("custom_nodes", "models", "input", "output", "user", "temp"):
             (self.base / folder).mkdir()
-        (self.base / "custom_nodes" / PACK_FOLDER).symlink_to(self.pack, target_is_directory=True)
+        (self.base / "custom_nodes" / self.name).symlink_to(self.pack, target_is_directory=True)
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         with open(self.log, "wb") as log:
             # a new session: Ctrl-C reaches us first, and we end it in order
