@@ -16,7 +16,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NAME: str = PROJECT["project"]["name"]  # the registry's, and the folder of who installs from it
 LIMIT = 36_000_000  # bytes of the archive
 WORDS = {
     "processes": r"subprocess|os\.(?:system|popen|exec|spawn|startfile|kill)|rm -rf",
@@ -59,7 +63,7 @@ def comfy_node(verb: str, pack: Path) -> str:
     done = subprocess.run(command, cwd=pack, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"'comfy node {verb}' refuses the pack:\n{done.stdout}{done.stderr}")
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def findings(archive: Path) -> list[str]:

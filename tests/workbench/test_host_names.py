@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
-import zipfile
 
 import pytest
-from comfyui_concepts.workbench import release
 from comfyui_concepts.workbench.checkers import checkers
 
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
 
 
 @pytest.fixture(scope="module")
-def verdicts(host_path, tmp_path_factory):
+def verdicts(host_path, unpacked, tmp_path_factory):
     """What the guard says of the pack as released, and of one that uses a name no host has, by folder."""
     folder = tmp_path_factory.mktemp("guard")
     clone, packs = folder / "cache" / "ComfyUI", folder / "custom_nodes"
     _commit(host_path, clone)
-    with zipfile.ZipFile(release.make(folder)) as packed:
-        packed.extractall(packs / "released")
+    shutil.copytree(unpacked, packs / "released", ignore=shutil.ignore_patterns("*.safetensors"))
     (packs / "broken").mkdir()
     (packs / "broken" / "__init__.py").write_text("from comfy.model_management import no_host_has_this\n")
     command = [checkers() / "comfy-import-guard", "check", "--comfy-dir", folder, "--cache-dir", clone.parent]

@@ -13,7 +13,6 @@ from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 
 import pytest
-import tomllib
 from comfyui_concepts.nodes import NODES
 from comfyui_concepts.workbench import brand, release
 from comfyui_concepts.workbench.client import run_graph
@@ -22,25 +21,9 @@ from comfyui_concepts.workbench.templates import to_api
 from PIL import Image, ImageChops, ImageStat
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-NAME = PROJECT["project"]["name"]
+PROJECT, NAME = release.PROJECT, release.NAME
 FOLDERS = {"demo", "host", "locales", "methods", "nodes", "subgraphs", "web", "workflows"}
 FILES = {"CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml"}
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """The archive, made by comfy-cli as for the registry."""
-    return release.make(tmp_path_factory.mktemp("release"))
-
-
-@pytest.fixture(scope="module")
-def unpacked(archive, tmp_path_factory):
-    """What a user has who installs the pack from the registry: a folder with the registry's name."""
-    folder = tmp_path_factory.mktemp("installed") / NAME
-    with zipfile.ZipFile(archive) as packed:
-        packed.extractall(folder)
-    return folder
 
 
 def test_it_is_small_and_holds_what_nodes_and_pages_need(archive):
