@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import tomllib
@@ -67,21 +68,20 @@ def comfy_node(verb: str, pack: Path) -> str:
 
 
 def findings(archive: Path) -> list[str]:
-    """What the registry's scanner is known to hold back or to be likely to: ``file:line: kind: word``."""
+    """What the registry's scanner is known to hold back or is likely to: ``file:line: kind: word``."""
     found = []
     with zipfile.ZipFile(archive) as packed:
         for name in packed.namelist():
-            if name.endswith((".safetensors", ".jpg", ".webp", ".png")):
-                continue
-            for number, line in enumerate(packed.read(name).decode().splitlines(), 1):
-                found += [f"{name}:{number}: {kind}: {word}" for kind, word in _words(line)]
+            if not name.endswith((".safetensors", ".jpg", ".webp", ".png")):
+                found += [f"{name}:{rest}" for rest in _words(packed.read(name).decode())]
     return found
 
 
-def _words(line: str) -> list[tuple[str, str]]:
-    """Kind and word of everything in a line that the scanner may take for an attack."""
-    matches = ((kind, re.search(pattern, line, re.IGNORECASE)) for kind, pattern in WORDS.items())
-    return [(kind, match[0]) for kind, match in matches if match]
+def _words(text: str) -> Iterator[str]:
+    """``line: kind: word`` of everything in a text that the scanner may take for an attack."""
+    for kind, pattern in WORDS.items():
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            yield f"{text.count(chr(10), 0, match.start()) + 1}: {kind}: {match[0]}"
 
 
 def main(arguments: list[str]) -> int:
