@@ -143,7 +143,7 @@ def test_a_workflow_with_another_type_where_the_regions_should_be_is_refused_and
     assert kept == value or json.loads(kept or "null") == value, "what was given is lost"
     if value is not None:  # nothing at all is a drawing without regions
         assert page.find(".concepts-fault p").text
-    assert node == page.workflow()["nodes"][0]["id"]
+    assert str(node) == str(page.workflow()["nodes"][0]["id"])  # some pages count in text
 
 
 @pytest.mark.area("help")
