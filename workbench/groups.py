@@ -47,7 +47,9 @@ _RANKS = {kind: rank for rank, kinds in enumerate(ROLES.values()) for kind in ki
 
 
 def _sources(graph: Graph, node: str) -> list[str]:
-    return [value[0] for value in graph[node]["inputs"].values() if isinstance(value, list)]
+    """The nodes of the graph that a node takes something from."""
+    linked = (value[0] for value in graph[node]["inputs"].values() if isinstance(value, list))
+    return [source for source in linked if source in graph]
 
 
 def _sources_first(graph: Graph) -> list[str]:

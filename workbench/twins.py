@@ -260,7 +260,7 @@ def twin_graph(twin: Twin) -> dict[str, Any]:
     Raises:
         KeyError: a node or an input its source does not have.
     """
-    graph = _without(twin.left_out, json.loads((API / f"{twin.source}.json").read_text()))
+    graph = without(twin.left_out, json.loads((API / f"{twin.source}.json").read_text()))
     scale = _SIDES[twin.checkpoint] // _DEMO_SIDE
     for node in graph.values():
         if node["class_type"] == "ConceptsDemoModel":
@@ -274,7 +274,7 @@ def twin_graph(twin: Twin) -> dict[str, Any]:
     return graph
 
 
-def _without(nodes: Sequence[str], graph: dict[str, Any]) -> dict[str, Any]:
+def without(nodes: Sequence[str], graph: dict[str, Any]) -> dict[str, Any]:
     """The graph without some nodes and without the links from them."""
     return {
         identity: node

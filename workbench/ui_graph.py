@@ -54,15 +54,16 @@ def _widget_values(inputs: list[InputOf], given: dict[str, Any]) -> list[Any]:
     return values
 
 
-def _sockets(inputs: list[InputOf], given: dict[str, Any]) -> list[dict[str, Any]]:
-    """The inputs that take links; a widget that takes its value from a link has a socket too, after all others."""
+def _sockets(inputs: list[InputOf]) -> list[dict[str, Any]]:
+    """The inputs as the page saves them: those that only take links, then the widgets, which can take one instead."""
     sockets = [{"name": n, "type": k, "link": None} for n, k, o in inputs if not is_widget(k, o)]
-    linked = [(n, k) for n, k, o in inputs if is_widget(k, o) and isinstance(given.get(n), list)]
-    return sockets + [{"name": n, "type": k, "link": None, "widget": {"name": n}} for n, k in linked]
+    widgets = [(n, k) for n, k, o in inputs if is_widget(k, o)]
+    return sockets + [{"name": n, "type": k, "link": None, "widget": {"name": n}} for n, k in widgets]
 
 
-def _height(info: dict[str, Any], inputs: list[InputOf], sockets: int, widgets: int) -> int:
-    """The height of a node with so many sockets and widgets."""
+def _height(info: dict[str, Any], inputs: list[InputOf], widgets: int) -> int:
+    """The height of a node with so many values of widgets."""
+    sockets = sum(not is_widget(kind, options) for _, kind, options in inputs)
     height = 60 + ROW * (max(sockets, len(info["output"])) + widgets)
     height += _MULTILINE if any(options.get("multiline") for _, kind, options in inputs if kind == "STRING") else 0
     height += _PREVIEW if info["output_node"] else 0
@@ -85,12 +86,12 @@ def _outputs(info: dict[str, Any]) -> list[dict[str, Any]]:
 def _ui_node(identity: str, node: dict[str, Any], info: dict[str, Any], order: int) -> dict[str, Any]:
     """One node at the top left corner."""
     inputs = inputs_of(info)
-    widgets, sockets = _widget_values(inputs, node["inputs"]), _sockets(inputs, node["inputs"])
+    widgets, sockets = _widget_values(inputs, node["inputs"]), _sockets(inputs)
     made = {
         "id": int(identity),
         "type": node["class_type"],
         "pos": [0, 0],
-        "size": [COLUMN, _height(info, inputs, len(sockets), len(widgets))],
+        "size": [COLUMN, _height(info, inputs, len(widgets))],
         "flags": {},
         "order": order,
         "mode": 0,
@@ -122,8 +123,24 @@ def _links(graph: Graph, nodes: dict[str, dict[str, Any]]) -> Iterator[list[Any]
                 continue
             number += 1
             declared["link"] = number
-            nodes[source[0]]["outputs"][source[1]]["links"].append(number)
+            if source[0] in nodes:  # else it comes from the edge of a subgraph
+                nodes[source[0]]["outputs"][source[1]]["links"].append(number)
             yield [number, int(source[0]), source[1], int(identity), socket, declared["type"]]
+
+
+def identity_of(name: str) -> str:
+    """The id of what has this name: the same in every making."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-concepts/{name}"))
+
+
+def parts(graph: Graph, object_info: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], list[list[Any]]]:
+    """The nodes by id, the boxes around them, and the links as rows.
+
+    Raises:
+        KeyError: a class or an input the host does not have.
+    """
+    nodes = _nodes(graph, object_info)
+    return nodes, place(graph, nodes), list(_links(graph, nodes))
 
 
 def to_ui(name: str, graph: Graph, object_info: dict[str, Any]) -> dict[str, Any]:
@@ -132,11 +149,9 @@ def to_ui(name: str, graph: Graph, object_info: dict[str, Any]) -> dict[str, Any
     Raises:
         KeyError: a class or an input the host does not have.
     """
-    nodes = _nodes(graph, object_info)
-    groups = place(graph, nodes)
-    links = list(_links(graph, nodes))
+    nodes, groups, links = parts(graph, object_info)
     return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-concepts/{name}")),
+        "id": identity_of(name),
         "revision": 0,
         "last_node_id": max(map(int, nodes)),
         "last_link_id": len(links),
