@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .gallery import API, ROOT
@@ -21,6 +22,7 @@ _ENTRY, _EXIT = -10, -20  # the ids the page gives to the two edges of a subgrap
 _EDGE = [120, 60]  # px
 _AWAY = 200  # px between an edge and the boxes
 _CATEGORY = "Concepts"
+_LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")  # a link, as a subgraph has it
 _LONG = 90  # px more for a prompt on the blueprint's node
 
 
@@ -69,8 +71,8 @@ BLUEPRINTS = {
             "height": ("9", "height"),
             "seed": ("10", "noise_seed"),
         },
-        "Draws two concept LoRAs in one picture, each in its own box. Connect a Region Editor, and name each box as the "
-        "phrase of its concept. Set width and height to what your model was trained at.",
+        "Draws two concept LoRAs in one picture, each in its own box. Connect a Region Editor, and name each box like "
+        "the phrase of its concept. Set width and height to what your model was trained at.",
         {("9", "width"): 128, ("9", "height"): 128},
     ),
     "Anagram": Blueprint(
@@ -115,9 +117,7 @@ def _entries(graph: Graph, spec: Blueprint, object_info: dict[str, Any]) -> list
         for kind in [object_info[graph[node]["class_type"]]["output"][slot]]
     ]
     kinds = {
-        (node, name): kind
-        for node in graph
-        for name, kind, _ in inputs_of(object_info[graph[node]["class_type"]])
+        (node, name): kind for node in graph for name, kind, _ in inputs_of(object_info[graph[node]["class_type"]])
     }
     return sockets + [_Port(label, kinds[at], (at,), True) for label, at in spec.widgets.items()]
 
@@ -142,48 +142,55 @@ def _end(name: str, label: str, kind: str, links: Iterable[int]) -> dict[str, An
     return {"id": identity_of(f"{name}/{label}"), "name": label, "type": kind, "linkIds": list(links)}
 
 
-def _definition(name: str, spec: Blueprint, object_info: dict[str, Any]) -> dict[str, Any]:
-    """The subgraph: what the blueprint's node stands for."""
-    graph = json.loads((API / f"{spec.source}.json").read_text())
+def _inside(graph: Graph, spec: Blueprint) -> Graph:
+    """The nodes of the blueprint, without links from outside."""
     inside = without(spec.left_out, graph)
     for (node, name), value in spec.values.items():
         inside[node]["inputs"][name] = value
-    entries = _entries(graph, spec, object_info)
-    nodes, boxes, rows = parts(_entered(inside, entries), object_info)
-    for identity, plain in parts(inside, object_info)[0].items():
-        nodes[identity]["widgets_values"] = plain["widgets_values"]
+    return inside
+
+
+def _outputs(name: str, exits: list[tuple[str, int]], nodes: Graph, rows: list[list[Any]]) -> list[dict[str, Any]]:
+    """The outputs of the definition; their links are entered in ``nodes`` and ``rows``."""
     outputs = []
-    for slot, (node, given) in enumerate(_exits(graph, spec)):
+    for slot, (node, given) in enumerate(exits):
         output = nodes[node]["outputs"][given]
         rows.append([len(rows) + 1, int(node), given, _EXIT, slot, output["type"]])
         output["links"].append(len(rows))
         outputs.append(_end(f"{name}/out", output["name"], output["type"], [len(rows)]))
-    columns = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    return outputs
+
+
+def _definition(name: str, spec: Blueprint, object_info: dict[str, Any]) -> dict[str, Any]:
+    """The subgraph: what the blueprint's node stands for."""
+    graph = json.loads((API / f"{spec.source}.json").read_text())
+    inside, entries = _inside(graph, spec), _entries(graph, spec, object_info)
+    nodes, boxes, rows = parts(_entered(inside, entries), object_info)
+    for identity, plain in parts(inside, object_info)[0].items():
+        nodes[identity]["widgets_values"] = plain["widgets_values"]
     taken = [[row[0] for row in rows if row[1:3] == [_ENTRY, slot]] for slot in range(len(entries))]
-    right = max(box["bounding"][0] + box["bounding"][2] for box in boxes)
+    inputs = [_end(f"{name}/in", port.label, port.kind, links) for port, links in zip(entries, taken, strict=True)]
+    outputs = _outputs(name, _exits(graph, spec), nodes, rows)
+    last = {"lastGroupId": len(boxes), "lastNodeId": max(map(int, nodes)), "lastLinkId": len(rows)}
+    right = max(box["bounding"][0] + box["bounding"][2] for box in boxes) + _AWAY - _EDGE[0]
     return {
         "id": identity_of(f"subgraphs/{name}"),
+        "name": name,
+        "category": _CATEGORY,
+        "description": spec.description,
+        "inputNode": {"id": _ENTRY, "bounding": [-_AWAY, 0, *_EDGE]},
+        "outputNode": {"id": _EXIT, "bounding": [right, 0, *_EDGE]},
         "version": 1,
-        "state": {
-            "lastGroupId": len(boxes),
-            "lastNodeId": max(map(int, nodes)),
-            "lastLinkId": len(rows),
-            "lastRerouteId": 0,
-        },
         "revision": 0,
         "config": {},
-        "name": name,
-        "inputNode": {"id": _ENTRY, "bounding": [-_AWAY, 0, *_EDGE]},
-        "outputNode": {"id": _EXIT, "bounding": [right + _AWAY - _EDGE[0], 0, *_EDGE]},
-        "inputs": [_end(f"{name}/in", e.label, e.kind, links) for e, links in zip(entries, taken, strict=True)],
+        "extra": {},
+        "state": last | {"lastRerouteId": 0},
+        "inputs": inputs,
         "outputs": outputs,
         "widgets": [],
         "nodes": list(nodes.values()),
         "groups": boxes,
-        "links": [dict(zip(columns, row, strict=True)) for row in rows],
-        "extra": {},
-        "category": _CATEGORY,
-        "description": spec.description,
+        "links": [dict(zip(_LINK, row, strict=True)) for row in rows],
     }
 
 
@@ -193,18 +200,11 @@ def _socket(end: dict[str, Any], is_widget: bool) -> dict[str, Any]:
     return socket | ({"widget": {"name": end["name"]}} if is_widget else {})
 
 
-def blueprint(name: str, object_info: dict[str, Any]) -> dict[str, Any]:
-    """The workflow that holds the blueprint's one node.
-
-    Raises:
-        KeyError: no such blueprint, or a class or an input the host does not have.
-    """
-    spec = BLUEPRINTS[name]
-    definition = _definition(name, spec, object_info)
-    number = definition["state"]["lastNodeId"] + 1
-    long = sum(at[1] in ("text", "prompt", "prompts") for at in spec.widgets.values())
-    node = {
-        "id": number,
+def _node(name: str, spec: Blueprint, definition: dict[str, Any]) -> dict[str, Any]:
+    """The node that stands for the subgraph."""
+    long = sum(widget in ("text", "prompt", "prompts") for _, widget in spec.widgets.values())
+    return {
+        "id": definition["state"]["lastNodeId"] + 1,
         "type": definition["id"],
         "pos": [0, 0],
         "size": [COLUMN + 80, 60 + ROW * len(definition["inputs"]) + _LONG * long],
@@ -217,17 +217,27 @@ def blueprint(name: str, object_info: dict[str, Any]) -> dict[str, Any]:
         "properties": core_origin(),
         "widgets_values": [],
     }
-    state = {"id": identity_of(f"blueprints/{name}"), "revision": 0, "last_node_id": number, "last_link_id": 0}
+
+
+def blueprint(name: str, object_info: dict[str, Any]) -> dict[str, Any]:
+    """The workflow that holds the blueprint's one node.
+
+    Raises:
+        KeyError: no such blueprint, or a class or an input the host does not have.
+    """
+    definition = _definition(name, BLUEPRINTS[name], object_info)
+    node = _node(name, BLUEPRINTS[name], definition)
+    state = {"id": identity_of(f"blueprints/{name}"), "revision": 0, "last_node_id": node["id"], "last_link_id": 0}
     return state | {"nodes": [node], "links": [], "version": 0.4, "definitions": {"subgraphs": [definition]}}
-
-
-def write_blueprints(object_info: dict[str, Any]) -> list[str]:
-    """Writes every blueprint into ``subgraphs`` and returns the files."""
-    for name in BLUEPRINTS:
-        (FOLDER / f"{name}.json").write_text(text_of_blueprint(name, object_info))
-    return [str(FOLDER / f"{name}.json") for name in BLUEPRINTS]
 
 
 def text_of_blueprint(name: str, object_info: dict[str, Any]) -> str:
     """The file of a blueprint."""
     return json.dumps(blueprint(name, object_info), indent=1, ensure_ascii=False) + "\n"
+
+
+def write_blueprints(object_info: dict[str, Any]) -> list[Path]:
+    """Writes every blueprint into ``subgraphs`` and returns the files."""
+    for name in BLUEPRINTS:
+        (FOLDER / f"{name}.json").write_text(text_of_blueprint(name, object_info))
+    return [FOLDER / f"{name}.json" for name in BLUEPRINTS]

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .apps import APPS, as_app
+from .blueprints import write_blueprints
 from .gallery import API, CHECKPOINTS, UI
 from .groups import GAP
 from .registry import core_origin
@@ -88,6 +90,8 @@ def _with_note(workflow: dict[str, Any], text: str) -> dict[str, Any]:
 def render(path: Path, object_info: dict[str, Any]) -> str:
     """The text of the template for one graph in API format, with its note if there is one."""
     workflow = to_ui(path.stem, json.loads(path.read_text()), object_info)
+    if path.stem in APPS:
+        workflow = as_app(workflow, APPS[path.stem])
     note = UI / "notes" / f"{path.stem}.md"
     if note.exists():
         workflow = _with_note(workflow, note.read_text().strip())
@@ -95,7 +99,7 @@ def render(path: Path, object_info: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """``dev.py workflows``: makes every template again; with ``--thumbnails [NAME …]`` their pictures too."""
+    """``dev.py workflows``: makes all templates and blueprints again, with ``--thumbnails [NAME …]`` pictures too."""
     with HostServer(Path(os.environ["COMFYUI_PATH"])) as server:
         server.wait()
         object_info = server.get("/object_info")
@@ -108,4 +112,5 @@ def main(arguments: list[str]) -> int:
     for path in sorted([*API.glob("*.json"), *CHECKPOINTS.glob("*.json")]):
         (UI / path.name).write_text(render(path, object_info))
         print(UI / path.name)
+    print(*write_blueprints(object_info), sep="\n")
     return 0

@@ -66,6 +66,9 @@ _ONE_PET_EACH = _two_loras(
     "my cat",
     ("a photo of my dog on the left and a cat on the right", "a photo of a dog on the left and my cat on the right"),
 )
+_TWO_THINGS = _prompts("a photo of a cat, a meadow", "a photo of a basket of strawberries, a meadow") | {
+    ("12", "cfg"): 7.0
+}
 _TRAINING = {
     ("4", "batch_size"): 1,
     ("7", "trajectories"): 0,
@@ -242,9 +245,9 @@ TWINS = {
     "regions_by_hand_sd15": Twin(
         "regions_by_hand",
         SD15,
-        _prompts("a photo of a cat, a meadow", "a photo of a basket of strawberries, a meadow")
-        | {("12", "cfg"): 7.0, ("11", "batch_size"): 2},
+        _TWO_THINGS | {("11", "batch_size"): 2},
     ),
+    "app_two_boxes_sd15": Twin("app_two_boxes", SD15, _TWO_THINGS),
     "demo_lora_concept_sdxl": Twin(
         "demo_lora_concept",
         SDXL,
