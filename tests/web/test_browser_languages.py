@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TRANSLATED = json.loads((ROOT / "tests" / "nodes" / "translated.json").read_text())
 SELECTED = """app.graph.clear();
 const node = LiteGraph.createNode(arguments[0]);
-node.pos = [400, 200];
+node.pos = [500, 420];
 app.graph.add(node);
 app.canvas.selectNode(node);"""
 PICTURES = "return [...document.querySelectorAll('.node-help-content img')].map(i => i.naturalWidth)"
