@@ -34,7 +34,7 @@ SETTINGS = {
 """What every test starts from; a page ignores what it does not know."""
 
 NOT_OURS = ("/en.md", "/templates/index", "Attempted to cleanup event listeners for graph that was never set up")
-"""Errors without our pack: a help page asked for in English first, a later host's templates, a subgraph on page 1.32.9."""
+"""Not of our making: a help page asked for in English first, a later host's templates, a subgraph on page 1.32.9."""
 
 READY = """return !!(window.app?.graph && app.extensionManager?.command && app.canvas?.ds
   && LiteGraph.registered_node_types.ConceptsDemoModel)"""
