@@ -171,26 +171,32 @@ def _definition(name: str, spec: Blueprint, object_info: dict[str, Any]) -> dict
     taken = [[row[0] for row in rows if row[1:3] == [_ENTRY, slot]] for slot in range(len(entries))]
     inputs = [_end(f"{name}/in", port.label, port.kind, links) for port, links in zip(entries, taken, strict=True)]
     outputs = _outputs(name, _exits(graph, spec), nodes, rows)
-    last = {"lastGroupId": len(boxes), "lastNodeId": max(map(int, nodes)), "lastLinkId": len(rows)}
-    right = max(box["bounding"][0] + box["bounding"][2] for box in boxes) + _AWAY - _EDGE[0]
     return {
         "id": identity_of(f"subgraphs/{name}"),
         "name": name,
         "category": _CATEGORY,
         "description": spec.description,
-        "inputNode": {"id": _ENTRY, "bounding": [-_AWAY, 0, *_EDGE]},
-        "outputNode": {"id": _EXIT, "bounding": [right, 0, *_EDGE]},
+        **_frame(boxes, max(map(int, nodes)), len(rows)),
+        "inputs": inputs,
+        "outputs": outputs,
+        "nodes": list(nodes.values()),
+        "groups": boxes,
+        "links": [dict(zip(_LINK, row, strict=True)) for row in rows],
+    }
+
+
+def _frame(boxes: list[dict[str, Any]], last_node: int, last_link: int) -> dict[str, Any]:
+    """What a definition has around its nodes: the two edges, and the numbers it has used."""
+    right = max(box["bounding"][0] + box["bounding"][2] for box in boxes) + _AWAY - _EDGE[0]
+    return {
         "version": 1,
         "revision": 0,
         "config": {},
         "extra": {},
-        "state": last | {"lastRerouteId": 0},
-        "inputs": inputs,
-        "outputs": outputs,
         "widgets": [],
-        "nodes": list(nodes.values()),
-        "groups": boxes,
-        "links": [dict(zip(_LINK, row, strict=True)) for row in rows],
+        "state": {"lastGroupId": len(boxes), "lastNodeId": last_node, "lastLinkId": last_link, "lastRerouteId": 0},
+        "inputNode": {"id": _ENTRY, "bounding": [-_AWAY, 0, *_EDGE]},
+        "outputNode": {"id": _EXIT, "bounding": [right, 0, *_EDGE]},
     }
 
 
