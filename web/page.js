@@ -20,8 +20,13 @@ export function passToCanvas(app, event) {
 /** Options of every widget with an element of ours. A side panel would show an empty strip: an element is in one place only. */
 export const ELEMENT_OPTIONS = { hideOnZoom: false, hideInPanel: true };
 
-/** Keeps a widget in sight while its input is linked. Later pages take it off the node and may leave a hole. */
+/**
+ * Keeps a widget in sight while its input is linked. Later pages take it off the node and may leave a hole. The page fades
+ * the element then, and some pages look at that again only when it has moved: so it moves by a hundredth of a pixel.
+ */
 export function keepInSight(widget) {
+  const { margin } = widget;
+  Object.defineProperty(widget, "margin", { get: () => margin + (widget.computedDisabled ? 0.01 : 0) });
   widget.isVisible = () => !widget.hidden && (widget.node?.isWidgetVisible?.(widget) ?? true);
   Object.defineProperty(widget, "connectionSuppressed", { get: () => false, set: () => {} });
 }

@@ -32,8 +32,11 @@ test("an event ends here, and the canvas gets a copy of it", () => {
 });
 
 test("a widget stays in sight when its input is linked, and goes with its node's section", () => {
-  const widget = { computedDisabled: true, isVisible: () => false, node: { isWidgetVisible: () => true } };
+  const widget = { computedDisabled: false, margin: 10, isVisible: () => false, node: { isWidgetVisible: () => true } };
   keepInSight(widget);
+  assert.equal(widget.margin, 10);
+  widget.computedDisabled = true;
+  assert.notEqual(widget.margin, 10); // so the page looks at it again
   widget.connectionSuppressed = true; // as the newest pages say it
   assert.equal(widget.connectionSuppressed, false);
   assert.equal(widget.isVisible(), true);

@@ -210,7 +210,7 @@ def test_the_canvas_follows_width_and_height(editor, page, until):
 
 def _look_at(page, zoom: float) -> None:
     page.js(
-        "app.canvas.ds.scale = arguments[0]; app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = -60; "
+        "app.canvas.ds.scale = arguments[0]; [app.canvas.ds.offset[0], app.canvas.ds.offset[1]] = [-60, -150]; "
         "app.canvas.setDirty(true, true)",
         zoom,
     )
