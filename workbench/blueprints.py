@@ -123,9 +123,10 @@ def _entries(graph: Graph, spec: Blueprint, object_info: dict[str, Any]) -> list
 
 
 def _exits(graph: Graph, spec: Blueprint) -> list[tuple[str, int]]:
-    """The outputs of the blueprint: what nodes inside give to nodes left out, each once."""
+    """The outputs of the blueprint: what nodes inside give to nodes left out, each once, and the last node's first."""
     outer = (v for n in spec.left_out for v in graph[n]["inputs"].values() if isinstance(v, list))
-    return sorted({(value[0], value[1]) for value in outer if value[0] not in spec.left_out})
+    given = {(value[0], value[1]) for value in outer if value[0] not in spec.left_out}
+    return sorted(given, key=lambda output: (-int(output[0]), output[1]))
 
 
 def _entered(graph: Graph, entries: list[_Port]) -> Graph:
