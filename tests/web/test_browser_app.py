@@ -1,0 +1,70 @@
+"""The app of two boxes: on newer pages a form with the editor, which a mouse draws in, and a Run button."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+APP = ROOT / "workflows" / "app_two_boxes.json"
+FIRST = (1, 41)  # the first page that opens apps
+REGIONS = """return app.rootGraph.nodes.find(node => node.type === 'ConceptsRegionEditor')
+  .widgets.find(widget => widget.name === 'regions').value"""
+SKIP = """const skip = [...document.querySelectorAll('button')].find(one => one.innerText.trim() === 'Skip');
+skip?.click();
+return !!skip"""
+RUN = "[data-testid='linear-run-button'] button:has([data-testid='linear-run-button-icon'])"
+SHOWN = "return [...document.querySelectorAll('img')].some(one => one.naturalWidth && one.src.includes(arguments[0]))"
+pytestmark = pytest.mark.slow
+
+
+def _classes(graph):
+    return {node: (what["class_type"], what["inputs"]) for node, what in graph.items()}
+
+
+def _boxes(page):
+    return {one["label"]: one["boxes"] for one in json.loads(page.js(REGIONS))["regions"]}
+
+
+@pytest.fixture
+def app(page):
+    """The page with the app; afterwards as before, for an app may switch the new renderer on."""
+    page.open(json.loads(APP.read_text()))
+    yield page
+    page.load()
+
+
+def test_the_app_is_the_graph_that_it_says(app):
+    """Also on a page that knows no apps."""
+    assert _classes(app.api_graph()) == _classes(json.loads((ROOT / "workflows" / "api" / APP.name).read_text()))
+
+
+@pytest.mark.one_renderer
+def test_two_boxes_are_dragged_on_the_form_and_run_makes_a_picture(app, until):
+    if app.age < FIRST:
+        return
+    until(lambda: app.js(SKIP), what="the page's tour, which covers the form")
+    paper = app.find(".concepts-paper")
+    where, seen = "const r = arguments[0].getBoundingClientRect(); return [r.x, r.y, r.width].join()", [None]
+
+    def at_rest():
+        before, seen[0] = seen[0], app.js(where, paper)
+        return before == seen[0]
+
+    until(at_rest, what="the editor's layout")
+    app.shot("app-1-opened")
+    app.drag(paper, (0.25, 0.5), (0.25, 0.5))  # the left box is chosen by a click,
+    app.drag(paper, (0.5, 0.5), (0.36, 0.5))  # its right edge moved,
+    app.drag(paper, (0.75, 0.5), (0.75, 0.5))  # the same with the right box and its left edge
+    app.drag(paper, (0.5, 0.5), (0.64, 0.5))
+    left, right = (_boxes(app)[label][0] for label in ("left", "right"))
+    assert left == pytest.approx([0, 0, 0.36, 1], abs=0.06)
+    assert right == pytest.approx([0.64, 0, 0.36, 1], abs=0.06)
+    app.shot("app-2-drawn")
+    app.find(RUN).click()
+    made = "return app.nodeOutputs?.[14]?.images?.[0]?.filename"
+    name = until(lambda: app.js(made), 300, "the picture")
+    until(lambda: app.js(SHOWN, name), what="the picture on the form")
+    app.shot("app-3-made")
