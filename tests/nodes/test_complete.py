@@ -32,8 +32,8 @@ def _texts(value: dict, path: str = "") -> dict[str, str]:
     return found
 
 
-def test_english_is_what_the_nodes_say():
-    assert _translations("en") == english(), "make it again with: python3 dev.py languages"
+def test_english_is_what_the_nodes_say(object_info):
+    assert _translations("en") == english(object_info), "make it again with: python3 dev.py languages"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
