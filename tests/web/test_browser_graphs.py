@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,13 @@ def _api(name: str) -> dict:
     return json.loads(path.read_text())
 
 
+def _ours_in_the_dialog(page, until) -> None:
+    """The dialog with our templates: its list of sections may have to be scrolled."""
+    category = until(lambda: page.js(CATEGORY), what="the pack's section in the template dialog")
+    page.js("arguments[0].scrollIntoView({ block: 'center' })", category)
+    category.click()
+
+
 def _card(page, until, name: str):
     """A template's card in the dialog, scrolled into sight: the dialog makes more of them the further one scrolls."""
 
@@ -48,7 +56,7 @@ def _card(page, until, name: str):
 @pytest.mark.one_renderer
 def test_the_template_dialog_shows_ours_with_their_pictures(page, until):
     page.find(".templates-tab-button").click()
-    until(lambda: page.js(CATEGORY), what="the pack's section in the template dialog").click()
+    _ours_in_the_dialog(page, until)
     for path in TEMPLATES:
         card = _card(page, until, path.stem)
         until(lambda card=card: page.js(HAS_PICTURE, card), what=f"the thumbnail of {path.stem}")
@@ -77,8 +85,7 @@ def _shows_picture(page, node: int) -> bool:
 
 def _pick_from_dialog(page, until, name: str) -> None:
     page.find(".templates-tab-button").click()
-    category = until(lambda: page.js(CATEGORY), what="the pack's section in the template dialog")
-    category.click()
+    _ours_in_the_dialog(page, until)
     card = _card(page, until, name)
     page.shot("newcomer-1-template")
     card.click()
@@ -99,8 +106,7 @@ def _editor_in_sight(page, until):
     return paper
 
 
-@pytest.mark.area("run")
-def test_from_the_template_dialog_to_a_picture_of_two_concepts_by_mouse_alone(page, until):
+def _newcomer(page, until) -> None:
     """No coordinate is typed: a template with two LoRAs, a drag for each region, Run."""
     _pick_from_dialog(page, until, "conduct_regions")
     page.shot("newcomer-2-opened")
@@ -117,6 +123,27 @@ def test_from_the_template_dialog_to_a_picture_of_two_concepts_by_mouse_alone(pa
     page.shot("newcomer-4-made", whole=True)  # with Save Image in sight; the page loads what is
     until(lambda: _shows_picture(page, 14), what="a picture on Save Image")
     page.shot("newcomer-4-made", whole=True)
+
+
+@pytest.mark.area("run")
+def test_from_the_template_dialog_to_a_picture_of_two_concepts_by_mouse_alone(page, until):
+    _newcomer(page, until)
+
+
+def test_the_archive_alone_takes_a_newcomer_as_far(driver, host_path, tmp_path_factory, until):
+    """What the registry sends, in a host of its own, on the newest page."""
+    from comfyui_concepts.workbench import browser, pages, release, server
+
+    installed = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(release.make(tmp_path_factory.mktemp("archive"))) as packed:
+        packed.extractall(installed)
+    served = pages.ServedPage(tmp_path_factory.mktemp("installed-pages"))
+    newest = list(pages.all_pages())[-1]
+    served.show(newest)
+    with server.HostServer(host_path, pack=installed, arguments=("--front-end-root", str(served.root))) as host:
+        host.wait()
+        _newcomer(browser.Page(driver, host.url, f"{newest}-archive", "modern").load(), until)
+        driver.get("about:blank")  # before its host goes away
 
 
 @pytest.mark.area("templates")
