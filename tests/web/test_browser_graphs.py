@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
+ON_CANVAS = [path for path in TEMPLATES if "linearMode" not in json.loads(path.read_text())["extra"]]  # no app
 RUNNABLE = {path.stem for path in (ROOT / "workflows" / "api").glob("*.json")}
 CATEGORY = (
     "return [...document.querySelectorAll('.p-dialog *, [role=dialog] *')]"
@@ -148,7 +149,7 @@ def test_the_archive_alone_takes_a_newcomer_as_far(driver, host_path, tmp_path_f
 
 @pytest.mark.area("templates")
 @pytest.mark.own_page
-@pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem in RUNNABLE], ids=by_name)
+@pytest.mark.parametrize("path", [path for path in ON_CANVAS if path.stem in RUNNABLE], ids=by_name)
 def test_a_template_opens_as_it_was_made_and_shows_what_it_made(page, until, finished, path):
     """The run itself is the host's, by its API; the page is told of it as it is when it has queued it."""
     page.open(json.loads(path.read_text()))
@@ -163,7 +164,7 @@ def test_a_template_opens_as_it_was_made_and_shows_what_it_made(page, until, fin
 @pytest.mark.area("templates")
 @pytest.mark.own_page
 @pytest.mark.one_renderer
-@pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem not in RUNNABLE], ids=by_name)
+@pytest.mark.parametrize("path", [path for path in ON_CANVAS if path.stem not in RUNNABLE], ids=by_name)
 def test_a_template_for_a_checkpoint_opens_as_it_was_made(page, path):
     """Whether the files it names exist or not: nothing of the graph is lost."""
     page.open(json.loads(path.read_text()))
