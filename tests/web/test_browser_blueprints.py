@@ -38,6 +38,7 @@ def _add(page, until, name):
     """Adds a blueprint as a person does: a double click on the empty canvas, its name, Enter, a click where it goes."""
     from selenium.webdriver.common.action_chains import ActionChains
 
+    page.js("document.activeElement.blur()")  # the box of an earlier search fades away slowly on page 1.49.6
     ActionChains(page.driver).double_click(page.find("#graph-canvas")).perform()
     until(lambda: page.js("return document.activeElement.tagName === 'INPUT'"), what="the search box")
     page.press(*name)
