@@ -1,4 +1,4 @@
-"""The pages that the browser tests show: the host's own, and those that ``dev.py test`` has fetched."""
+"""The pages that the browser tests show: the host's own, and with CONCEPTS_PAGES=all those ``dev.py test`` fetches."""
 
 from __future__ import annotations
 
@@ -21,15 +21,20 @@ def own_page() -> tuple[str, Path]:
 
 
 def all_pages() -> dict[str, Path]:
-    """Version to folder of every page there is: the host's own first, the others from old to new."""
+    """Version to folder of every page to show: the host's own first, the others from old to new."""
+    own, folder = own_page()
+    return {own: folder} | (_later_pages(own) if os.environ.get("CONCEPTS_PAGES") == "all" else {})
+
+
+def _later_pages(own: str) -> dict[str, Path]:
+    """Version to folder of the pages in the cache, from old to new."""
 
     def age(version: str) -> list[int]:
         return [int(part) for part in version.split(".")]
 
     found = {folder.name.removeprefix("page-"): folder for folder in CACHE.glob("page-*.*.*") if folder.is_dir()}
     found = {version: folder for version, folder in found.items() if (folder / "index.html").is_file()}
-    own, folder = own_page()
-    return {own: folder} | {version: found[version] for version in sorted(found, key=age) if version != own}
+    return {version: found[version] for version in sorted(found, key=age) if version != own}
 
 
 class ServedPage:

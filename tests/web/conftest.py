@@ -6,7 +6,6 @@ With the mark ``own_page``: on the host's own page only. With the mark ``one_ren
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 
@@ -16,7 +15,6 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 DRIVER = shutil.which("chromedriver")
 INSTALL = "apt-get install -y chromium chromium-driver"
 RENDERERS = ("classic", "modern")
-LATER_PAGES = os.environ.get("CONCEPTS_PAGES") == "all"  # not yet free of races between tests on 1.49.6
 MARKS = (
     "own_page: on the host's own page only; what it tests is the host's or the pack's, not the page's",
     "one_renderer: in the classic renderer only; no node is drawn in it, or the graph is the same",
@@ -43,7 +41,7 @@ def pytest_generate_tests(metafunc):
     from comfyui_concepts.workbench.pages import all_pages
 
     marked = metafunc.definition.get_closest_marker
-    pages = list(all_pages())[: 1 if marked("own_page") or not LATER_PAGES else None]
+    pages = list(all_pages())[: 1 if marked("own_page") else None]
     renderers = RENDERERS[: 1 if marked("one_renderer") else None]
     wanted = [(version, renderer) for version in pages for renderer in renderers]
     metafunc.parametrize("loaded", wanted, indirect=True, scope="session", ids="-".join)

@@ -23,6 +23,7 @@ def two_more(tmp_path, monkeypatch):
     (tmp_path / "page-9.11.0.part").mkdir()
     (tmp_path / "page-9.9.0.lock").touch()
     monkeypatch.setattr(pages, "CACHE", tmp_path)
+    monkeypatch.setenv("CONCEPTS_PAGES", "all")
     return tmp_path
 
 
@@ -30,6 +31,11 @@ def test_the_hosts_own_page_comes_first_and_the_others_from_old_to_new(two_more)
     own, folder = pages.own_page()
     assert (folder / "index.html").is_file()
     assert list(pages.all_pages()) == [own, "9.9.0", "9.10.0"]
+
+
+def test_only_the_hosts_own_page_is_shown_unless_all_are_asked_for(two_more, monkeypatch):
+    monkeypatch.delenv("CONCEPTS_PAGES")
+    assert list(pages.all_pages()) == [pages.own_page()[0]]
 
 
 def test_one_page_takes_the_place_of_another(two_more, tmp_path_factory):
