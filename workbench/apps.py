@@ -1,4 +1,4 @@
-"""The apps: templates that newer pages open as a form with a Run button, and older pages as a graph.
+"""The apps: templates that newer pages open as a form with a Run button, and page 1.32.9 in an early kind of form.
 
 The page keeps an app in the workflow's ``extra``: ``linearMode`` says to open it as one, ``linearData`` which widgets
 the form has and which nodes' pictures it shows. A widget's label on the form is that of its socket.
