@@ -80,6 +80,10 @@ class Convolution(WeightedLayer, Protocol):
     dilation: tuple[int, int]
 
 
+Norm: TypeAlias = torch.nn.LayerNorm | torch.nn.GroupNorm
+"""A norm with a weight. The host's own are subclasses."""
+
+
 class HasModules(Protocol):
     """Anything with torch modules inside: the host's models, text encoders, a plain module."""
 

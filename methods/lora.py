@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,16 +14,29 @@ class LoraFactors(NamedTuple):
     """The factors of one layer.
 
     ``down`` is (rank, in) for a Linear and (rank, in, kh, kw) for a convolution; ``up`` is (out, rank). Without ``up``,
-    ``down`` is the whole change, (out, in[, kh, kw]): for forms whose rank is not low.
+    ``down`` is the whole change, (out, in[, kh, kw]) or a norm's (channels,): for forms whose rank is not low. ``bias``
+    is added to the output as it is, (out,). Without a change of the weight, ``down`` has no elements.
     """
 
     down: torch.Tensor
     up: torch.Tensor | None
     scale: float
+    bias: torch.Tensor | None = None
 
-    def to(self, like: torch.Tensor) -> LoraFactors:
-        """The same factors with the dtype and device of ``like``."""
-        return LoraFactors(self.down.to(like), None if self.up is None else self.up.to(like), self.scale)
+    def to(self, device: torch.device, dtype: torch.dtype) -> LoraFactors:
+        """The same factors with this dtype on this device."""
+        up, bias = (None if t is None else t.to(device, dtype) for t in (self.up, self.bias))
+        return LoraFactors(self.down.to(device, dtype), up, self.scale, bias)
+
+    def change(self, x: torch.Tensor) -> torch.Tensor:
+        """What they add to the output of a Linear: (…, in) to (…, out)."""
+        change = low_rank_change(x, self.down, self.up) * self.scale
+        return change if self.bias is None else change + self.bias
+
+
+def unchanged(shape: Sequence[int]) -> LoraFactors:
+    """The factors that leave a weight of this shape as it is."""
+    return LoraFactors(torch.zeros(0, *shape[1:]), torch.zeros(shape[0], 0), 1.0)
 
 
 def low_rank_change(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
@@ -62,13 +77,12 @@ def _scale(alpha: float | None, rank: int) -> float:
     return 1.0 if alpha is None else alpha / rank
 
 
-def fitted(factors: LoraFactors, dimensions: int) -> LoraFactors:
-    """The factors in the shapes of a layer whose weight has 2 (Linear) or 4 (convolution) dimensions."""
+def fitted(factors: LoraFactors, shape: Sequence[int]) -> LoraFactors:
+    """The factors in the form of a layer whose weight has this shape. Flat factors of convolutions are unfolded."""
     down = factors.down
-    if down.ndim == 2:
-        down = down.reshape(down.shape[:2] + (1,) * (dimensions - 2))
-    down = down.flatten(1) if dimensions == 2 else down
-    return LoraFactors(down, None if factors.up is None else factors.up.flatten(1), factors.scale)
+    if down.ndim > 1 and down.shape[1:].numel() == math.prod(shape[1:]):
+        down = down.reshape(len(down), *shape[1:])
+    return factors._replace(down=down, up=None if factors.up is None else factors.up.flatten(1))
 
 
 def shape_of(factors: LoraFactors) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ...methods.lora import LoraFactors, low_rank_change
+from ...methods.lora import LoraFactors
 from .. import keys
 from ..engine.attention import CROSS, Site, find_sites, sites_of, unet_of
 from ..lora.branches import prepared, unknown_grid
@@ -143,8 +143,7 @@ class ProjectedConcepts:
 
 
 def _branch(x: torch.Tensor, factors: LoraFactors, strength: float) -> torch.Tensor:
-    down, up, scale = factors.to(x)
-    return low_rank_change(x, down, up) * (strength * scale)
+    return factors.to(x.device, x.dtype).change(x) * strength
 
 
 def grid_of(q: torch.Tensor, transformer_options: TransformerOptions) -> tuple[int, int]:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch.nn.functional import conv2d, linear
+from torch.nn.functional import conv2d, group_norm, layer_norm, linear
 
 from ...methods.lora import LoraFactors
-from ..types import Convolution, HookInputs, WeightedLayer
+from ..types import Convolution, HookInputs, Norm, WeightedLayer
 
 _WITHOUT_IMAGE_TOKENS = (".attn2.to_k", ".attn2.to_v", "emb_layers", "time_embed", "label_emb")
 
@@ -52,17 +52,15 @@ def has_image_tokens(layer: str) -> bool:
 def prepared(factors: Mapping[str, LoraFactors], device: torch.device, dtype: torch.dtype) -> dict[str, LoraFactors]:
     """The factors on the model's device and in its dtype, as ordinary tensors that a gradient may pass."""
     with torch.inference_mode(False):
-        return {
-            layer: LoraFactors(
-                _ordinary(f.down, device, dtype), None if f.up is None else _ordinary(f.up, device, dtype), f.scale
-            )
-            for layer, f in factors.items()
-        }
+        return {layer: _ordinary(f.to(device, dtype)) for layer, f in factors.items()}
 
 
-def _ordinary(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    moved = tensor.detach().to(device, dtype)
-    return moved.clone() if moved.is_inference() else moved
+def _ordinary(factors: LoraFactors) -> LoraFactors:
+    def plain(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+
+    up, bias = (None if t is None else plain(t) for t in (factors.up, factors.bias))
+    return LoraFactors(plain(factors.down), up, factors.scale, bias)
 
 
 @contextlib.contextmanager
@@ -82,8 +80,11 @@ def low_rank(unet: torch.nn.Module, branches: Sequence[Branch]) -> Iterator[None
 def _adding_hook(layer: str, branches: Sequence[Branch]) -> Callable[..., torch.Tensor]:
     def hook(module: WeightedLayer, inputs: HookInputs, output: torch.Tensor) -> torch.Tensor:
         for branch in branches:
-            add: Callable[..., None] = _add_to_linear if module.weight.ndim == 2 else _add_to_convolution
-            add(module, branch, branch.factors[layer], inputs[0], output)
+            factors = branch.factors[layer]
+            if factors.down.numel():
+                _ADDED[module.weight.ndim](module, branch, factors, inputs[0], output)
+            if factors.bias is not None:
+                _add_bias(branch, factors.bias, output)
         return output
 
     return hook
@@ -94,8 +95,7 @@ def _add_to_linear(
 ) -> None:
     """x (rows, …, in), y (rows, …, out): changed in place, since the layer has just made it."""
     part, scale = x[branch.rows].to(y.dtype), branch.strength * factors.scale
-    hidden = linear(part, factors.down)  # (rows, …, rank), or the whole change
-    hidden = _weighted(hidden, branch, hidden.shape[1], lambda mask: mask[..., None])
+    hidden = _weighted(linear(part, factors.down), branch)  # (rows, …, rank), or the whole change
     if factors.up is None:
         y[branch.rows].add_(hidden, alpha=scale)
         return
@@ -108,28 +108,47 @@ def _add_to_convolution(
 ) -> None:
     """x (rows, in, h, w), y (rows, out, h', w'): changed in place."""
     part, scale = x[branch.rows].to(y.dtype), branch.strength * factors.scale
-    hidden = conv2d(part, factors.down, None, module.stride, module.padding, module.dilation)
-    grid = hidden.shape[-2:]
-    hidden = _weighted(hidden, branch, grid[0] * grid[1], lambda mask: mask.unflatten(-1, grid)[..., None, :, :])
+    hidden = _weighted(conv2d(part, factors.down, None, module.stride, module.padding, module.dilation), branch)
     if factors.up is not None:
         hidden = conv2d(hidden, factors.up[:, :, None, None])
     y[branch.rows].add_(hidden, alpha=scale)
 
 
-def _weighted(
-    hidden: torch.Tensor, branch: Branch, count: int, shaped: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """The branch's activations times the weights of its tokens.
+def _add_to_norm(module: Norm, branch: Branch, factors: LoraFactors, x: torch.Tensor, y: torch.Tensor) -> None:
+    """x and y (rows, tokens, channels) or (rows, channels, h, w). A norm is linear in its weight, so this is exact."""
+    part = x[branch.rows].to(y.dtype)
+    if isinstance(module, torch.nn.GroupNorm):
+        change = group_norm(part, module.num_groups, factors.down, None, module.eps)
+    else:
+        change = layer_norm(part, module.normalized_shape, factors.down, None, module.eps)
+    y[branch.rows].add_(_weighted(change, branch), alpha=branch.strength * factors.scale)
+
+
+def _add_bias(branch: Branch, bias: torch.Tensor, y: torch.Tensor) -> None:
+    """y (rows, …, out) or (rows, out, h, w): changed in place."""
+    part = y[branch.rows]
+    shaped = bias[:, None, None] if y.ndim == 4 else bias
+    part.add_(_weighted(shaped.to(y.dtype).expand_as(part), branch), alpha=branch.strength)
+
+
+_ADDED: Mapping[int, Callable[..., None]] = {1: _add_to_norm, 2: _add_to_linear, 4: _add_to_convolution}
+"""What adds a branch to a layer's output, by the number of dimensions of the layer's weight."""
+
+
+def _weighted(hidden: torch.Tensor, branch: Branch) -> torch.Tensor:
+    """The branch's activations, (rows, tokens, …) or (rows, …, h, w), times the weights of its tokens.
 
     Raises:
         ValueError: the branch has no weights for the layer's number of tokens.
     """
     if branch.tokens is None:
         return hidden
-    mask = branch.tokens.get(count)
-    if mask is None:
+    grid = hidden.shape[-2:] if hidden.ndim == 4 else None
+    count = hidden.shape[1] if grid is None else grid.numel()
+    if count not in branch.tokens:
         raise unknown_grid(count, branch.tokens)
-    return hidden * shaped(mask.to(hidden))
+    mask = branch.tokens[count].to(hidden)
+    return hidden * (mask[..., None] if grid is None else mask.unflatten(-1, grid)[..., None, :, :])
 
 
 def unknown_grid(count: int, known: Iterable[int]) -> ValueError:

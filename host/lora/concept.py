@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import comfy.lora
 import node_helpers
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -12,10 +14,12 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from .. import keys
 from ..engine.attention import CROSS, find_sites
 from ..text.tokens import encode_with_phrase, phrase_occurrences, phrase_positions
-from ..types import CLIP, Conditioning, Tokens
-from .files import LoraFile, with_text_part
+from ..types import CLIP, Conditioning, TextEncoder, Tokens
+from .files import LoraFile
 
 _STAND_INS = ("sks", "pll", "ucd", "mth", "aav", "rrs", "wht", "gdp")  # rare words of one token
+_OLD_NAMES = ((".q_proj", ".to_q"), (".k_proj", ".to_k"), (".v_proj", ".to_v"), (".out_proj", ".to_out"))
+"""The layers of an attention by transformers' names, and by diffusers' older ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +47,29 @@ def make_concept(lora: LoraFile, strength: float, clip: CLIP, prompt: str, phras
             else the whole prompt.
 
     Raises:
-        ValueError: the prompt does not hold the phrase.
+        ValueError: the prompt does not hold the phrase, or holds a word of the file that is not read; as
+            ``with_text_part``.
     """
+    _check_bundled(lora, f"{prompt} {negative}")
     encoder, _ = with_text_part(clip, lora, strength)
     if not phrase.strip() and lora.phrase and lora.phrase in prompt:
         phrase = lora.phrase
     conds = _encode(encoder, lora, prompt, phrase), _encode(encoder, lora, negative, None)
     return Concept(lora.name, phrase.strip() or prompt, lora, strength, *conds)
+
+
+def _check_bundled(lora: LoraFile, text: str) -> None:
+    """Refuses a text with a word that the file bundles: it would be read letter by letter.
+
+    Raises:
+        ValueError: the word, and how to use it.
+    """
+    for word in lora.bundled:
+        if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) and f"embedding:{word}" not in text:
+            raise ValueError(
+                f"The prompt holds '{word}', whose embedding is in the file of the LoRA '{lora.name}' and is not read "
+                f"from there; save it as a file of its own in models/embeddings, and write 'embedding:{word}'."
+            )
 
 
 def _encode(clip: CLIP, lora: LoraFile, text: str, phrase: str | None) -> Conditioning:
@@ -111,6 +131,43 @@ def _stand_ins(lora: LoraFile, words: Sequence[str], text: str) -> dict[str, str
             f"{len(free)}; use fewer of them."
         )
     return dict(zip(words, free, strict=False))
+
+
+def text_names(encoder: TextEncoder) -> dict[str, str]:
+    """Every name a file may call a layer of the text encoder by, to the name of its weight.
+
+    transformers 5 has no ``text_model.`` in its names, and PEFT's adapters of one encoder do not name it.
+    """
+    names: dict[str, str] = comfy.lora.model_lora_keys_clip(encoder, {})
+    for name, weight in list(names.items()):
+        for spelled in (name, name.replace(".text_model.", ".", 1), name.replace("_text_model_", "_", 1)):
+            names.setdefault(spelled, weight)
+            if spelled.startswith(("text_encoder.", "text_encoder_2.")):
+                names |= {spelled.replace(new, old): weight for new, old in _OLD_NAMES if new in spelled}
+            if spelled.startswith("text_encoder."):
+                bare = spelled.removeprefix("text_encoder.")
+                names |= {bare: weight, f"lycoris_{bare.replace('.', '_')}": weight}
+    return names
+
+
+def with_text_part(clip: CLIP, lora: LoraFile, strength: float) -> tuple[CLIP, int]:
+    """A clone of the text encoder with the file's text part as ordinary patches, and how many weights it changes.
+
+    Raises:
+        ValueError: as ``LoraFile.text_part``, or the file has a text part alone, and none of it fits.
+    """
+    tensors = lora.text_part()
+    if not tensors or strength == 0:
+        return clip, 0
+    patches = comfy.lora.load_lora(tensors, text_names(clip.cond_stage_model), log_missing=False)
+    if not patches and lora.text_alone:
+        raise ValueError(
+            f"The LoRA '{lora.name}' changes the text encoder alone, and has no layer of this one (it begins with "
+            f"'{next(iter(tensors))}'); connect the CLIP of the checkpoint it was made for."
+        )
+    tensors.log(lora.name, "text encoder")
+    changed = clip.clone()
+    return changed, len(changed.add_patches(patches, strength))
 
 
 def check_layers(concepts: Iterable[Concept], unet: UNetModel) -> None:

@@ -7,35 +7,27 @@ that fits nothing is refused, and so is one with a change that cannot be added t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import comfy.lora
-import comfy.lora_convert
 import comfy.utils
 import comfy.weight_adapter
 import torch
 
-from ...methods.lora import LoraFactors, fitted, loha_factors, lokr_factors, lora_factors, shape_of
+from ...methods.lora import LoraFactors, fitted, loha_factors, lokr_factors, lora_factors, shape_of, unchanged
 from ..types import BaseModel, WeightedLayer
 from .files import LoraFile
 
 log = logging.getLogger(__name__)
 
-_TEXT = ("lora_te", "lycoris_te", "text_encoder")
-_NOT_ADDITIVE = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "reshape_weight": "a reshaped layer",
-    "oft_blocks": "OFT",
-    "oft_diag": "OFT",
-    "a1.weight": "GLoRA",
-    "set_weight": "a replaced weight",
-    "w_norm": "changed norms",
-    "b_norm": "changed norms",
-    "diff": "a full difference",
-    "diff_b": "changed biases",
-}
+_BIAS = re.compile(r"(.+?)(?:\.lora_B|\.lora_B\.default|\.lora_up|\.lora\.up|_lora\.up)\.bias")
+"""A bias of the second factor, after the name of its layer. It is scaled as the factors are."""
+
+
+_MODEL = "diffusion_model."
 
 
 class _Adapter(Protocol):
@@ -43,6 +35,23 @@ class _Adapter(Protocol):
 
     weights: tuple[Any, ...]  # factors, and their alpha
     calculate_weight: Callable[..., torch.Tensor]
+
+
+@dataclass
+class _Change:
+    """What a file changes of one layer: the weight as the host loads it, and the bias."""
+
+    weight: _Adapter | tuple[Any, ...] | None = None
+    bias: torch.Tensor | None = None
+    scaled_bias: torch.Tensor | None = None
+    """Of the second factor: it has the factors' scale."""
+
+    def whole_bias(self, scale: float) -> torch.Tensor | None:
+        """The change of the bias beside factors of this scale."""
+        if self.bias is None and self.scaled_bias is None:
+            return None
+        own, scaled = (0.0 if b is None else b.to(wide(b.dtype)) for b in (self.bias, self.scaled_bias))
+        return torch.as_tensor(own + scaled * scale)
 
 
 def unet_names(model: BaseModel) -> dict[str, str]:
@@ -66,74 +75,79 @@ def unet_factors(lora: LoraFile, model: BaseModel) -> dict[str, LoraFactors]:
     Raises:
         ValueError: nothing in it fits, a layer has another size, or a change cannot be added to a layer's output.
     """
-    tensors = comfy.lora_convert.convert_lora(dict(lora.tensors))
-    names = unet_names(model)
-    _check_additive(lora.name, tensors, names)
-    loaded: dict[str, _Adapter] = comfy.lora.load_lora(tensors, names, log_missing=False)
-    if not loaded:
+    if lora.text_alone:
+        log.info("LoRA '%s' changes the text encoder alone", lora.name)
+        return {}
+    tensors = lora.unet_part()
+    changes = _changes(tensors, unet_names(model))
+    if not changes:
         some = next(iter(tensors), "nothing")
         raise ValueError(
             f"The LoRA '{lora.name}' matched 0 of {len(tensors)} keys: none of its layers has a counterpart in this "
             f"model's UNet (it begins with '{some}'); load the checkpoint it was made for, or another LoRA."
         )
-    found: dict[str, LoraFactors] = {}
-    for weight, adapter in loaded.items():
-        layer = weight.removeprefix("diffusion_model.").removesuffix(".weight")
-        found[layer] = _factors_of(lora.name, layer, model.diffusion_model.get_submodule(layer), adapter)
-    _log_matches(lora.name, tensors, {name for name, weight in names.items() if weight in loaded})
-    return found
+    tensors.log(lora.name, "UNet")
+    modules = dict(model.diffusion_model.named_modules())
+    return {layer: _factors_of(lora.name, layer, modules[layer], change) for layer, change in changes.items()}
 
 
-def _log_matches(name: str, tensors: Mapping[str, torch.Tensor], layers: set[str]) -> None:
-    """Logs how many of the file's UNet keys have a layer in this one. The text encoder's keys are counted elsewhere."""
-    unet_keys = [key for key in tensors if not key.startswith(_TEXT)]
-    missing = [key for key in unet_keys if not any(stem in layers for stem in _stems(key))]
-    level = logging.WARNING if missing else logging.INFO
-    log.log(level, "LoRA '%s': matched %d of %d keys", name, len(unet_keys) - len(missing), len(unet_keys))
-    if missing:
-        others = " and others" * (len(missing) > 1)
-        log.warning("LoRA '%s': no layer of this model for '%s'%s", name, missing[0], others)
+def _changes(tensors: dict[str, torch.Tensor], names: Mapping[str, str]) -> dict[str, _Change]:
+    """What the file changes of each layer, by the layer's name inside the UNet."""
+    changes: dict[str, _Change] = {}
+    for target, loaded in comfy.lora.load_lora(tensors, dict(names), log_missing=False).items():
+        layer, _, part = target.removeprefix(_MODEL).rpartition(".")
+        change = changes.setdefault(layer, _Change())
+        if part == "weight":
+            change.weight = loaded
+        elif part == "bias":
+            change.bias = loaded[1][0]
+    for key in list(tensors):
+        found = _BIAS.fullmatch(key)
+        if found and found[1] in names:
+            layer = names[found[1]].removeprefix(_MODEL).removesuffix(".weight")
+            changes.setdefault(layer, _Change()).scaled_bias = tensors[key]
+    return changes
 
 
-def _stems(key: str) -> Iterator[str]:
-    """What may be the layer's name in a key: everything before one of its dots, or before ``_lora``."""
-    yield from (key[:at] for at, letter in enumerate(key) if letter == ".")
-    yield key.split("_lora.")[0]
-
-
-def _check_additive(name: str, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
-    """Refuses a file that changes a layer in another way than by adding to its output."""
-    for key in tensors:
-        for end, what in _NOT_ADDITIVE.items():
-            if (key.endswith(f".{end}") or f".{end}." in key) and key.split(f".{end}")[0] in names:
-                raise ValueError(
-                    f"The LoRA '{name}' holds {what} ('{key}'), which cannot be added to a layer's output as a concept "
-                    "needs it; use a plain LoRA, LoCon, LoHa or LoKr, or load it for the whole picture with Load LoRA."
-                )
-
-
-def _factors_of(name: str, layer: str, module: WeightedLayer, adapter: _Adapter) -> LoraFactors:
-    """One adapter of the host as factors that fit the layer.
+def _factors_of(name: str, layer: str, module: WeightedLayer, change: _Change) -> LoraFactors:
+    """The change of one layer as factors that fit it.
 
     Raises:
-        ValueError: an adapter of another kind or size.
+        ValueError: a change of another kind or size.
     """
     shape = tuple(module.weight.shape)
-    convert = _CONVERSIONS.get(type(adapter))
-    if convert is None or len(shape) not in (2, 4) or getattr(module, "groups", 1) != 1:
-        kind = getattr(adapter, "name", type(adapter).__name__)
-        raise ValueError(
-            f"The LoRA '{name}' changes '{layer}' by {kind}, which cannot be added to a layer's output; use a plain "
-            "LoRA."
-        )
-    factors = fitted(convert(adapter, shape), len(shape))
-    out, *inner = shape_of(factors)
-    if (out, *inner) != shape:
+    factors = fitted(_converted(name, layer, module, change.weight), shape)
+    bias, found = change.whole_bias(factors.scale), shape_of(factors)
+    if bias is not None and bias.shape != shape[:1]:
+        found = tuple(bias.shape)
+    if found != shape:
+        out, *inner = found
         raise ValueError(
             f"The LoRA '{name}' was made for another model: it changes {out} × {tuple(inner)} values of '{layer}', "
             f"which has {shape[0]} × {shape[1:]}; load the checkpoint it was made for."
         )
-    return factors
+    return factors._replace(bias=bias)
+
+
+def _converted(name: str, layer: str, module: WeightedLayer, change: _Adapter | tuple[Any, ...] | None) -> LoraFactors:
+    """One change of a weight as the host loads it, as factors.
+
+    Raises:
+        ValueError: a change of a kind that cannot be added.
+    """
+    shape, norm = tuple(module.weight.shape), isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm))
+    if change is None:
+        return unchanged(shape)
+    if isinstance(change, tuple) and change[0] == "diff" and (norm or len(shape) in (2, 4)):
+        return LoraFactors(change[1][0], None, 1.0)
+    convert = _CONVERSIONS.get(type(change))
+    if convert is None or len(shape) not in (2, 4) or getattr(module, "groups", 1) != 1:
+        kind = change[0] if isinstance(change, tuple) else getattr(change, "name", type(change).__name__)
+        raise ValueError(
+            f"The LoRA '{name}' changes '{layer}' by {kind}, which cannot be added to a layer's output; use a plain "
+            "LoRA."
+        )
+    return convert(cast(_Adapter, change), shape)
 
 
 def _lora(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
@@ -143,7 +157,7 @@ def _lora(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
 
 def _loha(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
     """Its factors, or the whole change where they would be larger than it."""
-    w1a, w1b, alpha, w2a, w2b, t1, *_ = adapter.weights
+    w1a, w1b, alpha, w2a, w2b, t1, *_ = _widened(adapter)
     large = w1b.shape[0] * w2b.shape[0] * 2 > min(shape[0], w1b.shape[1])
     if t1 is not None or large or len(shape) != 2:
         return _whole_change(adapter, shape)
@@ -152,15 +166,25 @@ def _loha(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
 
 def _lokr(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
     """Its factors, or the whole change where one of the two matrices is not low-rank."""
-    w1, w2, alpha, w1a, w1b, w2a, w2b, t2, *_ = adapter.weights
+    w1, w2, alpha, w1a, w1b, w2a, w2b, t2, *_ = _widened(adapter)
     if w1 is not None or w2 is not None or t2 is not None or len(shape) != 2:
         return _whole_change(adapter, shape)
     return lokr_factors((w1a, w1b), (w2a, w2b), alpha)
 
 
+def _widened(adapter: _Adapter) -> tuple[Any, ...]:
+    """Its factors in at least 32 bits: torch does not multiply numbers of 8."""
+    return tuple(t.to(wide(t.dtype)) if isinstance(t, torch.Tensor) else t for t in adapter.weights)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in with tensors of this one."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _whole_change(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
     """The change itself, by the host's own arithmetic."""
-    dtype = torch.promote_types(next(t for t in adapter.weights if isinstance(t, torch.Tensor)).dtype, torch.float32)
+    dtype = wide(next(t for t in adapter.weights if isinstance(t, torch.Tensor)).dtype)
     delta = adapter.calculate_weight(torch.zeros(shape, dtype=dtype), "", 1.0, 1.0, None, lambda weight: weight, dtype)
     return LoraFactors(delta, None, 1.0)
 

@@ -1,29 +1,45 @@
-"""Reading LoRA files (kohya, diffusers, LyCORIS, ED-LoRA, PEFT adapters), and their text part on a CLIP."""
+"""Reading LoRA files: kohya, diffusers, LyCORIS, ED-LoRA, and PEFT adapters."""
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-import comfy.lora
+import comfy.lora_convert
 import comfy.utils
 import torch
+from safetensors import SafetensorError
 
-from ..types import CLIP, Options
+from ..types import Options
+from .whole import PAIRS, PEFT_PREFIX, Counted, check_kinds, checked, is_text
 
-_PEFT_CONFIG, _PEFT_PREFIX = "adapter_config.json", "base_model.model."
+log = logging.getLogger(__name__)
+
+_CONFIG = "adapter_config.json"
+_METADATA = "lora_adapter_metadata"
+_PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
+"""What ``init_lora_weights`` is where the base stays as it was (PEFT 0.21.2)."""
+
+_VARIANTS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "BD-LoRA",
+    "kasa_config": "KaSA",
+    "arrow_config": "Arrow",
+    "monteclora_config": "MonteCLoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "layer_replication": "replicated layers",
+}
+"""Settings under which a LoRA's layer does more than add its factors' product (PEFT 0.21.2)."""
 _EMBEDDINGS = {"new_concept_embedding.": "l", "new_concept_embedding_2.": "g"}
-
-
-class _PeftConfig(Protocol):
-    """What is read of the configuration of a PEFT adapter."""
-
-    peft_type: object
-    lora_alpha: float
-    alpha_pattern: dict[str, float]
-    use_rslora: bool
+_BUNDLED = "bundle_emb."
+_PEFT_FILE = "adapter_model.safetensors"
+_IN_TRAINING = ".lora_velora_embed"
+"""What VeLoRA keeps for its backward pass alone (PEFT 0.21.2)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,34 +47,78 @@ class LoraFile:
     """The tensors of a LoRA file under their own names. ``phrase`` is the phrase that its trainer names, if any.
 
     ``embeddings`` holds the learned words of an ED-LoRA: word to encoder (``l``, ``g``) to (layers, channels).
+    ``bundled`` are the words of other trainers' embeddings in the file, which are not read.
     """
 
     name: str
     tensors: Mapping[str, torch.Tensor]
     phrase: str = ""
     embeddings: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    bundled: tuple[str, ...] = ()
+
+    @property
+    def text_alone(self) -> bool:
+        """Whether it changes text encoders and nothing else."""
+        return bool(self.tensors) and all(map(is_text, self.tensors))
+
+    def unet_part(self) -> Counted:
+        """What is not for text encoders.
+
+        Raises:
+            ValueError: as ``checked`` and ``check_kinds``.
+        """
+        tensors = comfy.lora_convert.convert_lora(checked(self.name, self.tensors))
+        check_kinds(self.name, tensors)
+        return Counted({key: tensor for key, tensor in tensors.items() if not is_text(key)})
+
+    def text_part(self) -> Counted:
+        """What is for text encoders.
+
+        Raises:
+            ValueError: as ``checked``.
+        """
+        return Counted({k: tensor for k, tensor in checked(self.name, self.tensors).items() if is_text(k)})
 
 
 def read_lora(file: str | Path) -> LoraFile:
     """Reads a LoRA: a file of kohya, diffusers, LyCORIS or ED-LoRA, or a PEFT adapter (its folder or the file in it).
 
     Raises:
-        ValueError: it is not a safetensors file, a PEFT adapter of another kind than LoRA, or peft is not installed to
-            read one.
+        ValueError: it cannot be read, is not a safetensors file, or is more than a plain LoRA (``_check_plain``).
     """
     file = Path(file)
     folder = file if file.is_dir() else file.parent
-    if (folder / _PEFT_CONFIG).is_file() and (file.is_dir() or file.stem == "adapter_model"):
+    if (folder / _CONFIG).is_file() and (file.is_dir() or file.stem == "adapter_model"):
         return LoraFile(folder.name, _peft_tensors(folder))
     if file.suffix != ".safetensors":
         raise ValueError(
             f"'{file.name}' is not a .safetensors file, and other files can run code when they are opened; save the "
             "LoRA as .safetensors with the trainer or the tool it came from."
         )
-    state, metadata = comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
+    state, metadata = _opened(file)
     tensors = dict(_flattened(state.get("params", state)))
-    embeddings = _without_embeddings(tensors)
-    return LoraFile(file.stem, tensors, (metadata or {}).get("concepts_phrase", ""), embeddings)
+    for prefix, config in _configs_of_metadata(metadata).items():
+        _check_plain(file.stem, config)
+        tensors = _with_alphas(tensors, config, prefix)
+    embeddings, bundled = _without_embeddings(tensors), _without_bundled(file.stem, tensors)
+    return LoraFile(file.stem, tensors, metadata.get("concepts_phrase", ""), embeddings, bundled)
+
+
+def _opened(file: Path) -> tuple[Options, dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        state, metadata = comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"'{file.name}' cannot be read as a safetensors file ({reason}); it is damaged, cut off, or a web page or "
+            "pointer that was saved in its place: download it again."
+        ) from error
+    return state, dict(metadata or {})
 
 
 def _flattened(state: Options, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -80,50 +140,35 @@ def _without_embeddings(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str,
     return embeddings
 
 
+def _without_bundled(name: str, tensors: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    """Takes embeddings of whole words (``bundle_emb.WORD. …``) out of ``tensors`` and returns their words."""
+    bundled = [key for key in tensors if key.startswith(_BUNDLED)]
+    words = tuple(dict.fromkeys(key.removeprefix(_BUNDLED).split(".")[0] for key in bundled))
+    for key in bundled:
+        del tensors[key]
+    if words:
+        log.warning("LoRA '%s': the words that it bundles are not read: %s", name, ", ".join(words))
+    return words
+
+
 def _peft_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a PEFT adapter, with each layer's scale as ``alpha``."""
-    try:
-        from peft import PeftConfig
-        from peft.utils import load_peft_weights
-        from peft.utils.other import get_pattern_key
-    except ImportError as error:
+    config = _config_of_folder(folder)
+    if not (folder / _PEFT_FILE).is_file():
         raise ValueError(
-            f"'{folder.name}' is a PEFT adapter, and peft is not installed to read it; install it with: pip install "
-            "peft, or save the LoRA as one .safetensors file."
-        ) from error
-    config: _PeftConfig = PeftConfig.from_pretrained(str(folder))
-    _check_peft(folder, config)
-    loaded = load_peft_weights(str(folder), device="cpu")
-    _check_low_rank_pairs(folder, loaded)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in loaded.items():
-        name = name.replace(_PEFT_PREFIX, "")
-        tensors[name] = tensor
-        if name.endswith(".lora_A.weight"):
-            layer, rank = name.removesuffix(".lora_A.weight"), tensor.shape[0]
-            alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), layer), config.lora_alpha)
-            tensors[f"{layer}.alpha"] = torch.tensor(float(alpha) * (rank**0.5 if config.use_rslora else 1.0))
-    return tensors
-
-
-def _check_peft(folder: Path, config: _PeftConfig) -> None:
-    """Refuses adapters of other kinds, and files that can run code."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ValueError(
-            f"'{folder.name}' holds no adapter_model.safetensors, and other files can run code when they are opened; "
-            "save the adapter again with safe_serialization=True."
+            f"'{folder.name}' holds no {_PEFT_FILE}, and other files can run code when they are opened; save the "
+            "adapter again with safe_serialization=True."
         )
-    kind, dora = str(getattr(config.peft_type, "value", config.peft_type)), bool(getattr(config, "use_dora", False))
-    if kind != "LORA" or dora:
-        raise ValueError(
-            f"'{folder.name}' is a PEFT adapter of the kind {kind}{' with DoRA' * dora}, and only PEFT's plain LoRA "
-            "can be added to a layer's output here; train one of that kind."
-        )
+    _check_plain(folder.name, config)
+    state, _ = _opened(folder / _PEFT_FILE)
+    tensors = {k.replace(PEFT_PREFIX, ""): t for k, t in state.items() if not k.endswith(_IN_TRAINING)}
+    _check_low_rank_pairs(folder, tensors)
+    return _with_alphas(tensors, config)
 
 
 def _check_low_rank_pairs(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Refuses an adapter that replaces anything besides adding low-rank pairs."""
-    others = [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    others = [k for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight", ".lora_B.bias"))]
     if others:
         raise ValueError(
             f"The PEFT adapter '{folder.name}' also holds '{others[0]}', which is not a low-rank pair and cannot be "
@@ -131,12 +176,76 @@ def _check_low_rank_pairs(folder: Path, tensors: Mapping[str, torch.Tensor]) -> 
         )
 
 
-def with_text_part(clip: CLIP, lora: LoraFile, strength: float) -> tuple[CLIP, int]:
-    """A clone of the text encoder with the file's text part as ordinary patches, and how many weights it changes."""
-    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
-    bare = {n.removeprefix("text_encoder."): w for n, w in names.items() if n.startswith("text_encoder.")}
-    patches = comfy.lora.load_lora(dict(lora.tensors), bare | names, log_missing=False)
-    if not patches or strength == 0:
-        return clip, 0
-    changed = clip.clone()
-    return changed, len(changed.add_patches(patches, strength))
+def _config_of_folder(folder: Path) -> Options:
+    """What PEFT wrote beside an adapter: how it was trained.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The {_CONFIG} of '{folder.name}' cannot be read ({error}); save the adapter again."
+        ) from error
+    return config if isinstance(config, dict) else {}
+
+
+def _configs_of_metadata(metadata: Mapping[str, str]) -> dict[str, Options]:
+    """The same as diffusers writes it into the metadata, by the beginning of the names that it is for.
+
+    A pipeline's part comes before each setting (diffusers 0.42.1: ``unet.lora_alpha``). The file has no ``alpha``.
+    """
+    try:
+        values = json.loads(metadata.get(_METADATA, "{}"))
+    except ValueError:
+        return {}
+    configs: dict[str, Options] = {}
+    for name, value in (values if isinstance(values, dict) else {}).items():
+        part, _, setting = name.rpartition(".")
+        configs.setdefault(f"{part}." if part else "", {})[setting] = value
+    return configs
+
+
+def _check_plain(name: str, config: Options) -> None:
+    """Refuses what is more than factors that are added to an unchanged base.
+
+    Raises:
+        ValueError: the kind by its name, and how to convert it where that is possible.
+    """
+    kind = str(config.get("peft_type") or "LORA").removeprefix("PeftType.")
+    variants = "".join(f" with {variant}" for setting, variant in _VARIANTS.items() if config.get(setting))
+    if kind != "LORA" or variants:
+        raise ValueError(
+            f"'{name}' is a PEFT adapter of the kind {kind}{variants}, and only PEFT's plain LoRA can be added to a "
+            "layer's output here; train one of that kind."
+        )
+    start = str(config.get("init_lora_weights", True))
+    if start.lower() not in _PLAIN_STARTS:
+        raise ValueError(
+            f"'{name}' was trained with init_lora_weights='{start}', which also changes the model's weights, so it is "
+            "wrong on the unchanged model; save it again with PEFT's path_initial_model_for_weight_conversion, which "
+            "makes a plain LoRA of it (not of LoftQ: train that without it)."
+        )
+
+
+def _with_alphas(tensors: Mapping[str, torch.Tensor], config: Options, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors with an ``alpha`` for each layer whose name begins with ``prefix``, unless the file has one."""
+    alphas: dict[str, torch.Tensor] = {}
+    if "lora_alpha" not in config:
+        return dict(tensors)
+    for key, tensor in tensors.items():
+        end = next((pair.down for pair in PAIRS if key.endswith(pair.down)), None)
+        if end is not None and key.startswith(prefix):
+            layer = key.removesuffix(end)
+            alpha = _alpha(config, layer.removeprefix(prefix))
+            alphas[f"{layer}.alpha"] = torch.tensor(alpha * (len(tensor) ** 0.5 if config.get("use_rslora") else 1.0))
+    return alphas | dict(tensors)
+
+
+def _alpha(config: Options, layer: str) -> float:
+    """The layer's own, by the first pattern that its name ends with, else that of all."""
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            return float(alpha)
+    return float(config["lora_alpha"])

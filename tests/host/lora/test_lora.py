@@ -4,104 +4,34 @@ from __future__ import annotations
 
 import json
 
-import comfy.lora
 import pytest
 import torch
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
-from comfyui_concepts.host.lora.factors import unet_factors, unet_names
-from comfyui_concepts.host.lora.files import LoraFile, read_lora, with_text_part
+from comfyui_concepts.host.lora.concept import with_text_part
+from comfyui_concepts.host.lora.factors import unet_factors
+from comfyui_concepts.host.lora.files import LoraFile, read_lora
 from comfyui_concepts.methods.lora import LoraFactors
 from safetensors.torch import save_file
 
-LINEAR = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
-OUT = "output_blocks.3.1.transformer_blocks.0.attn2.to_out.0"
-ONE_BY_ONE = "input_blocks.1.1.proj_in"
-CONV = "input_blocks.1.0.in_layers.2"
-STRIDED = "input_blocks.3.0.op"
-DIFFUSERS = {
-    LINEAR: "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
-    OUT: "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0",
-    ONE_BY_ONE: "down_blocks.0.attentions.0.proj_in",
-    CONV: "down_blocks.0.resnets.0.conv1",
-    STRIDED: "down_blocks.0.downsamplers.0.conv",
-}
+from .lora_cases import (
+    CONV,
+    DIFFUSERS,
+    LINEAR,
+    ONE_BY_ONE,
+    OUT,
+    SPELLINGS,
+    beside,
+    check,
+    file_of,
+    into,
+    random_tensor,
+)
 
 
 @pytest.fixture(scope="module")
 def patcher(new_model):
     return new_model("EPS", torch.float64, sd15=True)
-
-
-def _random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64) * 0.3
-
-
-def _pair(module, rank=3):
-    shape = module.weight.shape
-    return _random(rank, *shape[1:]), _random(shape[0], rank, *[1] * (len(shape) - 2))
-
-
-def _file(patcher, name_of, ends=("lora_down.weight", "lora_up.weight"), alpha=2.0, layers=DIFFUSERS):
-    tensors = {}
-    for layer in layers:
-        down, up = _pair(patcher.model.diffusion_model.get_submodule(layer))
-        name = name_of(layer)
-        tensors |= {f"{name}{ends[0]}": down, f"{name}{ends[1]}": up}
-        if alpha is not None:
-            tensors[f"{name}alpha"] = torch.tensor(alpha)
-    return tensors
-
-
-def by_host(patcher, tensors, strength, layer, x):
-    """What the layer answers with the file merged into its weights by the host's own arithmetic."""
-    weight = f"diffusion_model.{layer}.weight"
-    names = {n: w for n, w in unet_names(patcher.model).items() if w == weight}
-    adapter = comfy.lora.load_lora(dict(tensors), names, log_missing=False)[weight]
-    module = patcher.model.diffusion_model.get_submodule(layer)
-    patch = [(strength, adapter, 1.0, None, None)]
-    merged = comfy.lora.calculate_weight(patch, module.weight.detach().clone(), weight, torch.float64)
-    if merged.ndim == 2:
-        return torch.nn.functional.linear(x, merged, module.bias)
-    return torch.nn.functional.conv2d(x, merged, module.bias, module.stride, module.padding)
-
-
-def into(patcher, layer):
-    """Something that the layer takes: (3 rows, 5 tokens, in) or (3 rows, in, 8, 6)."""
-    weight = patcher.model.diffusion_model.get_submodule(layer).weight
-    return _random(3, 5, weight.shape[1]) if weight.ndim == 2 else _random(3, weight.shape[1], 8, 6)
-
-
-def beside(patcher, lora, strength, layer, x, **where):
-    """What the layer answers with the file's branch beside it."""
-    factors = prepared(unet_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
-    unet = patcher.model.diffusion_model
-    with torch.no_grad(), low_rank(unet, [Branch(factors, strength, **where)]):
-        return unet.get_submodule(layer)(x)
-
-
-def check(patcher, tensors, strength, layers):
-    for layer in layers:
-        x, module = into(patcher, layer), patcher.model.diffusion_model.get_submodule(layer)
-        expected = by_host(patcher, tensors, strength, layer, x)
-        assert (expected - module(x)).abs().max() > 0.01
-        assert (beside(patcher, LoraFile("tried", tensors), strength, layer, x) - expected).abs().max() < 1e-12
-
-
-SPELLINGS = {
-    "kohya": lambda p: _file(p, lambda n: f"lora_unet_{DIFFUSERS[n].replace('.', '_')}."),
-    "kohya, the host's blocks": lambda p: _file(p, lambda n: f"lora_unet_{n.replace('.', '_')}."),
-    "diffusers": lambda p: _file(p, lambda n: f"unet.{DIFFUSERS[n]}.", ("lora_A.weight", "lora_B.weight"), None),
-    "diffusers, old": lambda p: _file(
-        p, lambda n: f"unet.{DIFFUSERS[n]}.", ("lora.down.weight", "lora.up.weight"), None
-    ),
-    "ED-LoRA": lambda p: _file(p, lambda n: f"unet.{DIFFUSERS[n]}.", alpha=None),
-    "ED-LoRA, older": lambda p: _file(
-        p, lambda n: f"unet.{DIFFUSERS[n]}", ("_lora.down.weight", "_lora.up.weight"), None
-    ),
-    "the host's own names": lambda p: _file(p, lambda n: f"diffusion_model.{n}."),
-    "lycoris": lambda p: _file(p, lambda n: f"lycoris_{DIFFUSERS[n].replace('.', '_')}."),
-}
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -118,9 +48,9 @@ def test_a_middle_factor_of_a_convolution_is_taken_in(patcher):
     out, inner = module.weight.shape[:2]
     name = f"lora_unet_{DIFFUSERS[CONV].replace('.', '_')}"
     tensors = {
-        f"{name}.lora_down.weight": _random(3, inner, 1, 1),
-        f"{name}.lora_mid.weight": _random(3, 3, 3, 3, seed=5),
-        f"{name}.lora_up.weight": _random(out, 3, 1, 1, seed=9),
+        f"{name}.lora_down.weight": random_tensor(3, inner, 1, 1),
+        f"{name}.lora_mid.weight": random_tensor(3, 3, 3, 3, seed=5),
+        f"{name}.lora_up.weight": random_tensor(out, 3, 1, 1, seed=9),
         f"{name}.alpha": torch.tensor(1.5),
     }
     check(patcher, tensors, 1.3, [CONV])
@@ -133,19 +63,19 @@ def test_hadamard_and_kronecker_forms_are_what_the_host_would_merge(patcher, kin
     name, rank = f"lora_unet_{DIFFUSERS[layer].replace('.', '_')}", 12 if "high" in kind else 2
     if kind.startswith("loha"):
         tensors = {
-            f"{name}.hada_w1_a": _random(out, rank),
-            f"{name}.hada_w1_b": _random(rank, inner, seed=1),
-            f"{name}.hada_w2_a": _random(out, rank, seed=2),
-            f"{name}.hada_w2_b": _random(rank, inner, seed=3),
+            f"{name}.hada_w1_a": random_tensor(out, rank),
+            f"{name}.hada_w1_b": random_tensor(rank, inner, seed=1),
+            f"{name}.hada_w2_a": random_tensor(out, rank, seed=2),
+            f"{name}.hada_w2_b": random_tensor(rank, inner, seed=3),
         }
     elif kind == "lokr":
-        tensors = {f"{name}.lokr_w1": _random(4, 4), f"{name}.lokr_w2": _random(out // 4, inner // 4)}
+        tensors = {f"{name}.lokr_w1": random_tensor(4, 4), f"{name}.lokr_w2": random_tensor(out // 4, inner // 4)}
     else:
         tensors = {
-            f"{name}.lokr_w1_a": _random(4, 2),
-            f"{name}.lokr_w1_b": _random(2, 4, seed=1),
-            f"{name}.lokr_w2_a": _random(out // 4, 2),
-            f"{name}.lokr_w2_b": _random(2, inner // 4, seed=3),
+            f"{name}.lokr_w1_a": random_tensor(4, 2),
+            f"{name}.lokr_w1_b": random_tensor(2, 4, seed=1),
+            f"{name}.lokr_w2_a": random_tensor(out // 4, 2),
+            f"{name}.lokr_w2_b": random_tensor(2, inner // 4, seed=3),
         }
     tensors[f"{name}.alpha"] = torch.tensor(1.5)
     check(patcher, tensors, 0.9, [layer])
@@ -153,20 +83,21 @@ def test_hadamard_and_kronecker_forms_are_what_the_host_would_merge(patcher, kin
 
 @pytest.mark.parametrize(
     ("extra", "word"),
-    [({"dora_scale": (32, 1)}, "DoRA"), ({"diff_b": (32,)}, "biases"), ({"oft_blocks": (4, 8, 8)}, "OFT")],
+    [({"dora_scale": (32, 1)}, "DoRA"), ({"set_weight": (32, 32)}, "replaced"), ({"oft_blocks": (4, 8, 8)}, "OFT")],
 )
 def test_what_cannot_be_added_is_refused_by_name(patcher, extra, word):
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    tensors = SPELLINGS["kohya"](patcher) | {f"{name}.{end}": _random(*shape) for end, shape in extra.items()}
+    tensors = SPELLINGS["kohya"](patcher) | {f"{name}.{end}": random_tensor(*shape) for end, shape in extra.items()}
     with pytest.raises(ValueError, match=f"holds .*{word}.*use a plain LoRA"):
         unet_factors(LoraFile("tried", tensors), patcher.model)
 
 
 def test_a_file_that_fits_nothing_is_an_error_and_so_is_another_models(patcher):
-    with pytest.raises(ValueError, match=r"matched 0 of 1 keys"):
-        unet_factors(LoraFile("other", {"transformer.blocks.0.lora_up.weight": torch.ones(2, 2)}), patcher.model)
+    other = {f"transformer.blocks.0.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")}
+    with pytest.raises(ValueError, match=r"matched 0 of 2 keys"):
+        unet_factors(LoraFile("other", other), patcher.model)
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    wrong = {f"{name}.lora_down.weight": _random(4, 320), f"{name}.lora_up.weight": _random(320, 4)}
+    wrong = {f"{name}.lora_down.weight": random_tensor(4, 320), f"{name}.lora_up.weight": random_tensor(320, 4)}
     with pytest.raises(ValueError, match="made for another model: it changes 320"):
         unet_factors(LoraFile("large", wrong), patcher.model)
 
@@ -211,21 +142,34 @@ def test_what_a_peft_adapter_replaces_is_refused_in_words(new_model, tmp_path, m
         read_lora(tmp_path)
 
 
-def test_keys_without_a_layer_are_counted_and_told(patcher, caplog):
-    """The text part has another reader, and is no reason to warn."""
+def test_keys_that_are_not_used_are_counted_and_told(patcher, caplog):
+    """The text part has another reader, and is no reason to warn. What no reader takes, is, on a known layer too."""
     caplog.set_level("INFO")
     tensors = SPELLINGS["kohya"](patcher) | {
-        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(1)
+        f"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")
     }
     unet_factors(LoraFile("whole", tensors), patcher.model)
-    assert [(r.levelname, r.message) for r in caplog.records] == [("INFO", "LoRA 'whole': matched 15 of 15 keys")]
+    assert [(r.levelname, r.message) for r in caplog.records] == [
+        ("INFO", "LoRA 'whole': matched 15 of 15 keys of the UNet")
+    ]
     caplog.clear()
     more = {f"lora_unet_not_a_layer.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")}
     unet_factors(LoraFile("partly", tensors | more), patcher.model)
     assert [(r.levelname, r.message) for r in caplog.records] == [
-        ("WARNING", "LoRA 'partly': matched 15 of 17 keys"),
-        ("WARNING", "LoRA 'partly': no layer of this model for 'lora_unet_not_a_layer.lora_up.weight' and others"),
+        ("WARNING", "LoRA 'partly': matched 15 of 17 keys of the UNet"),
+        (
+            "WARNING",
+            "LoRA 'partly': 'lora_unet_not_a_layer.lora_up.weight' and others: the UNet has nothing that uses it",
+        ),
     ]
+
+
+@pytest.mark.parametrize("end", ["lora_mid.bias", "delta", "rank"])
+def test_a_key_that_nobody_reads_is_told_though_its_layer_is_known(patcher, caplog, end):
+    name = f"lora_unet_{DIFFUSERS[LINEAR].replace('.', '_')}.{end}"
+    unet_factors(LoraFile("more", SPELLINGS["kohya"](patcher) | {name: torch.ones(2)}), patcher.model)
+    assert "LoRA 'more': matched 15 of 16 keys of the UNet" in caplog.messages
+    assert f"LoRA 'more': '{name}': the UNet has nothing that uses it" in caplog.messages
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -278,7 +222,7 @@ def test_rows_of_a_branch_are_its_own_and_the_order_of_branches_does_not_matter(
 
 @pytest.mark.parametrize("layer", [LINEAR, ONE_BY_ONE, CONV])
 def test_a_masked_branch_acts_on_its_tokens_and_a_full_mask_is_the_whole_lora(patcher, layer):
-    lora = LoraFile("tried", _file(patcher, lambda n: f"lora_unet_{n.replace('.', '_')}.", layers=[layer]))
+    lora = LoraFile("tried", file_of(patcher, lambda n: f"lora_unet_{n.replace('.', '_')}.", layers=[layer]))
     x, module = into(patcher, layer), patcher.model.diffusion_model.get_submodule(layer)
     count = 5 if x.ndim == 3 else 48
     tokens = (lambda y: y) if x.ndim == 3 else lambda y: y.flatten(2).transpose(1, 2)
