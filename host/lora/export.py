@@ -91,7 +91,7 @@ def lora_tensors(
     tensors: dict[str, torch.Tensor] = {}
     for key, matrix in layers.items():
         name = _name(names, key)
-        ends = _TO_OUT if style == DIFFUSERS and name.endswith(".to_out") else _ENDINGS[style]
+        ends = _endings(name, style)
         for end, factor in zip(ends, balanced_factors(matrix), strict=True):
             tensors[name + end] = factor.to(dtype).contiguous()
         if style == KOHYA:
@@ -105,10 +105,21 @@ def _bias_name(names: Mapping[str, str], key: str, style: str) -> str:
     return f"{_name(names, key.removesuffix('.bias') + '.weight')}.diff_b"
 
 
-_ENDINGS = {KOHYA: (".lora_up.weight", ".lora_down.weight"), DIFFUSERS: (".lora.up.weight", ".lora.down.weight")}
+_KOHYA = (".lora_up.weight", ".lora_down.weight")
+_UNET = (".lora.up.weight", ".lora.down.weight")
 _TO_OUT = ("_lora.up.weight", "_lora.down.weight")  # the layer whose newer name in diffusers has a further part, ".0"
+_TEXT = (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight")
 # Older names of diffusers (".processor.to_k", ".lora.up") are read by the host too. diffusers converts them to peft's,
-# unless the file begins with one of peft's.
+# unless the file begins with one of peft's. Of a text encoder it reads no ".lora.up" (0.42.1).
+
+
+def _endings(name: str, style: str) -> tuple[str, str]:
+    """How the names of a layer's two factors end."""
+    if style == KOHYA:
+        return _KOHYA
+    if name.startswith("text_encoder"):
+        return _TEXT
+    return _TO_OUT if name.endswith(".to_out") else _UNET
 
 
 def _name(names: Mapping[str, str], key: str) -> str:
