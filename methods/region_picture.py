@@ -27,7 +27,7 @@ TINT = 0.45
 
 def cover(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """A picture (h, w, 3) scaled and cut in the middle to fill height × width, (height, width, 3)."""
-    pixels = image.detach().to("cpu", torch.float32)[..., :3].movedim(-1, 0)[None]  # (1, 3, h, w)
+    pixels = image.detach().to("cpu", torch.float32).movedim(-1, 0)[None]  # (1, 3, h, w)
     scale = max(height / pixels.shape[-2], width / pixels.shape[-1])
     size = [max(target, round(side * scale)) for target, side in zip((height, width), pixels.shape[-2:], strict=True)]
     scaled = torch.nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)

@@ -12,6 +12,7 @@ from ..host.folders import offer_loras
 from ..host.schema import io, schema, ui
 from ..host.types import VAE
 from ..methods.anagram.score import Readings
+from ..methods.colours import colours_of
 from .anagram.views import AnagramView, lines_of
 from .wires import AnagramScores, AnagramViews
 
@@ -86,7 +87,7 @@ class ConceptsDemoJudge(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, concepts: str = "", views: AnagramView | None = None, vae: VAE | None = None
     ) -> io.NodeOutput:
-        judge = Judge.load()
+        judge, image = Judge.load(), colours_of(image)
         if views is None:
             report = "\n".join(judge.describe(picture) for picture in image)
             return io.NodeOutput(report, None, ui=ui.PreviewText(report))

@@ -9,6 +9,7 @@ import torch
 
 from ..host.schema import io, schema, ui, with_widget
 from ..methods.boxes import bounding_boxes, layout_elements, regions_from
+from ..methods.colours import colours_of
 from ..methods.drawing import parse_drawing
 from ..methods.linked_list import in_order
 from ..methods.region_picture import colour_indices, cover, picture
@@ -170,6 +171,7 @@ class ConceptsRegionEditor(io.ComfyNode):
             raise ValueError("There are no regions yet; drag on the canvas of Region Editor to draw one.")
         listed = every.in_order()
         masks = coverage(listed, height, width)
+        background = None if background is None else colours_of(background[:1])
         under = None if background is None else cover(background[0], height, width)
         shown = picture(listed, masks, _colours(listed, concepts), under)
         return io.NodeOutput(
@@ -189,7 +191,7 @@ class ConceptsRegionEditor(io.ComfyNode):
         """The message of a run to the editor on the node: the canvas's size and the background's file."""
         message: dict[str, list] = {"concepts_canvas": [{"width": width, "height": height}]}
         if background is not None:
-            message["concepts_background"] = ui.PreviewImage(background[:1], cls=cls).as_dict()["images"]
+            message["concepts_background"] = ui.PreviewImage(background, cls=cls).as_dict()["images"]
         return message
 
 

@@ -9,6 +9,7 @@ import comfy.utils
 import torch
 
 from ...methods.choices import check_choice
+from ...methods.colours import colours_of
 from ...methods.erase.edit import Edit
 from ...methods.erase.fingerprint import clip_fingerprint
 from ...methods.erase.records import EditSpec, TrainingResult
@@ -27,14 +28,12 @@ LAST_LOSSES = 10  # whose mean is reported as the loss at the end
 
 
 def latents_of(vae: VAE, pictures: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Pictures (n, h, w, 3) in 0..1 as latents of the canvas.
+    """Pictures (n, h, w, channels) in 0..1 as latents of the canvas.
 
     Raises:
         ValueError: there are none.
     """
-    if not len(pictures):
-        raise ValueError("The batch of pictures is empty; connect at least one picture of the concept, four work well.")
-    scaled = comfy.utils.common_upscale(pictures[..., :3].movedim(-1, 1), width, height, "area", "center")
+    scaled = comfy.utils.common_upscale(colours_of(pictures).movedim(-1, 1), width, height, "area", "center")
     return vae.encode(scaled.movedim(1, -1))
 
 

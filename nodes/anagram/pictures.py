@@ -11,6 +11,7 @@ from ...host.types import VAE, Options
 from ...methods.anagram.film_size import film_size
 from ...methods.anagram.motion import film
 from ...methods.anagram.views import View
+from ...methods.colours import colours_of
 from ..wires import AnagramViews
 from .views import CATEGORY, AnagramView, lines_of
 
@@ -55,6 +56,7 @@ class ConceptsAnagramShowViews(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, views: AnagramView, vae: VAE | None = None) -> io.NodeOutput:
+        image = colours_of(image)
         shown = upright_pictures(image, views_on(image, views.all_at_cells(), vae)).flatten(0, 1).contiguous()
         return io.NodeOutput(shown, ui=ui.PreviewImage(shown, cls=cls))
 
@@ -154,10 +156,11 @@ class ConceptsAnagramAnimate(io.ComfyNode):
         vae: VAE | None = None,
         captions: str = "",
     ) -> io.NodeOutput:
+        image = colours_of(image[:1])
         cell, at_cells = cell_in(image, vae), views.all_at_cells()
         parts = [view.parts for view in views_at(image, at_cells, cell)]
         size = film_size(*image.shape[1:3], cell, largest_side, parts)
-        picture = _resized(image[:1], size.height, size.width)
+        picture = _resized(image, size.height, size.width)
         listed = views_at(picture, at_cells, size.cell)
         pixels = (picture[0] * 255).round().clamp(0, 255).byte().cpu().numpy()
         words = lines_of(captions, len(listed), "captions") if captions.strip() else []

@@ -12,6 +12,7 @@ from ...methods.anagram.balance import ViewScorer
 from ...methods.anagram.combine import AVERAGING, Combination
 from ...methods.anagram.score import Readings
 from ...methods.anagram.sheet import contact_sheet
+from ...methods.colours import colours_of
 from ..wires import AnagramOptions, AnagramScores, AnagramViews
 from .pictures import vae_input
 from .views import CATEGORY, AnagramView, lines_of
@@ -66,6 +67,7 @@ class ConceptsAnagramScore(io.ComfyNode):
         prompts: str,
         vae: VAE | None = None,
     ) -> io.NodeOutput:
+        image = colours_of(image)
         listed = views_on(image, views.all_at_cells(), vae)
         lines = lines_of(prompts, len(listed), "prompts")
         shown = upright_pictures(image, listed)
@@ -180,6 +182,7 @@ class ConceptsAnagramContactSheet(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, views: AnagramView, scores: Readings | None = None, vae: VAE | None = None
     ) -> io.NodeOutput:
+        image = colours_of(image)
         listed = views_on(image, views.all_at_cells(), vae)
         if scores is not None and scores.similarity.shape[:2] != (len(image), len(listed)):
             raise ValueError(

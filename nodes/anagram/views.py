@@ -13,6 +13,7 @@ from ...host.schema import io, schema
 from ...host.types import Conditioning, Options
 from ...methods.anagram.views import COMPONENTS, RESAMPLED, VIEWS, Settings, View, view_named
 from ...methods.anagram.views.from_image import from_image
+from ...methods.colours import check_pictures
 from ...methods.linked_list import in_order
 from ..wires import AnagramViews
 
@@ -241,6 +242,7 @@ class ConceptsAnagramViewFromImage(io.ComfyNode):
         negative: Conditioning | None = None,
         cfg: float = 0.0,
     ) -> io.NodeOutput:
+        check_pictures(image)
         at_cells = cache(partial(from_image, image[0]))
         at_cells(1)  # a map that cannot be read is refused here
         return io.NodeOutput(AnagramView(at_cells, positive, negative, weight, views, cfg))

@@ -15,6 +15,7 @@ from ...host.schema import io, schema, ui
 from ...host.types import VAE, Conditioning, ModelPatcher
 from ...methods.assignment import assigned_concepts
 from ...methods.choices import check_choice
+from ...methods.colours import colours_of
 from ...methods.conduct.points import check_points, parse_points
 from ...methods.conduct.settings import Conduct
 from ...methods.region_picture import cover, picture
@@ -87,7 +88,7 @@ class ConceptsLayoutReference(io.ComfyNode):
         if latent is not None:
             clean = latent["samples"]
         elif image is not None and vae is not None:
-            clean = vae.encode(image[:1, :, :, :3])
+            clean = vae.encode(colours_of(image[:1]))
         else:
             raise ValueError(
                 "The layout reference has no picture; connect a latent, or an image together with its VAE."
@@ -209,6 +210,7 @@ class ConceptsConceptMasks(io.ComfyNode):
         masks = getattr(guider, "masks", None)  # another pack's stand-in for the guider will do
         if masks is None:
             raise ValueError("This guider has no masks; connect a Concept Conductor that has sampled this image.")
+        image = colours_of(image)
         height, width = image.shape[1:3]
         large = torch.nn.functional.interpolate(masks[:, 1:], (height, width), mode="nearest")
         named = guider.concepts or guider.listed
