@@ -61,10 +61,16 @@ def new_output(prefix: str) -> Path:
     """A new file in the host's output folder, numbered as the host numbers its pictures.
 
     Raises:
-        ValueError: the prefix leads out of the output folder.
+        ValueError: the prefix leads out of the output folder, or the system cannot write there.
     """
+    output = folder_paths.get_output_directory()
     try:
-        folder, name, number, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+        folder, name, number, *_ = folder_paths.get_save_image_path(prefix, output)
+    except OSError as error:
+        raise ValueError(
+            f"'{prefix}' cannot be written in {output} ({error.strerror}); name another folder, or let ComfyUI write "
+            "there."
+        ) from error
     except Exception as error:
         raise ValueError(
             f"The file prefix '{prefix}' leads out of the output folder; write a name, or folder/name."

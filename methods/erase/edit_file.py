@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,13 +44,30 @@ def save_edit(edit: Edit, path: Path) -> None:
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file with its header in alphabetical order: equal contents are equal bytes."""
+    """Writes a safetensors file with its header in alphabetical order: equal contents are equal bytes.
+
+    Raises:
+        ValueError: the system cannot write there; no part of a file stays behind.
+    """
     raw = save(dict(tensors), metadata=dict(metadata))
     length = int.from_bytes(raw[:8], "little")
     header = json.dumps(json.loads(raw[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the format asks for tensors on multiples of 8
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+    _write(path, len(header).to_bytes(8, "little") + header + raw[8 + length :])
+
+
+def _write(path: Path, contents: bytes) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(contents)
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}); make room there, or name another folder in filename_prefix."
+        ) from error
 
 
 def load_edit(path: Path) -> Edit:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from comfyui_concepts.host import folders
@@ -175,6 +177,24 @@ def test_only_listed_files_are_loaded(places, name):
 def test_files_stay_in_the_output_folder(demo_model, places):
     with pytest.raises(ValueError, match="leads out of the output folder"):
         erase_files.ConceptsSaveEdit.execute(Edit(), "../../edit")
+
+
+@pytest.mark.parametrize("prefix", ["taken/edit", "taken/deeper/edit", "x" * 300])
+def test_what_cannot_be_written_says_what_the_system_said(places, prefix):
+    """A file where a folder should be, and a name too long for the disk."""
+    (places / "taken").write_text("")
+    before = sorted(places.rglob("*"))
+    with pytest.raises(ValueError, match=r"cannot be written .*(Not a directory|File exists|name too long)"):
+        erase_files.ConceptsSaveEdit.execute(Edit(), prefix)
+    assert sorted(places.rglob("*")) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_says_so_and_leaves_no_half_a_file(tmp_path):
+    (tmp_path / "edit.safetensors.part").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\); make room"):
+        save_edit(Edit(), tmp_path / "edit.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lora_is_saved_where_load_lora_looks(demo_model, places):
