@@ -13,6 +13,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 
+from ...methods.anagram.extents import within_extents
 from ...methods.anagram.overlap import GradientStep
 from ...methods.anagram.prediction import Combine, Predictions, ScoreMemory
 from ...methods.anagram.views import View
@@ -23,7 +24,17 @@ from ..engine.sampling import percent_of, signal_and_noise, step_of
 from ..engine.vae import PIXEL_CHANNELS
 from ..types import BaseModel, Conds, EvaluationArguments, Executor, ModelOptions, ModelPatcher
 from .anti_segregation import AntiSegregator, SamplerUse, anti_segregator_for
-from .views import ViewConds, ViewPrompt, check_latent, frames_of, in_frames, needs_own_frame, predict_views
+from .views import (
+    ViewConds,
+    ViewPrompt,
+    check_latent,
+    extent_of,
+    frames_of,
+    in_canonical_frame,
+    in_frames,
+    needs_own_frame,
+    predict_views,
+)
 
 
 def model_for_views(
@@ -171,6 +182,8 @@ class _Moment:
         """One positive and one negative prediction; without a negative the host expects zeros."""
         model_sampling, highest = self.run.model.model_sampling, float(sigma.max())
         signal, noise = signal_and_noise(model_sampling, highest)
+        extents = [self._extent(view, x, sigma) for view in self.run.views]
+        weights = [view.weight for view in self.run.views]
         cond, uncond = self.run.combine(
             Predictions(
                 x=x,
@@ -178,13 +191,19 @@ class _Moment:
                 sigma=noise,
                 percent=percent_of(model_sampling, highest),
                 step=step_of(self.options.get("transformer_options", {}), highest),
-                positive=tuple(positive),
-                negative=None if negative is None else tuple(negative),
+                positive=tuple(within_extents(positive, extents, weights)),
+                negative=None if negative is None else tuple(within_extents(negative, extents, weights)),
                 cfg=self.cfg,
                 memory=self.run.memory,
             )
         )
         return [cond, torch.zeros_like(cond) if uncond is None else uncond]
+
+    @staticmethod
+    def _extent(view: ViewConds, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor | None:
+        """Where the view acts at this noise level, in the canonical frame; None is everywhere."""
+        where = extent_of(view, view.view.forward(x), sigma)
+        return None if where is None else in_canonical_frame(view.view, where)
 
     def options_for_repeated_calls(self) -> ModelOptions:
         """A copy of the options for patches that evaluate again after guidance, with the conditioning of all views.

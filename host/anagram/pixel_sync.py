@@ -13,7 +13,9 @@ from uuid import UUID
 
 import comfy.samplers
 import torch
+import torch.nn.functional as F
 
+from ...methods.anagram.extents import within_extents
 from ...methods.anagram.prediction import Predictions
 from ...methods.panels import Panel
 from .. import keys
@@ -32,7 +34,7 @@ from ..engine.time_travel import sampler_name
 from ..engine.vae import cell_side, decoded_pictures, encoded_latents
 from ..types import VAE, BaseModel, EvaluationArguments, ModelOptions, ModelPatcher, Sampler
 from .guider import AnagramRun, ViewsGuider
-from .views import ViewConds, ViewPrompt, check_latent, needs_own_frame
+from .views import ViewConds, ViewPrompt, check_latent, extent_of, in_canonical_frame, needs_own_frame
 
 _SEES_ONE_LATENT = (EVALUATION_SLOT, "context_handler", "model_function_wrapper")
 """Options by which other packs may cut up the latents they see."""
@@ -128,7 +130,7 @@ class PixelSyncGuider(ViewsGuider):
         step = step_of(options.get("transformer_options", {}), float(sigma.max()))
         if len(clean) > 1 and step % self.every == 0:
             with keep_model_loaded(self.inner_model, x):
-                clean = self._synchronised(views, clean)
+                clean = self._synchronised(views, clean, sigma)
         return torch.cat(clean)
 
     def panels(self, run: AnagramRun, x0: torch.Tensor, paint: Painter) -> list[Panel]:
@@ -149,12 +151,16 @@ class PixelSyncGuider(ViewsGuider):
         shared = _SharedEvaluation(self.inner_model, views, parts, options)
         return [with_evaluation(options, partial(shared.of_view, number)) for number in range(len(views))]
 
-    def _synchronised(self, views: Sequence[ViewConds], clean: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _synchronised(
+        self, views: Sequence[ViewConds], clean: Sequence[torch.Tensor], sigma: torch.Tensor
+    ) -> list[torch.Tensor]:
         """The clean latents as views of one picture."""
         pictures = [self._decoded(z) for z in clean]
         # what the VAE loses of each latent belongs to its own view, which has no meaning on the others' grid
         residuals = [z - self._encoded(p, z) for z, p in zip(clean, pictures, strict=True)]
-        whole = self.blend(torch.stack([v.view.inverse(p) for v, p in zip(views, pictures, strict=True)]))
+        extents = [_extent(v, z, sigma, p) for v, z, p in zip(views, clean, pictures, strict=True)]
+        upright = [v.view.inverse(p) for v, p in zip(views, pictures, strict=True)]
+        whole = self.blend(torch.stack(within_extents(upright, extents, [1.0] * len(views))))
         return [self._encoded(v.view.forward(whole), z) + r for v, z, r in zip(views, clean, residuals, strict=True)]
 
     def _decoded(self, z: torch.Tensor) -> torch.Tensor:
@@ -163,6 +169,15 @@ class PixelSyncGuider(ViewsGuider):
 
     def _encoded(self, picture: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return self.inner_model.process_latent_in(encoded_latents(self.vae, (picture.movedim(1, -1) + 1) / 2, like))
+
+
+def _extent(view: ViewConds, z: torch.Tensor, sigma: torch.Tensor, picture: torch.Tensor) -> torch.Tensor | None:
+    """Where on the whole picture a view acts, by its own latent; None is everywhere."""
+    where = extent_of(view, z, sigma[: len(z)])
+    if where is None:
+        return None
+    cells = where[:, :1].reshape(len(z), 1, *where.shape[-2:]).float()  # pixel sync takes no films
+    return in_canonical_frame(view.view, F.interpolate(cells, picture.shape[-2:]).expand_as(picture))
 
 
 def _unused(_: Predictions) -> tuple[torch.Tensor, None]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from uuid import UUID
 
+import comfy.samplers
 import node_helpers
 import torch
 
@@ -24,6 +25,10 @@ PROMPT_TYPES = ("positive", "negative")
 
 UPRIGHT_ONLY = ("area", "mask", "control", "gligen", "hooks")
 """Entries of a conditioning that are drawn in the view's upright frame, or that need a model call of their own."""
+
+_BOUNDS = {"area", "mask", "timestep_start", "timestep_end"}
+_STRENGTHS = ("strength", "mask_strength")
+"""What an entry says of where, when, and how much it counts."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,14 @@ class ViewConds:
     """A view with its processed conditionings; ``negative`` is None where the host skips the negative (cfg 1).
 
     ``reference_latent`` is a clean latent, (1 or batch, …), that takes the place of the prediction; nothing is
-    evaluated then.
+    evaluated then. ``weight`` is that of its ``ViewPrompt``.
     """
 
     view: View
     positive: Conds
     negative: Conds | None
     reference_latent: torch.Tensor | None = None
+    weight: float = 1.0
 
 
 def check_latent(latent: torch.Tensor) -> None:
@@ -122,18 +128,46 @@ def conds_of_view(
     """
     latent = prompt.reference_latent
     if latent is None:
-        return ViewConds(prompt.view, positive, negative)
+        return ViewConds(prompt.view, positive, negative, weight=prompt.weight)
     if latent.shape[1:] != noise.shape[1:] or len(latent) not in (1, len(noise)):
         raise ValueError(
             f"The reference's latent is {tuple(latent.shape)} and the picture's is {tuple(noise.shape)}; scale the "
             "reference picture to the canvas before VAE Encode."
         )
-    return ViewConds(prompt.view, positive, negative, model.process_latent_in(latent.to(noise)))
+    return ViewConds(prompt.view, positive, negative, model.process_latent_in(latent.to(noise)), prompt.weight)
 
 
 def needs_own_frame(conds: Conds | None) -> bool:
     """Whether a conditioning holds something that lives in the view's frame (area, mask, ControlNet, …)."""
     return any(entry.get(key) is not None for entry in conds or () for key in UPRIGHT_ONLY)
+
+
+def extent_of(view: ViewConds, turned: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor | None:
+    """Where any of a view's positive entries counts at this noise level, as the host reckons; None is everywhere.
+
+    Args:
+        turned: a latent in the view's frame, (batch, channels, …, height, width).
+
+    Returns:
+        True and false in the view's frame, shaped like ``turned``. All false outside of the entries' sampling percents.
+    """
+    if view.reference_latent is not None or not all(_BOUNDS & entry.keys() for entry in view.positive):
+        return None
+    counts = torch.zeros_like(turned)
+    for entry in view.positive:
+        bounds = {key: entry[key] for key in (*_BOUNDS, *_STRENGTHS) if key in entry}
+        found = comfy.samplers.get_area_and_mult({**bounds, "model_conds": {}, "uuid": entry["uuid"]}, turned, sigma)
+        if found is not None:
+            inside, area = counts, found.area or ()
+            for axis in range(len(area) // 2):
+                inside = inside.narrow(axis + 2, area[axis + len(area) // 2], area[axis])
+            inside += found.mult
+    return counts != 0
+
+
+def in_canonical_frame(view: View, where: torch.Tensor) -> torch.Tensor:
+    """True and false of a view's frame in the canonical one. Views that change signs change none of it."""
+    return view.inverse(where.float()).abs() > 0.5
 
 
 Evaluate = Callable[[list[Conds | None], torch.Tensor, ModelOptions], list[torch.Tensor]]
