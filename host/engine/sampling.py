@@ -1,9 +1,8 @@
-"""Facts about a sampling: where it is at a noise level, and what the host's samplers do, in one table."""
+"""Facts about a sampling: where it is at a noise level, and what the names of the host's samplers say."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import comfy.model_sampling
 import torch
@@ -41,57 +40,14 @@ def step_of(transformer_options: TransformerOptions, sigma: float) -> int:
     return max(int((schedule >= sigma * (1 - 1e-4)).sum()) - 1, 0)
 
 
-@dataclass(frozen=True)
-class SamplerFacts:
-    """The habits of a sampler.
-
-    Attributes:
-        lookahead_calls: evaluations at a noise level before the sampler's latent gets there; at the first level, none.
-        at_eta_1: they are at that level for eta 1 only, in between for others.
-        not_in_flow: for flow models they are in between too.
-        keeps_latent: it goes on with the latent it was given. Others use their own, and an edit is lost.
-        corrects: its lookahead is a second evaluation at the corrected latent, within one run of steps.
-        whole_schedule: it plans over the whole schedule, so single steps make no sense.
-        own_levels: its noise levels are not those of the schedule.
-        measures_error: it adapts its steps to an error that it estimates.
-    """
-
-    lookahead_calls: int = 0
-    at_eta_1: bool = False
-    not_in_flow: bool = False
-    keeps_latent: bool = True
-    corrects: bool = False
-    whole_schedule: bool = False
-    own_levels: bool = False
-    measures_error: bool = False
-
-    def lookahead(self, eta: float, flow: bool) -> int:
-        """The number of lookahead calls at this eta, for a flow model or another.
-
-        The middle of an ancestral step is the next level at eta 1: σ_down is then σ'² / σ, and √(σ σ_down) is σ'. The
-        2S form for flow models has its middle elsewhere.
-        """
-        in_between = (self.at_eta_1 and eta != 1) or (self.not_in_flow and flow)
-        return 0 if in_between else self.lookahead_calls
+def measures_error(name: str) -> bool:
+    """Whether the sampler that the host calls so (``time_travel.sampler_name``) adapts its steps to an error."""
+    return "dpm_adaptive" in name
 
 
-# the first pattern found in the sampler's name counts
-_FACTS: dict[str, SamplerFacts] = {
-    r"dpm_adaptive": SamplerFacts(measures_error=True),
-    r"dpm_fast": SamplerFacts(keeps_latent=False, own_levels=True),
-    r"unipc|uni_pc": SamplerFacts(keeps_latent=False, whole_schedule=True),
-    r"heunpp2": SamplerFacts(lookahead_calls=2, whole_schedule=True),  # by single steps, the first is euler
-    r"sa_solver_pece": SamplerFacts(lookahead_calls=1, corrects=True),
-    r"sa_solver|lcm": SamplerFacts(keeps_latent=False),
-    r"^sample_heun$|exp_heun": SamplerFacts(lookahead_calls=1),
-    r"dpm_2_ancestral|dpmpp_2s_ancestral.*cfg_pp$": SamplerFacts(lookahead_calls=1, at_eta_1=True),
-    r"dpmpp_2s_ancestral": SamplerFacts(lookahead_calls=1, at_eta_1=True, not_in_flow=True),
-}
-
-
-def facts_of(name: str) -> SamplerFacts:
-    """The facts of the sampler that the host calls so (``time_travel.sampler_name``)."""
-    return next((facts for pattern, facts in _FACTS.items() if re.search(pattern, name)), SamplerFacts())
+def plans_whole_schedule(name: str) -> bool:
+    """Whether it plans over the whole schedule, so single steps make no sense. (Heun++ begins as euler.)"""
+    return re.search(r"unipc|uni_pc|heunpp2", name) is not None
 
 
 def guides_by_negative(name: str) -> bool:

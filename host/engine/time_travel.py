@@ -12,9 +12,12 @@ import comfy.samplers
 import torch
 
 from ..types import ModelSampling, Options, Sampler, SamplerCallback
-from .sampling import facts_of, signal_and_noise
+from .sampling import plans_whole_schedule, signal_and_noise
 
 _SEED_OFFSET = 0x9E3779B97F4A7C15
+_OWN_SEED = 0xD1B54A32D192ED03
+"""Keeps the noise added here different from the first noise (the seed), and from what samplers draw: they begin at the
+seed, on newer hosts and a CPU at the one after it."""
 
 SamplerFunction = Callable[..., torch.Tensor]
 """A sampler's function in k-diffusion's form: ``(model, x, sigmas, extra_args, callback, disable, **options)``."""
@@ -37,7 +40,7 @@ def travelling_sampler(sampler: Sampler, start: float, end: float, repeats: int)
             f"Time travel cannot take {type(sampler).__name__} apart into steps; use a sampler from KSamplerSelect."
         )
     name = sampler_name(sampler)
-    if facts_of(name).whole_schedule:
+    if plans_whole_schedule(name):
         raise ValueError(
             f"Time travel takes single steps, and {name.removeprefix('sample_')} plans its steps over the whole "
             "schedule; use heun, dpm_2 or euler."
@@ -94,7 +97,7 @@ class Travel:
         model_sampling = model.inner_model.inner_model.model_sampling
         passes = self.passes(model_sampling, sigmas)
         seed = (extra_args or {}).get("seed") or 0
-        generator = torch.Generator().manual_seed((seed + 1) % 2**63)  # not the seed itself: that made the first noise
+        generator = torch.Generator().manual_seed((seed + _OWN_SEED) % 2**63)
         run = _Runs(self.function, model, sigmas, extra_args or {}, callback, disable, options)
         step = 0
         while step < len(passes):

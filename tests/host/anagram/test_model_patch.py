@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import comfy.controlnet
+import comfy.k_diffusion.sampling
 import comfy.nested_tensor
 import comfy.sample
 import comfy.sampler_helpers
@@ -19,6 +20,7 @@ from comfyui_concepts.host.anagram.guidance import check_view
 from comfyui_concepts.host.anagram.guider import ViewsGuider
 from comfyui_concepts.host.anagram.model_patch import with_views
 from comfyui_concepts.host.anagram.views import ViewPrompt, own_controls
+from comfyui_concepts.host.engine import time_travel
 from comfyui_concepts.host.engine.time_travel import renoised_latent, travelling_sampler
 from comfyui_concepts.methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, combiner
 from comfyui_concepts.methods.anagram.overlap import GradientStep, descent, segregation
@@ -384,16 +386,42 @@ def test_churn_is_shared_out_among_the_steps_of_the_whole_schedule(tiny_models):
     assert hats == pytest.approx([1.2] * len(hats))  # 2.0 over 10 steps
 
 
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2s_ancestral", "lcm"])
+@pytest.mark.parametrize("begins", [0, 1])
+def test_the_noise_of_going_back_up_is_nobody_elses(tiny_models, drawn, monkeypatch, begins, sampler):
+    """Newer hosts begin the noise of a sampler at the seed after the run's own on a CPU."""
+    watched, added = comfy.k_diffusion.sampling.default_noise_sampler, []
+
+    def noting(x, noise, *levels):
+        added.append(noise)
+        return renoised_latent(x, noise, *levels)
+
+    monkeypatch.setattr(
+        comfy.k_diffusion.sampling, "default_noise_sampler", lambda x, seed: watched(x, seed=seed + begins)
+    )
+    monkeypatch.setattr(time_travel, "renoised_latent", noting)
+    _plain(tiny_models["EPS"], travelling_sampler(comfy.samplers.sampler_object(sampler), 0.2, 0.8, 2))
+    first = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    assert len(added) > 3
+    everyone = torch.stack([first, *added, *drawn[begins == 0 :]])  # older hosts' own first draw is the first noise
+    flat = torch.nn.functional.normalize(everyone.flatten(1), dim=1)
+    assert (flat @ flat.T - torch.eye(len(flat))).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0])
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
-def test_going_back_up_restores_the_level_of_signal_and_noise(tiny_models, kind):
-    sampling = tiny_models[kind].get_model_object("model_sampling")
+def test_going_back_up_restores_the_level_of_signal_and_noise(new_model, kind, scale):
+    """Also of flow models whose noise has another scale than one, as newer hosts have."""
+    sampling = new_model(kind).get_model_object("model_sampling")
+    sampling.noise_scale = scale
     low, high = (float(sampling.percent_to_sigma(p)) for p in (0.6, 0.4))
     x0, before, fresh = (torch.randn(1, 4, 256, 256, generator=torch.Generator().manual_seed(i)) for i in range(3))
-    a, s = (1 - low, low) if kind == "FLOW" else (1.0, low)
+    scale = scale if kind == "FLOW" else 1.0
+    a, s = (1 - low, low * scale) if kind == "FLOW" else (1.0, low)
     up = renoised_latent(a * x0 + s * before, fresh, sampling, low, high)
     a_high = 1 - high if kind == "FLOW" else 1.0
     assert (up * x0).mean() / x0.square().mean() == pytest.approx(a_high, abs=0.02)
-    assert (up - a_high * x0).std() == pytest.approx(high, rel=0.02)
+    assert (up - a_high * x0).std() == pytest.approx(high * scale, rel=0.02)
 
 
 def test_a_packed_pair_or_a_sound_is_refused(tiny_models):
