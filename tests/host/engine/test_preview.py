@@ -101,12 +101,44 @@ def test_latents_without_colours_leave_the_callback_alone(demo_model, monkeypatc
     assert with_previews(None, model, lambda x0, paint: []) is None
 
 
-@pytest.mark.parametrize(("name", "channels", "side"), [("SD15", 4, 4), ("Flux", 16, 4), ("Flux2", 128, 8)])
-def test_latents_of_each_format_are_painted_without_the_hosts_previews(new_model, name, channels, side):
-    """Flux 2 packs four positions of the picture into one of its latent."""
-    model = new_model()
-    model.add_object_patch("latent_format", getattr(comfy.latent_formats, name)())
-    assert painter(model)(torch.randn(2, channels, 4, 4)).shape == (side, side, 3)
+FORMATS = [kind for kind in vars(comfy.latent_formats).values() if hasattr(kind, "latent_channels")]
+PACKED = {"Flux2": 8}
+"""Formats whose latents pack positions of the picture, and the side of a picture for a latent of 4 × 4."""
+
+
+def test_latents_of_every_format_are_painted_without_the_hosts_previews(new_model):
+    model, painted = new_model(), []
+    for kind in FORMATS:
+        model.add_object_patch("latent_format", form := kind())
+        if form.latent_rgb_factors is not None and form.latent_dimensions > 1:
+            length = (1,) * (form.latent_dimensions - 2)
+            side = PACKED.get(kind.__name__, 4)
+            shape = painter(model)(torch.randn(2, form.latent_channels, *length, 4, 4)).shape
+            assert shape == (side, side, 3), kind.__name__
+            painted.append(kind.__name__)
+    assert {"SD15", "Flux", "Flux2", "Wan21", "ChromaRadiance"} <= set(painted)
+
+
+class Packed(comfy.latent_formats.SD15):
+    """Four positions of a grey picture in the four channels of a latent."""
+
+    def __init__(self):
+        super().__init__()
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = [[0.3, 0.3, 0.3]], None
+        self.latent_rgb_factors_reshape = lambda latent: torch.nn.functional.pixel_shuffle(latent, 2)
+
+
+@pytest.mark.parametrize("guider_type", [ViewsGuider, ConductGuider, ComposeGuider])
+def test_every_guider_shows_latents_that_pack_positions(demo_model, seen, guider_type):
+    model = demo_model[0].clone()
+    model.add_object_patch("latent_format", Packed())
+    packed, callback = (model, *demo_model[1:]), lambda *_: None
+    if guider_type is ViewsGuider:
+        _sample(packed, callback=callback, steps=1)
+    else:
+        settings = Conduct(refine_end=0) if guider_type is ConductGuider else Compose(enhancement=0)
+        _several(packed, guider_type, settings, steps=1)[1](callback)
+    assert len(seen) == 1
 
 
 def test_panels_of_any_sizes_are_shown(seen):
@@ -114,7 +146,7 @@ def test_panels_of_any_sizes_are_shown(seen):
     assert seen[0][2][1].size == (2 * SIDE + 4, SIDE + 16)
 
 
-def _several(demo_model, guider_type, settings, *layout, regions=True):
+def _several(demo_model, guider_type, settings, *layout, regions=True, steps=4):
     """A guider of a lion on the left and a robot on the right, and ``run(callback)``, which samples with it."""
     model, clip, _ = demo_model
     prompt = "on the left a cat and on the right a dog, yellow background"
@@ -134,7 +166,7 @@ def _several(demo_model, guider_type, settings, *layout, regions=True):
         guider = guider_type(model, base, concepts, covered, settings, *layout)
     latent = torch.zeros(1, 4, 16, 16)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
     sampler = comfy.samplers.sampler_object("euler")
 
     def run(callback=None):
