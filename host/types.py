@@ -134,6 +134,8 @@ class ModelPatcher(Protocol):
     """What patched weights were before, by key, while the model is loaded."""
     hook_backup: dict[str, Any]
     """The same of weights that hooks patch."""
+    injections: dict[str, list[Any]]
+    """What other nodes put into the model while it is loaded."""
 
     def clone(self) -> ModelPatcher: ...
     def get_model_object(self, name: str) -> Any: ...

@@ -88,9 +88,17 @@ def _layer(model: ModelPatcher, key: str) -> torch.nn.Linear:
 
 
 def low_precision(model: ModelPatcher, keys: Iterable[str]) -> bool:
-    """Whether any of these weights is stored so coarsely (fp8, quantised) that a patch would be rounded away."""
+    """Whether any of these weights acts in so coarse a form (fp8, quantised) that a patch would be rounded away."""
     state = model.model_state_dict()
-    return any(not _plain(state[key], _layer(model, key)) or state[key].dtype not in _HALF for key in keys)
+    return any(
+        not _plain(state[key], _layer(model, key)) or _acting_dtype(model, key, state[key]) not in _HALF for key in keys
+    )
+
+
+def _acting_dtype(model: ModelPatcher, key: str, weight: torch.Tensor) -> torch.dtype:
+    """The dtype a weight is used in. Newer hosts keep it as the file has it and cast it, patched, on its way in."""
+    name = key.rsplit(".", 1)[1]
+    return getattr(_layer(model, key), f"{name}_comfy_model_dtype", None) or weight.dtype
 
 
 def _plain(weight: torch.Tensor, layer: torch.nn.Module) -> bool:
@@ -105,11 +113,17 @@ def _plain(weight: torch.Tensor, layer: torch.nn.Module) -> bool:
 
 
 def effective_weights(model: ModelPatcher, keys: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each key with its weight in float32, (out, in), with all patches of the MODEL. Nothing of the model changes."""
+    """Each key with its weight in float32, (out, in), with all patches of the MODEL. Nothing of the model changes.
+
+    What another node puts around a layer, such as Load LoRA (Bypass), counts too.
+    """
+    if model.injections:
+        comfy.model_management.load_models_gpu([model])  # only then is it in place
     for key in keys:
         comfy.model_management.throw_exception_if_processing_interrupted()
         weight, convert = _unpatched(model, key)
-        if not _plain(weight, _layer(model, key)):
+        beside = bool(model.injections) and "forward" in vars(_layer(model, key))
+        if beside or not _plain(weight, _layer(model, key)):
             yield key, probed_weight(model, key)
             continue
         converted = weight.to(torch.float32, copy=True)
@@ -130,7 +144,8 @@ def _unpatched(model: ModelPatcher, key: str) -> tuple[torch.Tensor, Callable[..
 
 
 def probed_weight(model: ModelPatcher, key: str) -> torch.Tensor:
-    """A weight that only its layer can read (GGUF, other quantisations): the layer's outputs for the unit vectors."""
+    """A weight that only its layer can read (GGUF, other quantisations, a LoRA beside it): its outputs for the unit
+    vectors."""
     comfy.model_management.load_models_gpu([model])
     layer = _layer(model, key)
     one = torch.eye(layer.in_features, device=model.load_device)

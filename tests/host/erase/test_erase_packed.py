@@ -7,7 +7,9 @@ import logging
 
 import comfy.model_management
 import comfy.ops
+import comfy.patcher_extension
 import comfy.quant_ops
+import comfy.sd
 import comfy.utils
 import pytest
 import torch
@@ -138,6 +140,80 @@ def test_an_edit_solved_under_a_patch_reads_the_patched_weight(packed_model):
     ((_, read),) = erase_weights.effective_weights(patched, [key])
     wanted = weights[key] + lora
     assert (read - wanted).norm() <= (1e-6 if isinstance(_layer(model, key), Packed) else 0.05) * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "coarse"), [(torch.float8_e4m3fn, True), (torch.float8_e5m2, True), (torch.float16, False)], ids=str
+)
+def test_weights_that_are_made_coarse_on_their_way_in_are_coarse(new_model, dtype, coarse, caplog):
+    """Newer hosts keep a weight as the file has it, note its dtype beside it, and cast it each time, patched."""
+    model, edit = new_model(), an_edit()
+    keys = erase_weights.text_keys(model, KEYS_AND_VALUES)
+    for key in keys:
+        _layer(model, key).weight_comfy_model_dtype = dtype
+    assert erase_weights.low_precision(model, keys) == coarse
+    assert bool(apply_edit(model, edit, 1.0, AUTOMATIC).patches) != coarse
+    apply_edit(model, Edit(layers={keys[0]: edit.text}), 1.0, WEIGHTS)
+    assert ("fp8 or quantised" in caplog.text) == coarse
+
+
+@pytest.mark.parametrize("kind", sorted(getattr(comfy.quant_ops, "QUANT_ALGOS", {})))
+def test_every_quantised_form_of_the_host_is_coarse(new_model, kind):
+    layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    model = new_model()
+    key = erase_weights.text_keys(model, KEYS_AND_VALUES)[0]
+    place, name = key.rsplit(".", 1)[0].rsplit(".", 1)
+    made = comfy.ops.mixed_precision_ops({"layer": {"format": kind}}, torch.float32).Linear(32, 32, bias=False)
+    try:
+        packed = comfy.quant_ops.QuantizedTensor.from_float(_layer(model, key).weight.detach().bfloat16(), layout)
+    except (RuntimeError, NotImplementedError, ValueError, AssertionError, ImportError) as error:
+        pytest.skip(f"this form cannot be made here: {error}")
+    made.quant_format, made.layout_type = kind, layout
+    made.weight = torch.nn.Parameter(packed, requires_grad=False)
+    setattr(comfy.utils.get_attr(model.model, place), name, made)
+    assert erase_weights.low_precision(model, [key])
+
+
+def _injected(model, key, lora):
+    """As Load LoRA (Bypass) of newer hosts does it: the layer's forward is replaced while the model is loaded."""
+    layer, plain = _layer(model, key), []
+
+    def inject(_):
+        plain.append(layer.forward)
+        layer.forward = lambda x: plain[0](x) + x @ lora.matrix().T
+
+    def eject(_):
+        layer.forward = plain.pop()
+        del layer.forward
+
+    patched = model.clone()
+    patched.set_injections("beside", [comfy.patcher_extension.PatcherInjection(inject, eject)])
+    return patched
+
+
+def _bypassed(model, key, lora):
+    load = getattr(comfy.sd, "load_bypass_lora_for_models", None)
+    if load is None:
+        pytest.skip("this host has no Load LoRA (Bypass)")
+    name = key.removesuffix(".weight")
+    file = {f"{name}.lora_up.weight": lora.up, f"{name}.lora_down.weight": lora.down}
+    return load(model, None, file, 1.0, 0.0)[0]
+
+
+@pytest.mark.parametrize("beside", [_injected, _bypassed])
+def test_a_lora_beside_a_layer_is_erased_with_it(new_model, beside):
+    model, edit = new_model(), an_edit()
+    first, *others = erase_weights.text_keys(model, KEYS_AND_VALUES)
+    weight = _layer(model, first).weight.detach().clone()
+    g = torch.Generator().manual_seed(9)
+    lora = LowRank(torch.randn(len(weight), 2, generator=g) * 0.3, torch.randn(2, 32, generator=g) * 0.3)
+    plain, found = erase_weights.weight_deltas(model, edit), beside(model, first, lora)
+    found = erase_weights.weight_deltas(found, edit)
+    wanted = (weight + lora.matrix()) @ edit.text.matrix()
+    torch.testing.assert_close(found[first].matrix(), wanted, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(found[key].up, plain[key].up) for key in others)
+    comfy.model_management.load_models_gpu([model])
+    assert torch.equal(_layer(model, first).weight, weight)
 
 
 def test_automatic_leaves_packed_weights_alone(packed_model):
