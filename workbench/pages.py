@@ -8,7 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
-CACHE = Path(os.environ.get("CONCEPTS_CACHE", Path.home() / ".cache" / "comfyui-concepts"))
+from .cache import CACHE
+
 PACKAGE = "comfyui-frontend-package"
 
 
