@@ -33,7 +33,7 @@ def with_views(
     patched = model_for_views(model, prompts, gradient_step).clone()
     positive, negative = _joined_prompts(prompts)
     kinds = comfy.patcher_extension.WrappersMP
-    patch = _ViewsPatch(patched, tuple(prompts), combine, gradient_step)
+    patch = _ViewsPatch(tuple(prompts), combine, gradient_step)
     patched.add_wrapper_with_key(kinds.PREDICT_NOISE, keys.VIEWS, patch.predict)
     patched.add_wrapper_with_key(kinds.PREPARE_SAMPLING, keys.VIEWS, asking_for_room(row_factor(prompts)))
     patched.add_wrapper_with_key(kinds.SAMPLER_SAMPLE, keys.VIEWS, patch.sample)
@@ -67,10 +67,9 @@ class _ViewsPatch:
     """The wrappers around a sampling and around each of its predictions.
 
     It keeps nothing of a sampling: the conditionings are in the host's guider, and the run is in the options of that
-    sampling.
+    sampling. It does not keep the model that keeps it either: the host takes a model for leaked that goes in a circle.
     """
 
-    patched: ModelPatcher
     prompts: tuple[ViewPrompt, ...]
     combine: Combine
     gradient_step: GradientStep | None
@@ -90,7 +89,7 @@ class _ViewsPatch:
     ) -> torch.Tensor:
         """A whole sampling, with a run in its options."""
         use = (executor.class_obj, sigmas, denoise_mask)
-        self._check_views(noise)  # before the size of a reference, which says nothing about a packed latent
+        self._check_views(guider, noise)  # before the size of a reference, which says nothing about a packed latent
         views = _views_of(guider, self.prompts, noise)
         run = begin_run(guider.inner_model, self.prompts, views, self.combine, self.gradient_step, use)
         options = {**extra_args["model_options"], keys.ANAGRAM_RUN: run}
@@ -108,7 +107,7 @@ class _ViewsPatch:
         """One prediction, of all views. Outside of a sampling it makes its own run, without a gradient step."""
         guider: Guider = executor.class_obj
         options = model_options or {}
-        self._check_views(x)
+        self._check_views(guider, x)
         check_own_cfg(self.prompts, guider.cfg, options)
         run: AnagramRun | None = options.get(keys.ANAGRAM_RUN)
         if run is None:
@@ -116,9 +115,9 @@ class _ViewsPatch:
         x = run.edited_latent(x, timestep, options)
         return executor(x, timestep, run.guided_options(guider.cfg, options), seed)
 
-    def _check_views(self, x: torch.Tensor) -> None:
+    def _check_views(self, guider: Guider, x: torch.Tensor) -> None:
         for prompt in self.prompts:
-            check_view(prompt.view, self.patched, x)
+            check_view(prompt.view, guider.model_patcher, x)
 
 
 def _views_of(guider: Guider, prompts: Sequence[ViewPrompt], noise: torch.Tensor) -> list[ViewConds]:

@@ -136,7 +136,10 @@ def _joined_calls(calls: list[torch.Tensor]) -> torch.Tensor:
 
 
 class _Exit(BaseException):
-    """Ends a model call early. Not an ``Exception``, because no other code may catch it."""
+    """Ends a model call early. Not an ``Exception``, because no other code may catch it.
+
+    A new one each time: its traceback holds the frames of the whole sampling, and goes with it.
+    """
 
 
 @contextlib.contextmanager
@@ -148,7 +151,7 @@ def capture(unet: UNetModel, sites: Collection[Site], *, stop: bool = False) -> 
     Args:
         stop: leaves the body as soon as the last of the sites has run. The code after the model call does not run.
     """
-    seen, stopping = Captured(), _Exit()
+    seen = Captured()
     missing = set(sites)
 
     def watch(site: Site, table: dict[Site, list[torch.Tensor]], last: bool) -> Callable[..., None]:
@@ -157,7 +160,7 @@ def capture(unet: UNetModel, sites: Collection[Site], *, stop: bool = False) -> 
             if last:
                 missing.discard(site)
                 if stop and not missing:
-                    raise stopping
+                    raise _Exit(seen)
 
         return hook
 
@@ -173,7 +176,7 @@ def capture(unet: UNetModel, sites: Collection[Site], *, stop: bool = False) -> 
         try:
             yield seen
         except _Exit as reason:
-            if reason is not stopping:
+            if reason.args[0] is not seen:
                 raise
 
 

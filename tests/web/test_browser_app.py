@@ -28,11 +28,17 @@ def _boxes(page):
     return {one["label"]: one["boxes"] for one in json.loads(page.js(REGIONS))["regions"]}
 
 
+@pytest.fixture(scope="module")
+def as_before(loaded):
+    """After the apps the page is loaded anew, for an app may switch the new renderer on."""
+    yield
+    loaded.load()
+
+
 @pytest.fixture
-def app(page):
-    """The page as it is when an app is opened; afterwards as before, for an app may switch the new renderer on."""
-    yield page
-    page.load()
+def app(as_before, page):
+    """The page as it is when an app is opened."""
+    return page
 
 
 def test_the_app_is_the_graph_that_it_says(app):

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.area("help"), pytest.mark.one_renderer]
 TRANSLATED = json.loads((ROOT / "tests" / "nodes" / "translated.json").read_text())
+WHEN = {"zh": "用途。", "ja": "使いどころ。"}
 SELECTED = """app.graph.clear();
 const node = LiteGraph.createNode(arguments[0]);
 node.pos = [500, 420];
@@ -37,17 +39,6 @@ def _locale(language: str) -> dict:
     return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text())
 
 
-@pytest.fixture
-def speaking(loaded, bare_errors):
-    """``speaking(language)``: the page, loaded in that language; in English again afterwards."""
-    yield lambda language: loaded.load(Comfy__Locale=language)
-    try:
-        assert {error for error in loaded.errors() if ".md" not in error} <= bare_errors(loaded.version)
-    finally:
-        loaded.load()
-        loaded.errors()
-
-
 def _help(page, until, node: str, title: str) -> str:
     """The text of a node's help in the page's panel, once it is the one with that title and its pictures are there."""
     page.js(SELECTED, node)
@@ -57,40 +48,6 @@ def _help(page, until, node: str, title: str) -> str:
     return text
 
 
-@pytest.mark.area("help")
-@pytest.mark.one_renderer
-@pytest.mark.parametrize(("language", "when"), [("zh", "用途。"), ("ja", "使いどころ。")])
-def test_the_help_panel_is_in_the_pages_language(speaking, until, language, when):
-    page = speaking(language)
-    title = _locale(language)["ConceptsAnagramView"]["display_name"]
-    text = _help(page, until, "ConceptsAnagramView", title)
-    assert when in text
-    assert "When." not in text
-    page.shot(f"help-{language}")
-
-
-@pytest.mark.area("help")
-@pytest.mark.own_page
-@pytest.mark.one_renderer
-@pytest.mark.parametrize("language", ["zh", "ja"])
-def test_every_translated_page_is_laid_out(speaking, until, language):
-    """No mark of emphasis, table or code is left in what a person reads: these scripts put marks next to letters."""
-    page = speaking(language)
-    for node in TRANSLATED:
-        text = _help(page, until, node, _locale(language)[node]["display_name"])
-        assert not [mark for mark in ("**", "`", "|---", "![") if mark in text], node
-
-
-@pytest.mark.area("help")
-@pytest.mark.one_renderer
-def test_a_reader_of_traditional_chinese_finds_chinese_names(speaking):
-    page = speaking("zh-TW")
-    title = page.js("return LiteGraph.createNode('ConceptsRegionEditor').title")
-    assert title == _locale("zh")["ConceptsRegionEditor"]["display_name"]
-
-
-@pytest.mark.area("help")
-@pytest.mark.one_renderer
 def test_the_english_file_changes_nothing(page, object_info):
     """The page reads it like any language; a text with its own syntax would come out different, or not at all."""
     english = _locale("en")
@@ -100,3 +57,45 @@ def test_the_english_file_changes_nothing(page, object_info):
         assert (shown[node]["title"], shown[node]["described"]) == (said["display_name"], said["description"])
         assert not [names for names in shown[node]["inputs"] if names[0] != names[1]]
         assert [label for _, label in shown[node]["outputs"]] == said["output_name"]
+
+
+@pytest.fixture(scope="module")
+def language(request):
+    """One after another, so that the page is loaded once in each."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def speaking(loaded, bare_errors, language):
+    """The page in that language; in English again afterwards."""
+    yield loaded.load(Comfy__Locale=language)
+    errors = {error for error in loaded.errors() if ".md" not in error}
+    loaded.load()
+    loaded.errors()
+    assert errors <= bare_errors(loaded.version)
+
+
+@pytest.mark.parametrize("language", [*WHEN, "zh-TW"], indirect=True)
+def test_nodes_have_their_names_in_the_pages_language(speaking, language):
+    """A reader of traditional Chinese finds the simplified names."""
+    title = speaking.js("const n = LiteGraph.createNode('ConceptsRegionEditor'); app.graph.add(n); return n.title")
+    speaking.shot(f"language-{language}")
+    assert title == _locale(language[:2])["ConceptsRegionEditor"]["display_name"]
+
+
+@pytest.mark.parametrize("language", WHEN, indirect=True)
+def test_the_help_panel_is_in_the_pages_language(speaking, until, language):
+    title = _locale(language)["ConceptsAnagramView"]["display_name"]
+    text = _help(speaking, until, "ConceptsAnagramView", title)
+    assert WHEN[language] in text
+    assert "When." not in text
+    speaking.shot(f"help-{language}")
+
+
+@pytest.mark.own_page
+@pytest.mark.parametrize("language", WHEN, indirect=True)
+def test_every_translated_page_is_laid_out(speaking, until, language):
+    """No mark of emphasis, table or code is left in what a person reads: these scripts put marks next to letters."""
+    for node in TRANSLATED:
+        text = _help(speaking, until, node, _locale(language)[node]["display_name"])
+        assert not [mark for mark in ("**", "`", "|---", "![") if mark in text], node
