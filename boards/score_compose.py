@@ -31,6 +31,7 @@ COMPOSERS: dict[str, Compose] = {
     "composer, no gradient": dataclasses.replace(WHOLE_LORA, enhancement=0.0),
     "composer, no fill loss": dataclasses.replace(WHOLE_LORA, weights=LossWeights(fill=0.0)),
     "composer, no region loss": dataclasses.replace(WHOLE_LORA, weights=LossWeights(region=0.0)),
+    "composer, losses summed over words": dataclasses.replace(WHOLE_LORA, weights=LossWeights(words="sum")),
     "composer, reference stop": dataclasses.replace(WHOLE_LORA, stop="rise"),
 }
 AUTOMATIC = "composer automatic"

@@ -164,6 +164,7 @@ class CLIP(Protocol):
     cond_stage_model: TextEncoder
     patcher: ModelPatcher
     layer_idx: int | None
+    tokenizer: Any
 
     def clone(self) -> CLIP: ...
     def tokenize(self, text: str, **options: object) -> Tokens: ...

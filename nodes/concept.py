@@ -58,6 +58,7 @@ class ConceptsConcept(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     default="",
+                    dynamic_prompts=True,
                     tooltip="The prompt for this concept's own model. For Concept Conductor, the whole scene with this "
                     "concept in every place: 'on the left a lion and on the right a lion, yellow background'.",
                 ),
@@ -71,6 +72,7 @@ class ConceptsConcept(io.ComfyNode):
                     "negative",
                     multiline=True,
                     default="",
+                    dynamic_prompts=True,
                     tooltip="What this concept must not look like. Start empty.",
                 ),
                 Concepts.Input("concepts", optional=True, tooltip="The concepts so far; leave empty for the first."),

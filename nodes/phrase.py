@@ -21,7 +21,7 @@ class ConceptsEncodePhrase(io.ComfyNode):
             search_aliases=["clip text encode", "prompt", "token"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder."),
-                io.String.Input("text", multiline=True, default="", tooltip="The prompt."),
+                io.String.Input("text", multiline=True, default="", dynamic_prompts=True, tooltip="The prompt."),
                 io.String.Input(
                     "phrase",
                     default="",

@@ -19,7 +19,7 @@ from ..engine.guider import RunGuider, Sampling
 from ..engine.latent_edits import EditSchedule, edit_schedule_for
 from ..engine.preview import Painter
 from ..engine.sampling import percent_of
-from ..lora.concept import Concept
+from ..lora.concept import Concept, check_concept_prompts
 from ..types import ModelOptions, ModelPatcher
 from .enhancement import Enhancer, NoiseArranger
 from .injection import Injection, injection_for
@@ -85,6 +85,7 @@ class ComposeGuider(RunGuider[ComposerRun]):
         differentiates = bool(active) and settings.enhancement > 0
         super().__init__(plain_patcher(model) if differentiates else model, base.cfg, keys.COMPOSER)
         check_base_prompts(base.positive, base.negative)
+        check_concept_prompts(concepts[n] for n in active)
         self.inner_set_conds({"positive": base.positive, "negative": base.negative})
         self.concepts, self.active = [concepts[n] for n in active], active
         self.settings, self.soft, self.coverage_at = settings, soft, coverage_at

@@ -16,6 +16,7 @@ from ..engine.attention import CROSS, Site, find_sites, unet_of
 from ..engine.attention_patches import Attend, override_attention
 from ..engine.model_call import conditioning_rows
 from ..engine.sampling import percent_of
+from ..text.tokens import context_length, every_copy
 from ..types import BaseModel, Conds, Executor, ModelOptions, ModelPatcher, TransformerOptions
 
 
@@ -93,7 +94,7 @@ def objects_by_entry(conds: Sequence[Conds | None]) -> dict[UUID, ObjectPosition
             name = entry.get("prompt_type", entry.get(keys.PROMPT_TYPE))
             negative = "negative" in name if name else len(conds) == 2 and number == 1
             if not negative and keys.OBJECT_POSITIONS in entry and len(entry[keys.OBJECT_POSITIONS].objects) > 1:
-                found[entry["uuid"]] = entry[keys.OBJECT_POSITIONS]
+                found[entry["uuid"]] = entry[keys.OBJECT_POSITIONS]._replace(length=context_length(entry))
     return found
 
 
@@ -122,8 +123,9 @@ class Suppressor:
     ) -> torch.Tensor:
         """(rows, tokens, heads · channels)."""
         height, width = options["activations_shape"][-2:]
+        objects = [every_copy(columns, positions.length, k.shape[1]) for columns in positions.objects]
         q, k, v = (t.unflatten(-1, (options["n_heads"], -1)).transpose(1, 2) for t in (q, k, v))
-        objects, grid = positions.objects, (height, width)
+        grid = height, width
         change = suppression(q, k, v, objects, grid, self.strength, renormalise=self.renormalise)
         change = change.transpose(1, 2).flatten(-2)
         base_weight = options.get(keys.BASE_WEIGHT)

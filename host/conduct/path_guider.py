@@ -17,7 +17,7 @@ from ..engine.guider import RunGuider, Sampling
 from ..engine.model_call import with_evaluation
 from ..engine.preview import Painter
 from ..lora.branches import prepared
-from ..lora.concept import Concept, check_layers
+from ..lora.concept import Concept, check_concept_prompts, check_layers
 from ..lora.factors import unet_factors
 from ..types import Conditioning, Conds, EvaluationArguments, ModelOptions, ModelPatcher, Options
 from .paths import ConceptPath, Paths
@@ -62,6 +62,7 @@ class PathGuider(RunGuider[PathRun]):
     ) -> None:
         super().__init__(model, base.cfg, keys.PATHS, 1 + len(concepts))
         check_base_prompts(base.positive, base.negative)
+        check_concept_prompts(concepts)
         if concepts:
             check_layers(concepts, unet_of(model.model))
         self.concepts, self.masks_for = tuple(concepts), masks_for

@@ -32,10 +32,17 @@ def check_base_prompts(positive: Conditioning, negative: Conditioning) -> None:
     for name, conds in (("positive", positive), ("negative", negative)):
         if not conds:
             raise ValueError(f"The {name} prompt is empty; connect a CLIP Text Encode (its text may be empty).")
-        for _, values in conds:
-            for key, what in _NOT_IN_ONE_CALL.items():
-                if values.get(key) is not None:
-                    raise ValueError(
-                        f"The {name} prompt has {what}, which would split the one model call of all concepts; use the "
-                        "regions of the concepts to say where things are."
-                    )
+        if what := needs_own_call(conds):
+            raise ValueError(
+                f"The {name} prompt has {what}, which would split the one model call of all concepts; use the regions "
+                "of the concepts to say where things are."
+            )
+
+
+def needs_own_call(conditioning: Conditioning) -> str | None:
+    """What the entries carry that the host evaluates in a model call of its own, in words; None if nothing."""
+    for _, values in conditioning:
+        for key, what in _NOT_IN_ONE_CALL.items():
+            if values.get(key) is not None:
+                return what
+    return None

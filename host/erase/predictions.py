@@ -21,15 +21,20 @@ def conditioning(prompt: EncodedPrompts) -> Conditioning:
 
 
 def prompts_of(clip: CLIP, texts: Sequence[str]) -> EncodedPrompts:
-    """Texts encoded by the host, one per row, as ordinary tensors.
+    """Texts encoded by the host, one per row, as ordinary tensors. Brackets are part of the words.
 
     Raises:
-        ValueError: a text is longer than one section of the encoder.
+        ValueError: a text is longer than one section of the encoder, or the CLIP has a schedule.
     """
-    conditionings = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
+    conditionings = [clip.encode_from_tokens_scheduled(clip.tokenize(text, disable_weights=True)) for text in texts]
     tokens = conditionings[0][0][0].shape[1]
     for text, entries in zip(texts, conditionings, strict=True):
-        if len(entries) != 1 or entries[0][0].shape[1] != tokens:
+        if len(entries) != 1:
+            raise ValueError(
+                "The CLIP has a schedule (Set CLIP Hooks), and a training has one text encoder throughout; connect the "
+                "checkpoint's CLIP."
+            )
+        if entries[0][0].shape[1] != tokens:
             raise ValueError(f"The prompt '{text}' is longer than one section of the text encoder; shorten it.")
     with torch.inference_mode(False):
         rows = [(entries[0][0].clone(), entries[0][1].get("pooled_output")) for entries in conditionings]

@@ -10,6 +10,7 @@ from ...methods.erase.probe import ProbeFinding, attack, phrase_tokens
 from ...methods.erase.regenerate import map_of
 from ...methods.erase.spec import check_erased, erased_of
 from ..text.tokens import PromptEncoder
+from ..text.words import without_weights
 from ..types import CLIP, ModelPatcher
 from .weights import check_edit_width, sampled_keys, text_keys, weight_energy
 
@@ -48,7 +49,7 @@ def probe(model: ModelPatcher, clip: CLIP, edit: Edit, others: Sequence[str] = O
     T = map_of(edit.text, len(Q))
     findings = []
     for erased in entries:
-        elsewhere = erased._replace(templates=tuple(others))
+        elsewhere = erased._replace(templates=tuple(map(without_weights, others)))
         check_erased(elsewhere)
         solved, other = phrase_tokens(encode, erased), phrase_tokens(encode, elsewhere)
         findings.append(attack(erased.concept, T, Q, solved, other))

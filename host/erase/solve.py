@@ -19,6 +19,7 @@ from ...methods.erase.solvers import SOLVERS, solve
 from ...methods.erase.spec import Erased, Preserved, checked_lists
 from ...methods.erase.truncate import AUTOMATIC, shortened_solution
 from ..text.tokens import PromptEncoder
+from ..text.words import without_weights
 from ..types import CLIP, ModelPatcher
 from .weights import base_fingerprint, check_clip_width, sampled_keys, text_keys, weight_energy
 
@@ -44,6 +45,14 @@ class SolveRequest:
     rank: int = AUTOMATIC
 
 
+def lists_without_weights(erased: Erased | None, preserved: Preserved | None) -> tuple[Erased | None, Preserved | None]:
+    """Both lists with the words that the host reads in them: pasted prompts may hold weights and escaped brackets."""
+    return (
+        None if erased is None else erased.mapped(without_weights),
+        None if preserved is None else preserved.mapped(without_weights),
+    )
+
+
 def solve_erasure(
     model: ModelPatcher,
     clip: CLIP,
@@ -60,7 +69,7 @@ def solve_erasure(
     Raises:
         ValueError: a prompt cannot be used, the MODEL has no cross-attention to it, or the CLIP is not the model's own.
     """
-    concepts, entries = checked_lists(erased, preserved)
+    concepts, entries = checked_lists(*lists_without_weights(erased, preserved))
     # before any prompt, since the encoders of models without cross-attention cut prompts in other ways
     keys = text_keys(model, request.targets, request.blocks)
     encode = encode or PromptEncoder(clip)
@@ -78,7 +87,8 @@ def _solved_edit(
     preserved: Sequence[Preserved],
     request: SolveRequest,
 ) -> Edit:
-    problem = problem_of(encode, concepts, preserved)
+    rows = chosen(SOLVERS, request.solver, "solver").published_rows
+    problem = problem_of(encode, concepts, preserved, published_rows=rows)
     text, report = _solved_text(model, keys, problem, request, [c.concept for c in concepts])
     pooled = None
     if request.pooled:

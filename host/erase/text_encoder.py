@@ -61,13 +61,16 @@ def _last_read(clip: CLIP, encoder: SDClipModel, count: int) -> int:
 
 
 def encode_texts(clip: CLIP, texts: Sequence[str]) -> EncodedPrompts:
-    """The texts as the host encodes them, one per row, on the graph inside a differentiable region."""
+    """The texts as the host encodes them, one per row, on the graph inside a differentiable region.
+
+    Brackets are part of the words.
+    """
     encoder = clip.cond_stage_model
     encoder.reset_clip_options()
     if clip.layer_idx is not None:
         encoder.set_clip_options({"layer": clip.layer_idx})
     rows = []
     for text in texts:
-        context, pooled, *_ = encoder.encode_token_weights(clip.tokenize(text))
+        context, pooled, *_ = encoder.encode_token_weights(clip.tokenize(text, disable_weights=True))
         rows.append(EncodedPrompts(context, pooled))
     return stacked(rows)

@@ -13,6 +13,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from .. import keys
 from ..engine.attention import CROSS, find_sites
+from ..engine.base_prompts import needs_own_call
 from ..text.tokens import encode_with_phrase, phrase_occurrences, phrase_positions
 from ..types import CLIP, Conditioning, TextEncoder, Tokens
 from .files import LoraFile
@@ -48,14 +49,16 @@ def make_concept(lora: LoraFile, strength: float, clip: CLIP, prompt: str, phras
 
     Raises:
         ValueError: the prompt does not hold the phrase, or holds a word of the file that is not read; as
-            ``with_text_part``.
+            ``with_text_part`` and ``check_concept_prompts``.
     """
     _check_bundled(lora, f"{prompt} {negative}")
     encoder, _ = with_text_part(clip, lora, strength)
     if not phrase.strip() and lora.phrase and lora.phrase in prompt:
         phrase = lora.phrase
     conds = _encode(encoder, lora, prompt, phrase), _encode(encoder, lora, negative, None)
-    return Concept(lora.name, phrase.strip() or prompt, lora, strength, *conds)
+    concept = Concept(lora.name, phrase.strip() or prompt, lora, strength, *conds)
+    check_concept_prompts([concept])
+    return concept
 
 
 def _check_bundled(lora: LoraFile, text: str) -> None:
@@ -99,6 +102,7 @@ def _encode_learned(clip: CLIP, lora: LoraFile, text: str, phrase: str | None, w
     positions = {} if phrase is None else {keys.PHRASE_POSITIONS: phrase_positions(clip, text, phrase)}
     tokens = (_learned_tokens(clip, text, lora, stand_ins, layer) for layer in range(layers))
     encodings = [clip.encode_from_tokens_scheduled(of_layer) for of_layer in tokens]
+    _check_one_call(lora.name, encodings[0])
     contexts = torch.cat([e[0][0] for e in encodings])  # (layers, tokens, channels)
     return node_helpers.conditioning_set_values([encodings[0][0]], {keys.LAYER_CONTEXTS: contexts, **positions})
 
@@ -168,6 +172,28 @@ def with_text_part(clip: CLIP, lora: LoraFile, strength: float) -> tuple[CLIP, i
     tensors.log(lora.name, "text encoder")
     changed = clip.clone()
     return changed, len(changed.add_patches(patches, strength))
+
+
+def check_concept_prompts(concepts: Iterable[Concept]) -> None:
+    """Refuses concepts whose prompts need model calls of their own.
+
+    Raises:
+        ValueError: the CLIP of one has hooks or a schedule.
+    """
+    for concept in concepts:
+        _check_one_call(concept.name, concept.positive)
+        _check_one_call(concept.name, concept.negative)
+
+
+def _check_one_call(name: str, conditioning: Conditioning) -> None:
+    times = [(values.get("clip_start_percent", 0.0), values.get("clip_end_percent", 1.0)) for _, values in conditioning]
+    what = "a schedule" if times != [(0.0, 1.0)] else needs_own_call(conditioning)
+    if what:
+        raise ValueError(
+            f"The CLIP of the concept '{name}' gives its prompt {what} (Set CLIP Hooks), which would split the one "
+            "model call of all concepts; connect the checkpoint's CLIP, and load LoRAs for the whole picture with Load "
+            "LoRA."
+        )
 
 
 def check_layers(concepts: Iterable[Concept], unet: UNetModel) -> None:

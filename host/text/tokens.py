@@ -2,26 +2,24 @@
 
 Positions count the tokens of the whole encoded prompt, so they are also places in its CONDITIONING. A phrase of a
 prompt is found at its first occurrence, and brackets around words are weights. An erasure takes the last occurrence,
-and brackets are part of the words.
+and brackets are part of the words: whoever erases has taken the weights away (``words.without_weights``).
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import node_helpers
 import torch
 
 from ...methods.compose.similarity import ObjectPositions, check_objects, correct
-from ...methods.erase.rows import PromptTokens
+from ...methods.erase.rows import NamedSpan, PromptTokens
 from .. import keys
-from ..types import CLIP, Conditioning
+from ..types import CLIP, CondEntry, Conditioning
+from .words import PlacedToken, Token, Word, occurrences, words_of
 
 SECTION = 77
 """Token rows of one call of a CLIP text encoder."""
-
-_Token: TypeAlias = int | torch.Tensor
-"""A token's number, or a vector of a textual inversion."""
 
 
 def encode_with_phrase(clip: CLIP, text: str, phrase: str) -> Conditioning:
@@ -85,14 +83,13 @@ def encode_prompt(clip: CLIP, text: str, phrase: str = "") -> PromptTokens:
     (part,) = encode_parts(clip, text)
     if not phrase.strip():
         return part._replace(start=part.stop, end=part.stop)
-    found = _occurrences(sections, _phrase_tokens(clip, phrase, read_weights=False))
-    inside = [(start, end) for start, end in found if start > 0 and end <= part.stop]
-    if not inside:
+    found = occurrences(_words(clip, text, read_weights=False), _words(clip, phrase, read_weights=False))
+    if not found:
         raise ValueError(
-            f"The tokens of '{phrase}' do not occur in '{text}'; write the concept as it is in prompts, with a space "
-            "on each side."
+            f"The tokens of '{phrase}' do not occur in '{text}'; write the concept as it is in prompts, as a word of "
+            "its own."
         )
-    return part._replace(start=inside[-1][0], end=inside[-1][1])
+    return part._replace(start=found[-1][0], end=found[-1][-1] + 1)
 
 
 def encode_parts(clip: CLIP, text: str) -> list[PromptTokens]:
@@ -104,13 +101,14 @@ def encode_parts(clip: CLIP, text: str) -> list[PromptTokens]:
         ValueError: the text encoder is not a CLIP.
     """
     _check_start_token(clip)
-    empty = _sections(clip, "", read_weights=False)[0]
+    empty = _empty(clip)
     rows, pooled = clip.encode_from_tokens(clip.tokenize(text, disable_weights=True), return_pooled=True)
     pooled = None if pooled is None else pooled[0].float().cpu()
     parts, first = [], 0
     for section in _sections(clip, text, read_weights=False):
         stop, tokens = _content(section, empty)[1], rows[0, first : first + len(section)]
-        parts.append(PromptTokens(tokens.float().cpu(), stop, stop, stop, pooled))
+        spans = _spans(words_of(clip, _placed([section], empty)))
+        parts.append(PromptTokens(tokens.float().cpu(), stop, stop, stop, pooled, spans))
         first += len(section)
     return parts
 
@@ -165,17 +163,28 @@ def phrase_occurrences(clip: CLIP, text: str, phrase: str) -> list[tuple[int, ..
     Raises:
         ValueError: the prompt lacks the phrase.
     """
-    found: list[tuple[int, ...]] = []
-    wanted = _phrase_tokens(clip, phrase, read_weights=True)
-    for start, end in _occurrences(_sections(clip, text, read_weights=True), wanted):
-        if not found or start > found[-1][-1]:
-            found.append(tuple(range(start, end)))
+    found = occurrences(_words(clip, text, read_weights=True), _words(clip, phrase, read_weights=True))
     if not found:
         raise ValueError(
             f"The phrase '{phrase}' is not in the prompt '{text}'; write it the same way in both, or leave the phrase "
             "empty."
         )
     return found
+
+
+def context_length(entry: CondEntry) -> int:
+    """How many tokens the context of a processed conditioning entry has; 0 if it has none."""
+    context = entry.get("model_conds", {}).get("c_crossattn")
+    return 0 if context is None else int(context.cond.shape[1])
+
+
+def every_copy(positions: Sequence[int], length: int, total: int) -> tuple[int, ...]:
+    """The same positions in every copy of a prompt of ``length`` tokens, of which a model call has ``total``.
+
+    Beside a longer prompt the host repeats a shorter one until both are of one length.
+    """
+    starts = range(0, max(total - length, 0) + 1, length) if length else (0,)
+    return tuple(start + position for start in starts for position in positions)
 
 
 def _check_start_token(clip: CLIP) -> None:
@@ -189,7 +198,7 @@ def _check_start_token(clip: CLIP) -> None:
         )
 
 
-def _sections(clip: CLIP, text: str, *, read_weights: bool) -> list[list[_Token]]:
+def _sections(clip: CLIP, text: str, *, read_weights: bool) -> list[list[Token]]:
     """The tokens of a prompt in sections, as they are encoded: those of the first encoder, because all share positions.
 
     Args:
@@ -199,16 +208,37 @@ def _sections(clip: CLIP, text: str, *, read_weights: bool) -> list[list[_Token]
     return [[token for token, *_ in section] for section in tokens[next(iter(tokens))]]
 
 
-def _phrase_tokens(clip: CLIP, phrase: str, *, read_weights: bool) -> list[_Token]:
-    """The tokens of a phrase alone."""
-    section, empty = (_sections(clip, text, read_weights=read_weights)[0] for text in (phrase, ""))
-    first, end = _content(section, empty)
-    return section[first:end]
+def _empty(clip: CLIP) -> list[Token]:
+    """The tokens of an empty prompt."""
+    return _sections(clip, "", read_weights=True)[0]
+
+
+def _words(clip: CLIP, text: str, *, read_weights: bool) -> list[Word]:
+    """The words of all sections, as ``_sections``."""
+    return words_of(clip, _placed(_sections(clip, text, read_weights=read_weights), _empty(clip)))
+
+
+def _placed(sections: Sequence[list[Token]], empty: list[Token]) -> list[PlacedToken]:
+    """The tokens of the words of all sections, with their positions."""
+    placed, offset = [], 0
+    for section in sections:
+        first, end = _content(section, empty)
+        if first >= end and len(section) != len(empty):  # a template surrounds the prompt: its words are every prompt's
+            first, end = 0, len(section)
+        placed += [(offset + n, section[n]) for n in range(first, end)]
+        offset += len(section)
+    return placed
+
+
+def _spans(words: Sequence[Word]) -> tuple[NamedSpan, ...]:
+    """Where the words are in their section; marks only if there is nothing else."""
+    spelled = [word for word in words if word.has_letters] or words
+    return tuple(NamedSpan(word.text, word.positions[0], word.positions[-1] + 1) for word in spelled)
 
 
 def _content_ranges(clip: CLIP, text: str) -> tuple[tuple[int, int], ...]:
     """First position, and last + 1, of the words of each section."""
-    empty, offset = _sections(clip, "", read_weights=True)[0], 0
+    empty, offset = _empty(clip), 0
     ranges = []
     for section in _sections(clip, text, read_weights=True):
         first, end = _content(section, empty)
@@ -217,7 +247,7 @@ def _content_ranges(clip: CLIP, text: str) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
-def _content(section: list[_Token], empty: list[_Token]) -> tuple[int, int]:
+def _content(section: list[Token], empty: list[Token]) -> tuple[int, int]:
     """First index, and last + 1, of the words of a section, without start token, end token and padding.
 
     Args:
@@ -229,18 +259,7 @@ def _content(section: list[_Token], empty: list[_Token]) -> tuple[int, int]:
     return first, next((n for n in range(first, len(section)) if _same(section[n], empty[first])), len(section))
 
 
-def _occurrences(sections: list[list[_Token]], wanted: list[_Token]) -> list[tuple[int, int]]:
-    """First position, and last + 1, of each occurrence of these tokens, overlapping ones included."""
-    found, offset = [], 0
-    for section in sections:
-        for at in range(len(section) - len(wanted) + 1):
-            if wanted and all(map(_same, section[at : at + len(wanted)], wanted)):
-                found.append((offset + at, offset + at + len(wanted)))
-        offset += len(section)
-    return found
-
-
-def _same(token: _Token, other: _Token) -> bool:
+def _same(token: Token, other: Token) -> bool:
     """Whether two tokens are equal: numbers, or vectors of a textual inversion."""
     if isinstance(token, torch.Tensor) and isinstance(other, torch.Tensor):
         return token.shape == other.shape and bool((token == other).all())

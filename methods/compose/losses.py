@@ -67,9 +67,10 @@ def _top(values: torch.Tensor, area: int) -> torch.Tensor:
 def composer_loss(
     cross: Sequence[torch.Tensor], attention: torch.Tensor | None, inside: torch.Tensor, weights: LossWeights
 ) -> torch.Tensor:
-    """The loss of each picture, (batch,): the mean over a concept's words, the sum over regions.
+    """The loss of each picture, (batch,): mean or sum over a concept's words (``weights.words``), sum over regions.
 
-    Differs from the paper: the reference sums over words too, of which it always has two.
+    Differs from the paper: the reference sums over words, of which it always has two. The mean halves the weight of box
+    and fill beside the region loss.
 
     Args:
         cross: for each region, the maps of its concept's words, (batch, words, h, w).
@@ -80,7 +81,7 @@ def composer_loss(
     for maps, region in zip(cross, inside, strict=True):
         smooth = smoothed(maps)
         each = weights.box * box_loss(smooth, region) + weights.fill * fill_loss(smooth, region)
-        total = total + each.mean(-1)
+        total = total + (each.sum(-1) if weights.words == "sum" else each.mean(-1))
         if attention is not None and weights.region:
             total = total + weights.region * region_loss(attention, region)
     return total

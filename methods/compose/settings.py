@@ -9,11 +9,16 @@ from ..choices import check_choice
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the losses (2403.11627, eq. 8), with the reference's figures."""
+    """Weights of the losses (2403.11627, eq. 8), with the reference's figures.
+
+    ``words`` says how the losses of a concept's words become one: ``mean``, so that a long phrase weighs no more than a
+    short one, or ``sum`` as in the reference, which always has two words.
+    """
 
     box: float = 8.0
     fill: float = 2.0
     region: float = 10.0
+    words: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Compose:
         for name, value, known in (
             ("reinit", self.reinit, ("swap", "copy", "off")),
             ("stop", self.stop, ("patience", "rise", "never")),
+            ("words", self.weights.words, ("mean", "sum")),
         ):
             check_choice(known, value, name)
 

@@ -18,11 +18,13 @@ class ObjectPositions(NamedTuple):
     """The objects of a prompt in token positions.
 
     ``objects`` holds the positions of each object's tokens. ``sections`` holds first and last + 1 of the words of every
-    section that the prompt was encoded in (77 tokens each for CLIP), without start, end and padding.
+    section that the prompt was encoded in (77 tokens each for CLIP), without start, end and padding. ``length`` is the
+    number of the prompt's tokens while it is sampled; 0 before.
     """
 
     objects: tuple[tuple[int, ...], ...]
     sections: tuple[tuple[int, int], ...]
+    length: int = 0
 
 
 def correct(

@@ -65,12 +65,16 @@ def _heaviest(rows: RowPairs, most: int = 4) -> torch.Tensor:
 
 
 def _drifts(problem: Problem, T: torch.Tensor, Q: torch.Tensor) -> list[PromptDrift]:
-    """For each preserved prompt the largest drift of its rows, in the order given."""
+    """For each preserved prompt the largest drift of its rows, and of the rows of each name, in the order given."""
     drifts = drift(problem.preserved.double(), T, Q)
-    worst: dict[str, float] = {}
-    for label, value in zip(problem.labels, drifts.tolist(), strict=True):
-        worst[label] = max(worst.get(label, 0.0), value)
-    return [{"prompt": label, "moved": round(value, 5)} for label, value in worst.items()]
+    worst: dict[str, dict[str, float]] = {}
+    for label, name, value in zip(problem.labels, problem.held, drifts.tolist(), strict=True):
+        rows = worst.setdefault(label, {})
+        rows[name] = max(rows.get(name, 0.0), round(value, 5))
+    return [
+        {"prompt": label, "moved": max(rows.values()), "rows": {name: moved for name, moved in rows.items() if name}}
+        for label, rows in worst.items()
+    ]
 
 
 def _rounded(value: torch.Tensor | float) -> float:

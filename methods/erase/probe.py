@@ -39,8 +39,8 @@ def phrase_tokens(encode: Encode, erased: Erased) -> tuple[torch.Tensor, torch.T
     concepts, anchors = [], []
     for sentence, anchored, name in sentences(erased):
         concept, anchor = encode(sentence, name), encode(anchored, erased.anchor)
-        position = anchor.end - 1 if anchor.end > anchor.start else anchor.stop
-        concepts.append(concept.tokens[concept.end - 1].double())
+        position = anchor.last_token if anchor.end > anchor.start else anchor.stop
+        concepts.append(concept.tokens[concept.last_token].double())
         anchors.append(anchor.tokens[position].double())
     return torch.stack(concepts), torch.stack(anchors)
 

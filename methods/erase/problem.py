@@ -35,7 +35,7 @@ class Problem(NamedTuple):
     ``energy`` is Q = Σ WᵀW over the edited weights, (d, d); without it every direction of the embedding counts the
     same. ``empty`` holds the empty prompt's token rows (positions, d). ``variants`` has two entries per concept: rows
     (k, d) of its other names and sentences, and the number of the concept's row that each of them varies (k,).
-    ``labels`` names the prompt of each preserved row.
+    ``labels`` names the prompt of each preserved row, ``held`` says what the row is in it.
     """
 
     erased: tuple[RowPairs, ...]
@@ -46,6 +46,7 @@ class Problem(NamedTuple):
     variants: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
     statistics: torch.Tensor | None = None
     labels: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -103,6 +104,7 @@ class Solver(NamedTuple):
     """A way to solve a problem, with its own ridge and weight of what is preserved.
 
     ``every_weight``: its result depends on Q, which then must cover every weight and not a sample of them.
+    ``published_rows``: it preserves the words of the list alone, without end tokens and the empty prompt.
     """
 
     solve: Callable[[Problem, SolverSettings], Solution]
@@ -110,28 +112,36 @@ class Solver(NamedTuple):
     preserve_weight: float
     about: str
     every_weight: bool = False
+    published_rows: bool = False
 
 
-def problem_of(encode: Encode, concepts: Sequence[Erased], preserved: Sequence[Preserved]) -> Problem:
-    """The problem of the two lists; the empty prompt is always preserved. It has no energy yet.
+def problem_of(
+    encode: Encode, concepts: Sequence[Erased], preserved: Sequence[Preserved], *, published_rows: bool = False
+) -> Problem:
+    """The problem of the two lists. It has no energy yet.
+
+    The empty prompt is preserved too, unless ``published_rows`` (``Solver``).
 
     Raises:
         ValueError: a prompt cannot be encoded, a concept equals its anchor, or a preserved prompt equals a concept.
     """
     empty = encode("").tokens.double()
-    rows, weights = [empty], [torch.full((len(empty),), 1 / (len(empty) - 1), dtype=torch.float64)]
-    labels = ["the empty prompt"] * len(empty)
+    always = empty[:0] if published_rows else empty
+    rows, weights = [always], [torch.full((len(always),), 1 / (len(empty) - 1), dtype=torch.float64)]
+    labels, held = ["the empty prompt"] * len(always), [""] * len(always)
     for prompt, entry in preserved_prompts(preserved):
         parts = encode.parts(prompt)  # a long prompt weighs as much as a short one
         for part in parts:
-            row, weight = preserved_rows(part, entry.weight / len(parts), whole=entry.whole)
-            rows.append(row)
-            weights.append(weight)
-            labels += [prompt] * len(row)
+            kept = preserved_rows(part, entry.weight / len(parts), whole=entry.whole, ends=not published_rows)
+            rows.append(kept.rows)
+            weights.append(kept.weights)
+            labels += [prompt] * len(kept.rows)
+            held += kept.names
     sets = [_concept_rows(encode, concept) for concept in concepts]
     erased, variants = tuple(pairs for pairs, _ in sets), tuple(others for _, others in sets)
     _check_distinct(encode, erased, preserved)
-    return Problem(erased, torch.cat(rows), torch.cat(weights), empty, variants=variants, labels=tuple(labels))
+    problem = Problem(erased, torch.cat(rows), torch.cat(weights), empty, variants=variants)
+    return problem._replace(labels=tuple(labels), held=tuple(held))
 
 
 def _concept_rows(encode: Encode, erased: Erased) -> tuple[RowPairs, tuple[torch.Tensor, torch.Tensor]]:
@@ -144,7 +154,7 @@ def _concept_rows(encode: Encode, erased: Erased) -> tuple[RowPairs, tuple[torch
     for sentence, anchored, name in sentences(erased):
         concept = encode(sentence, name)
         pairs.append(paired_rows(concept, encode(anchored, erased.anchor), erased.scope, erased.weight))
-        last_tokens.append(concept.tokens[concept.end - 1].double())
+        last_tokens.append(concept.tokens[concept.last_token].double())
     rows = joined_rows(pairs)
     if not len(rows):
         raise ValueError(
@@ -161,7 +171,7 @@ def _check_distinct(encode: Encode, erased: Sequence[RowPairs], preserved: Seque
     encoded = [(prompt, part) for prompt, _ in preserved_prompts(preserved) for part in encode.parts(prompt)]
     if not encoded:
         return
-    last = torch.stack([part.tokens[max(part.end - 1, 1)] for _, part in encoded]).double()
+    last = torch.stack([part.tokens[part.last_word(1, max(part.stop, 2)).end - 1] for _, part in encoded]).double()
     normalized = torch.nn.functional.normalize
     cosines = normalized(last, dim=1) @ normalized(joined_rows(erased).C, dim=1).T
     for (prompt, _), cosine in zip(encoded, cosines.amax(1).tolist(), strict=True):

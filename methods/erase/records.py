@@ -80,7 +80,14 @@ class ConceptResult(TypedDict, total=False):
     """How much longer an embedding must be to bring it back, relative to the unedited model; None is beyond measure."""
 
 
-class PromptDrift(TypedDict):
+class HeldRows(TypedDict, total=False):
+    """What edits of older files do not say of a preserved prompt."""
+
+    rows: dict[str, float]
+    """What is held of it, and how far that moved: its words, its end, its padding."""
+
+
+class PromptDrift(HeldRows):
     """How far a preserved prompt moved, relative to its size."""
 
     prompt: str

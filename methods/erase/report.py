@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .curve import training_text
-from .records import ConceptResult, EditReport, EditSpec, links
+from .records import ConceptResult, EditReport, EditSpec, PromptDrift, links
 
 PROMISE = (
     "This reduces the model's ability to respond to these text concepts; it does not guarantee removal. Paths that "
@@ -20,6 +20,7 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Colour = tuple[int, int, int]
 
 _MOST = 14  # bars of one kind on a picture
+_MOST_ROWS = 8  # of one prompt
 _LINE, _BAR, _LABEL, _MARGIN = 22, 330, 230, 12  # px
 _GONE, _MOVED, _INK, _PAPER = (214, 84, 74), (70, 130, 200), (40, 40, 40), (250, 250, 248)
 
@@ -46,11 +47,19 @@ def _table(report: EditReport, spec: EditSpec) -> str:
     for c in report["concepts"]:
         lines.append(f"  {c['concept']}: {c['left']:.1%} left (worst token {c['most']:.1%}){_margin(c)}")
     for drift in sorted(report["kept"], key=lambda drift: -drift["moved"])[:_MOST]:
-        lines.append(f"  preserved '{drift['prompt']}': moved {drift['moved']:.2%}")
+        lines.append(f"  preserved '{drift['prompt']}': moved {drift['moved']:.2%}{_held(drift)}")
     if report["regeneration"]:
         lines.append("  regeneration residual by epoch: " + ", ".join(f"{r:.2f}" for r in report["regeneration"]))
     lines += [f"note: {note}" for note in report["notes"]]
     return "\n".join(lines)
+
+
+def _held(drift: PromptDrift) -> str:
+    """What is held of the prompt, with how far each moved; of many rows those that moved most."""
+    rows = drift.get("rows", {})
+    most = sorted(rows, key=lambda name: -rows[name])[:_MOST_ROWS]
+    named = [f"{name} {moved:.2%}" for name, moved in rows.items() if name in most]
+    return f" ({', '.join(named)}{', …' if len(most) < len(rows) else ''})" if named else ""
 
 
 def _margin(concept: ConceptResult) -> str:

@@ -15,11 +15,19 @@ from .spec import ALL, ENDS, FIRST_END, LAST, SPAN, SPAN_TO_END
 _SAME = 1e-4  # of the norm: closer pairs would only add rank
 
 
+class NamedSpan(NamedTuple):
+    """A word of a prompt, and its tokens from ``start`` to ``end``, exclusive."""
+
+    text: str
+    start: int
+    end: int
+
+
 class PromptTokens(NamedTuple):
     """An encoded prompt: ``tokens`` (positions, d), with the start token at position 0.
 
     The concept's phrase reaches from ``start`` to ``end``, exclusive; ``stop`` is the position of the first end token.
-    ``pooled`` is (p,), for models that have one.
+    ``pooled`` is (p,), for models that have one. ``words`` says where the words are; punctuation is none.
     """
 
     tokens: torch.Tensor
@@ -27,6 +35,33 @@ class PromptTokens(NamedTuple):
     end: int
     stop: int
     pooled: torch.Tensor | None = None
+    words: tuple[NamedSpan, ...] = ()
+
+    def last_word(self, start: int, end: int) -> NamedSpan:
+        """The last word within these positions; the last token where there is none."""
+        inside = [word for word in self.words if start <= word.start and word.end <= end]
+        return inside[-1] if inside else NamedSpan("", end - 1, end)
+
+    @property
+    def last_token(self) -> int:
+        """The position of the last token of the phrase's last word."""
+        return self.last_word(self.start, self.end).end - 1
+
+    def name_of(self, position: int) -> str:
+        """What the token at this position is, in words."""
+        if position >= self.stop:
+            return "padding" if position > self.stop else "end"
+        if not self.words:
+            return "word"
+        return next((word.text for word in self.words if word.start <= position < word.end), "punctuation")
+
+
+class PreservedRows(NamedTuple):
+    """Rows (n, d) that must not move, their weights (n,), and what each of them is."""
+
+    rows: torch.Tensor
+    weights: torch.Tensor
+    names: tuple[str, ...]
 
 
 class RowPairs(NamedTuple):
@@ -47,10 +82,9 @@ def joined_rows(parts: Sequence[RowPairs]) -> RowPairs:
 
 def scope_positions(prompt: PromptTokens, scope: str) -> list[int]:
     """The token positions of a scope. No scope contains position 0, the start token."""
-    last = prompt.end - 1
     count = len(prompt.tokens)
     return {
-        LAST: [last],
+        LAST: [prompt.last_token],
         SPAN: list(range(prompt.start, prompt.end)),
         SPAN_TO_END: list(range(prompt.start, count)),
         FIRST_END: [prompt.stop],
@@ -92,14 +126,21 @@ def paired_rows(concept: PromptTokens, anchor: PromptTokens, scope: str, weight:
     return RowPairs(C[differ], G[differ], torch.tensor(shares, dtype=torch.float64)[differ])
 
 
-def preserved_rows(prompt: PromptTokens, weight: float, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (n, d) of a prompt that must not move, and their weights (n,).
+def preserved_rows(prompt: PromptTokens, weight: float, *, whole: bool, ends: bool = True) -> PreservedRows:
+    """The rows of a prompt that must not move.
 
     They are the last word and the end token, or (``whole``) all but the start token; words and padding share the weight
-    evenly.
+    evenly. Without ``ends``, end token and padding are left out.
     """
-    words = list(range(1, prompt.stop)) if whole else [max(prompt.end - 1, 1)] * (prompt.stop > 1)
-    ends = list(range(prompt.stop, len(prompt.tokens))) if whole else [prompt.stop]
-    parts = [part for part in (words, ends) if part]
+    words, tail = list(range(1, prompt.stop)), list(range(prompt.stop, len(prompt.tokens)))
+    if words and not whole:
+        last = prompt.last_word(1, prompt.end)
+        words = list(range(last.start, last.end))
+    parts = [part for part in (words, (tail if whole else tail[:1]) if ends else []) if part]
     shares = [weight / len(parts) / len(part) for part in parts for _ in part]
-    return prompt.tokens[words + ends].double(), torch.tensor(shares, dtype=torch.float64)
+    positions = [position for part in parts for position in part]
+    return PreservedRows(
+        prompt.tokens[positions].double(),
+        torch.tensor(shares, dtype=torch.float64),
+        tuple(prompt.name_of(position) for position in positions),
+    )

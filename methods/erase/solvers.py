@@ -36,7 +36,17 @@ SOLVERS: dict[str, Solver] = {
         "also erases what would bring the concept back (RECE, all epochs together)",
         every_weight=True,
     ),
-    "rece-sequential": Solver(rece.sequential, 0.1, 0.1, "RECE epoch on epoch, as published", every_weight=True),
+    "rece-sequential": Solver(
+        rece.sequential, 0.1, 0.1, "RECE epoch on epoch, in the published order", every_weight=True
+    ),
+    "rece-published": Solver(
+        rece.sequential,
+        0.1,
+        0.1,
+        "rece-sequential on the published rows: neither the empty prompt nor end tokens are held",
+        every_weight=True,
+        published_rows=True,
+    ),
     "realera": Solver(realera, 0.5, 1.0, "also erases the concept's neighbourhood (RealEra-style)"),
     "null-space": Solver(
         null_space, 0.05, 1.0, "changes only what the preserved prompts do not use, for many concepts"

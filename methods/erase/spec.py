@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..choices import check_choice
@@ -73,6 +73,12 @@ class Erased(NamedTuple):
         """All concepts of the list, first to last."""
         return in_order(self)
 
+    def mapped(self, read: Callable[[str], str]) -> Erased:
+        """The same list with every text as ``read`` returns it."""
+        previous = None if self.previous is None else self.previous.mapped(read)
+        names = tuple(map(read, self.names))
+        return self._replace(concept=read(self.concept), anchor=read(self.anchor), names=names, previous=previous)
+
     def record(self) -> ErasedRecord:
         """This entry as it is in files."""
         return {
@@ -97,6 +103,11 @@ class Preserved(NamedTuple):
     def in_order(self) -> list[Preserved]:
         """All entries of the list, first to last."""
         return in_order(self)
+
+    def mapped(self, read: Callable[[str], str]) -> Preserved:
+        """The same list with every prompt as ``read`` returns it."""
+        previous = None if self.previous is None else self.previous.mapped(read)
+        return self._replace(prompts=tuple(map(read, self.prompts)), previous=previous)
 
     def record(self) -> PreservedRecord:
         """This entry as it is in files."""
@@ -168,7 +179,7 @@ def check_preserved(concepts: Sequence[Erased], preserved: Sequence[Preserved]) 
     erased = {name.strip().lower() for c in concepts for name in (c.concept, *c.names)}
     for prompt, _ in preserved_prompts(preserved):
         for name in erased:
-            if re.search(rf"\b{re.escape(name)}\b", prompt.lower()):
+            if _names(prompt, name):
                 raise ValueError(
                     f"'{prompt}' is to be preserved and '{name}' is to be erased, which is the same; take it out of "
                     "one of the two lists."
@@ -179,6 +190,14 @@ def check_preserved(concepts: Sequence[Erased], preserved: Sequence[Preserved]) 
                 f"'{concept.concept}' becomes '{concept.anchor.strip()}', which is erased too; name an anchor that is "
                 "not erased."
             )
+
+
+def _names(prompt: str, name: str) -> bool:
+    """Whether the words of the name stand in the prompt, whatever punctuation is beside them."""
+    words, wanted = (re.findall(r"\w+", text.lower()) for text in (prompt, name))
+    if not wanted:
+        return name.lower() in prompt.lower()
+    return any(words[at : at + len(wanted)] == wanted for at in range(len(words) - len(wanted) + 1))
 
 
 def checked_lists(erased: Erased | None, preserved: Preserved | None) -> tuple[list[Erased], list[Preserved]]:

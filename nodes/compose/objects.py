@@ -25,7 +25,11 @@ class ConceptsEncodeObjects(io.ComfyNode):
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder."),
                 io.String.Input(
-                    "text", multiline=True, default="", tooltip="The prompt, such as 'a cat, a dog and an owl'."
+                    "text",
+                    multiline=True,
+                    default="",
+                    dynamic_prompts=True,
+                    tooltip="The prompt, such as 'a cat, a dog and an owl'.",
                 ),
                 io.String.Input(
                     "objects",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -9,11 +10,17 @@ import torch
 from ...host.schema import io, ui
 
 CATEGORY = "concepts/erase"
+_REMARK = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 
 
 def listed_texts(text: str) -> tuple[str, ...]:
-    """Words or prompts, one per line or separated by semicolons; empty ones are left out."""
-    return tuple(part.strip() for line in text.splitlines() for part in line.split(";") if part.strip())
+    """Words or prompts, one per line or separated by semicolons.
+
+    Empty ones are left out, and so are remarks, as the page does in prompts.
+    """
+    return tuple(
+        part.strip() for line in _REMARK.sub("", text).splitlines() for part in line.split(";") if part.strip()
+    )
 
 
 def report_preview(report: str, pictures: torch.Tensor, cls: type[io.ComfyNode]) -> dict[str, Any]:

@@ -126,7 +126,8 @@ class ConceptsSolveErasure(io.ComfyNode):
                     options=list(SOLVERS),
                     default="uce",
                     tooltip="uce: one solve. rece: also erases what would bring the concept back. rece-sequential: "
-                    "rece as published, which forgets the first edit. realera: also erases the neighbourhood. "
+                    "in the published order, which forgets the first edit. rece-published: on the published rows too. "
+                    "realera: also erases the neighbourhood. "
                     "null-space: for many concepts. Start with uce.",
                 ),
                 io.Combo.Input(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...host.erase.apply import apply_to_clip
+from ...host.erase.solve import lists_without_weights
 from ...host.erase.train import train_erasure
 from ...host.schema import io, schema
 from ...host.types import CLIP, VAE, ModelPatcher
@@ -90,7 +91,7 @@ class ConceptsTrainErasure(io.ComfyNode):
         options: TrainOptions | None = None,
     ) -> io.NodeOutput:
         recipe, options = chosen(METHODS, method, "method"), with_run(options, seed, (height, width), vae, start)
-        plan = plan_of(recipe, budget, concepts, kept, options)
+        plan = plan_of(recipe, budget, *lists_without_weights(concepts, kept), options)
         edit, trained = train_erasure(model, clip, plan, latents(vae, images, height, width))
         report, pictures = report_text(edit.report, edit.spec), pictures_of(trained, height, width)
         return io.NodeOutput(edit, report, *pictures, ui=report_preview(report, pictures[0], cls))
@@ -155,7 +156,8 @@ class ConceptsUnlearnInTextEncoder(io.ComfyNode):
         options: TrainOptions | None = None,
         start: Edit | None = None,
     ) -> io.NodeOutput:
-        plan = plan_of(FEW_SHOT, budget, concepts, kept, with_run(options, seed, (height, width), vae, start))
+        options = with_run(options, seed, (height, width), vae, start)
+        plan = plan_of(FEW_SHOT, budget, *lists_without_weights(concepts, kept), options)
         edit, trained = train_erasure(model, clip, plan, latents(vae, images, height, width))
         report, pictures = report_text(edit.report, edit.spec), pictures_of(trained, height, width)
         return io.NodeOutput(

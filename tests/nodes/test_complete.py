@@ -36,6 +36,20 @@ def test_english_is_what_the_nodes_say(object_info):
     assert _translations("en") == english(object_info), "make it again with: python3 dev.py languages"
 
 
+def test_prompts_that_stand_for_clip_text_encode_are_dynamic_as_its_own_is(object_info):
+    """The page chooses from alternatives in braces, and leaves out remarks, in every widget marked like the host's."""
+    theirs = object_info["CLIPTextEncode"]["input"]["required"]["text"][1]["dynamicPrompts"]
+    shown = {
+        (node.__name__, widget): about[1].get("dynamicPrompts")
+        for node in NODES
+        for inputs in object_info[node.__name__]["input"].values()
+        for widget, about in inputs.items()
+        if widget in ("prompt", "negative", "text") and about[0] == "STRING"
+    }
+    assert len(shown) == 4
+    assert set(shown.values()) == {theirs}
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_name_and_tooltip_is_translated(language):
     base, there = _texts(_translations("en")), _texts(_translations(language))

@@ -324,6 +324,23 @@ def test_two_positives_asked_about_alone_are_two_positives():
     assert set(objects_by_entry([[entry] for entry in named])) == {1}
 
 
+@pytest.mark.parametrize("times", [2, 3, 4])
+def test_beside_a_longer_negative_every_copy_of_an_object_is_held_back(model, positive, times):
+    """The host repeats the shorter prompt. A negative that says the same several times over changes nothing."""
+
+    def drawn(patched, negative):
+        guider = comfy.samplers.CFGGuider(patched)
+        guider.set_conds(positive, [[negative, {}]])
+        guider.set_cfg(3.0)
+        return _drawn(guider)
+
+    negative = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(4))
+    patched, long = with_suppression(model, 1.0, 0.0, 1.0), negative.repeat(1, times, 1)
+    wanted, plain = drawn(patched, negative), drawn(model, negative)
+    assert (drawn(model, long) - plain).abs().max() < 1e-3 * (wanted - plain).abs().max()
+    assert (drawn(patched, long) - wanted).abs().max() < 1e-3 * (wanted - plain).abs().max()
+
+
 def _composed(model, covered, *, seed=3):
     """LoRA-Composer with one region and a positive that names its objects."""
     concept = Concept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from comfyui_concepts.host.erase import solve as erase_solve
 from comfyui_concepts.host.erase import weights as erase_weights
 from comfyui_concepts.host.erase.solve import SolveRequest, solve_erasure
 from comfyui_concepts.host.text.tokens import PromptEncoder
-from comfyui_concepts.methods.erase.problem import SolverSettings
+from comfyui_concepts.methods.erase.problem import SolverSettings, problem_of
 from comfyui_concepts.methods.erase.report import report_text
 from comfyui_concepts.methods.erase.spec import LAST, Erased, Preserved
 from comfyui_concepts.nodes.erase.apply import ConceptsApplyErasure
@@ -132,6 +133,62 @@ def test_a_concept_that_is_its_anchor_to_the_encoder_is_refused(demo_model):
         solve_erasure(model, clip, erase("Van  Gogh", "van gogh"), None)
 
 
+@pytest.mark.parametrize(
+    ("kept", "held"),
+    [
+        ("a fox.", "a fox."),
+        ("a fox!", "a fox!"),
+        ("a fox, ", "a fox,"),
+        ('a "fox"...', 'a "fox"...'),
+        ("(a fox:1.3)", "a fox"),
+        ("((a fox))", "a fox"),
+        ("a (fox:1.2)", "a fox"),
+        (r"a \(fox\)", "a (fox)"),
+    ],
+)
+def test_of_a_kept_prompt_its_last_word_is_held_without_punctuation_and_weights(demo_model, kept, held):
+    encode = PromptEncoder(demo_model[1])
+    lists = erase_solve.lists_without_weights(erase("cat", "dog"), Preserved((kept,), 1.0))
+    problem = problem_of(encode, *(listed.in_order() for listed in lists))
+    named = [(n, name) for n, name in enumerate(problem.held) if name]
+    assert [name for _, name in named] == ["fox", "end"]
+    fox = encode(held, "fox")
+    assert torch.equal(problem.preserved[named[0][0]], fox.tokens[fox.start].double())
+    assert torch.equal(problem.preserved[named[1][0]], fox.tokens[fox.stop].double())
+
+
+@pytest.mark.parametrize("concept", ["cat.", "cat!", "(cat:1.2)", "((cat))"])
+def test_the_last_subject_token_is_a_words_whatever_is_written_beside_it(demo_model, concept):
+    encode = PromptEncoder(demo_model[1])
+    listed, _ = erase_solve.lists_without_weights(erase(concept, "dog", templates=("a {}",)), None)
+    (pairs,) = problem_of(encode, listed.in_order(), []).erased
+    assert torch.equal(pairs.C, encode("a cat").tokens[2:3].double())
+
+
+def test_a_report_says_what_is_held_row_by_row(demo_model):
+    model, clip, _ = demo_model
+    kept = Preserved(("(a fox:1.2)!", "a photo of a Zzyzxqwv."), 1.0)
+    edit = solve_erasure(model, clip, erase("(cat:1.2)", "dog"), kept)
+    assert edit.spec["erase"][0]["concept"] == "cat"
+    by_prompt = {entry["prompt"]: list(entry["rows"]) for entry in edit.report["kept"]}
+    assert list(by_prompt) == ["the empty prompt", "a fox!", "a photo of a Zzyzxqwv."]
+    assert list(by_prompt.values()) == [[], ["fox", "end"], ["zzyzxqwv", "end"]]
+    text = report_text(edit.report, edit.spec)
+    assert re.search(r"preserved 'a fox!': moved [\d.]+% \(fox [\d.]+%, end [\d.]+%\)", text)
+    with pytest.raises(ValueError, match="'a cat' is to be preserved and 'cat' is to be erased"):
+        solve_erasure(model, clip, erase("(cat:1.2)"), Preserved(("a (cat:0.8)",), 1.0))
+
+
+def test_as_published_rece_holds_neither_the_empty_prompt_nor_end_tokens(demo_model):
+    model, clip, _ = demo_model
+    kept, request = Preserved(("a fox.",), 1.0), SolveRequest("rece-published", SolverSettings(epochs=1))
+    edit = solve_erasure(model, clip, erase("cat", "dog"), kept, request)
+    assert [(entry["prompt"], list(entry["rows"])) for entry in edit.report["kept"]] == [("a fox.", ["fox"])]
+    alone = solve_erasure(model, clip, erase("cat", "dog"), None, request)  # and with nothing to hold it erases still
+    assert alone.report["kept"] == []
+    assert alone.report["concepts"][0]["left"] < 1
+
+
 @pytest.mark.parametrize("listed", [erase("cat"), None])
 def test_a_model_without_cross_attention_is_refused_before_its_encoder_is_asked(listed):
     """Encoders of other families make one token of an empty prompt, or none."""
@@ -147,11 +204,11 @@ def test_a_model_without_cross_attention_is_refused_before_its_encoder_is_asked(
 def test_a_preserved_prompt_that_is_the_concept_to_the_encoder_is_refused(demo_model):
     """The lists do not see it, for as text the two differ; the embeddings do."""
     model, clip, _ = demo_model
-    kept = Preserved(("a house", "van gogh"), 1.0)
+    kept = Preserved(("a house", "cafe\u0301"), 1.0)  # the accent as a character of its own
     with pytest.raises(
-        ValueError, match=r"'van gogh' is, to this text encoder, the same as a concept.*out of Preserve Concepts"
+        ValueError, match=r"'cafe\u0301' is, to this text encoder, the same as a concept.*out of Preserve Concepts"
     ):
-        solve_erasure(model, clip, erase("Van  Gogh", "art"), kept)
+        solve_erasure(model, clip, erase("Café", "art"), kept)
 
 
 class _WithoutFloat64(torch.Tensor):

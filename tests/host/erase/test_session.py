@@ -35,7 +35,7 @@ KINDS = ["EPS", "V_PREDICTION", "FLOW"]
 class TinyClip:
     """Stands in for a text encoder of the tiny models' width, which there is none of: a text to fixed random rows."""
 
-    def tokenize(self, text):
+    def tokenize(self, text, **options):
         return text
 
     def encode_from_tokens_scheduled(self, text):

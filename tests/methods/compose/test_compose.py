@@ -110,6 +110,18 @@ def test_a_full_map_costs_nothing_in_its_box_and_regions_may_come_in_any_order()
     assert torch.allclose(composer_loss(maps[::-1], None, inside.flip(0), LossWeights()), there)
 
 
+def test_the_losses_of_three_words_are_their_mean_or_as_in_the_reference_their_sum():
+    generator = torch.Generator().manual_seed(0)
+    maps, attention = [torch.rand(2, 3, 8, 8, generator=generator)], torch.rand(2, 64, 64, generator=generator)
+    mean, both, region = (
+        composer_loss(maps, attention, INSIDE[None], weights)
+        for weights in (LossWeights(region=0.0), LossWeights(words="sum"), LossWeights(box=0.0, fill=0.0))
+    )
+    torch.testing.assert_close(both, 3 * mean + region)  # the region loss knows no words
+    with pytest.raises(ValueError, match="no words 'both'"):
+        Compose(weights=LossWeights(words="both"))
+
+
 def test_the_window_where_a_concept_is_hottest_is_the_one_that_moves():
     hot = torch.zeros(8, 8)
     hot[0:3, 5:8] = 1

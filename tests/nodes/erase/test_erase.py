@@ -50,6 +50,7 @@ def test_the_unsafe_words_come_by_themselves():
 
 def test_kept_prompts_are_apart_by_lines_or_semicolons():
     assert _kept("a fox\n a panda ;; the moon").prompts == ("a fox", "a panda", "the moon")
+    assert _kept("a fox // red; wild\n/* birds\nan owl; */ a panda").prompts == ("a fox", "a panda")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
