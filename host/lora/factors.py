@@ -151,7 +151,7 @@ def _converted(name: str, layer: str, module: WeightedLayer, change: _Adapter | 
 
 
 def _lora(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
-    up, down, alpha, middle, *_ = adapter.weights
+    up, down, alpha, middle, *_ = adapter.weights if adapter.weights[3] is None else _widened(adapter)
     return lora_factors(up, down, alpha, middle)
 
 

@@ -49,14 +49,14 @@ _KINDS = {
     r"oft_blocks|oft_diag": "OFT",
     r"a1\.weight": "GLoRA",
     r"lambda_layer": "T-LoRA",
-    r"on_input|ia3_l": "(IA)³",
+    r"on_input|ia3_\w+": "(IA)³",
     r"lora_E": "PEFT's ADALORA",
     r"lora_diag": "PEFT's KaSA",
     r"lora_embedding_[AB]": "changed embeddings",
 }
 _PEFT_KINDS = (
     "adamss|beft|boft|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|lily|ln_tuning|miss|oft|osf|peanut|poly|"
-    "psoft|pvera|randlora|road|shira|supertuning|tinylora|trainable_tokens|unilora|vblora|vera|waveft"
+    "psoft|pvera|randlora|road|shadow|shira|supertuning|tinylora|trainable_tokens|unilora|vblora|vera|waveft"
 )
 """How the names of PEFT's tensors begin, for what it trains besides LoRA, LoHa and LoKr (0.21.2)."""
 

@@ -81,10 +81,11 @@ def test_what_the_hosts_own_trainer_writes_is_what_it_would_merge(patcher, algor
         {"lokr_w1": (4, 4), "lokr_w2": (8, 8)},
         {"lokr_w1_a": (4, 2), "lokr_w1_b": (2, 4), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 8)},
         {"diff": (32, 32)},
+        {"lora_up.weight": (32, 3, 1, 1), "lora_mid.weight": (3, 3, 3, 3), "lora_down.weight": (3, 32, 1, 1)},
     ],
 )
 def test_factors_of_eight_bits_are_widened_before_arithmetic(patcher, parts):
-    name = f"diffusion_model.{LINEAR}"
+    name = f"diffusion_model.{CONV if 'lora_mid.weight' in parts else LINEAR}"
     small = {f"{name}.{part}": random_tensor(*shape).to(torch.float8_e4m3fn) for part, shape in parts.items()}
     (made,) = unet_factors(LoraFile("small", small), patcher.model).values()
     (wide,) = unet_factors(LoraFile("wide", {k: t.float() for k, t in small.items()}), patcher.model).values()
