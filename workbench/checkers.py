@@ -2,6 +2,7 @@
 
 They have a small environment of their own in the cache: a new one among them does not rebuild the large environment,
 and none of them can change what the host runs on. comfy-cli is in the large one: tests drive the host with it too.
+lycoris-lora is here without its torch: a test imports it into a process that has one.
 """
 
 from __future__ import annotations
