@@ -10,7 +10,7 @@ from ...methods.erase.probe import ProbeFinding, attack, phrase_tokens
 from ...methods.erase.regenerate import map_of
 from ...methods.erase.spec import check_erased, erased_of
 from ..text.tokens import PromptEncoder
-from ..text.words import without_weights
+from ..text.weights import without_weights
 from ..types import CLIP, ModelPatcher
 from .weights import check_edit_width, sampled_keys, text_keys, weight_energy
 

@@ -19,7 +19,7 @@ from ...methods.erase.solvers import SOLVERS, solve
 from ...methods.erase.spec import Erased, Preserved, checked_lists
 from ...methods.erase.truncate import AUTOMATIC, shortened_solution
 from ..text.tokens import PromptEncoder
-from ..text.words import without_weights
+from ..text.weights import without_weights
 from ..types import CLIP, ModelPatcher
 from .weights import base_fingerprint, check_clip_width, sampled_keys, text_keys, weight_energy
 

@@ -2,24 +2,28 @@
 
 Positions count the tokens of the whole encoded prompt, so they are also places in its CONDITIONING. A phrase of a
 prompt is found at its first occurrence, and brackets around words are weights. An erasure takes the last occurrence,
-and brackets are part of the words: whoever erases has taken the weights away (``words.without_weights``).
+and brackets are part of the words: whoever erases has taken the weights away (``weights.without_weights``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import node_helpers
 import torch
 
 from ...methods.compose.similarity import ObjectPositions, check_objects, correct
 from ...methods.erase.rows import NamedSpan, PromptTokens
+from ...methods.words import SENTENCEPIECE_SPACE, Piece, PlacedPiece, Word, occurrences, words_of
 from .. import keys
 from ..types import CLIP, CondEntry, Conditioning
-from .words import PlacedToken, Token, Word, occurrences, words_of
 
 SECTION = 77
 """Token rows of one call of a CLIP text encoder."""
+
+Token: TypeAlias = int | torch.Tensor
+"""A token's number, or a vector of a textual inversion."""
 
 
 def encode_with_phrase(clip: CLIP, text: str, phrase: str) -> Conditioning:
@@ -107,7 +111,7 @@ def encode_parts(clip: CLIP, text: str) -> list[PromptTokens]:
     parts, first = [], 0
     for section in _sections(clip, text, read_weights=False):
         stop, tokens = _content(section, empty)[1], rows[0, first : first + len(section)]
-        spans = _spans(words_of(clip, _placed([section], empty)))
+        spans = _spans(_words_in(clip, [section], empty))
         parts.append(PromptTokens(tokens.float().cpu(), stop, stop, stop, pooled, spans))
         first += len(section)
     return parts
@@ -215,17 +219,31 @@ def _empty(clip: CLIP) -> list[Token]:
 
 def _words(clip: CLIP, text: str, *, read_weights: bool) -> list[Word]:
     """The words of all sections, as ``_sections``."""
-    return words_of(clip, _placed(_sections(clip, text, read_weights=read_weights), _empty(clip)))
+    return _words_in(clip, _sections(clip, text, read_weights=read_weights), _empty(clip))
 
 
-def _placed(sections: Sequence[list[Token]], empty: list[Token]) -> list[PlacedToken]:
-    """The tokens of the words of all sections, with their positions."""
+def _words_in(clip: CLIP, sections: Sequence[list[Token]], empty: list[Token]) -> list[Word]:
+    first, *_ = _sections(clip, "a a", read_weights=True)
+    sentencepiece = any(SENTENCEPIECE_SPACE in str(_piece(clip, token)) for token in first)
+    return words_of(_placed(clip, sections, empty), sentencepiece=sentencepiece)
+
+
+def _piece(clip: CLIP, token: Token) -> Piece:
+    """How the vocabulary writes the token."""
+    if isinstance(token, torch.Tensor):
+        return token
+    ((_, piece),) = clip.tokenizer.untokenize([(token, 1.0)])
+    return str(piece)
+
+
+def _placed(clip: CLIP, sections: Sequence[list[Token]], empty: list[Token]) -> list[PlacedPiece]:
+    """The tokens of the words of all sections, as the vocabulary writes them, with their positions."""
     placed, offset = [], 0
     for section in sections:
         first, end = _content(section, empty)
         if first >= end and len(section) != len(empty):  # a template surrounds the prompt: its words are every prompt's
             first, end = 0, len(section)
-        placed += [(offset + n, section[n]) for n in range(first, end)]
+        placed += [(offset + n, _piece(clip, section[n])) for n in range(first, end)]
         offset += len(section)
     return placed
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
-from ..types import CLIP
-
-Token: TypeAlias = int | torch.Tensor
-"""A token's number, or a vector of a textual inversion."""
-PlacedToken = tuple[int, Token]
+Piece: TypeAlias = str | torch.Tensor
+"""A token as its vocabulary writes it, or a vector of a textual inversion."""
+PlacedPiece = tuple[int, Piece]
 """A token and its position in the encoded prompt."""
 
-_ALTERNATIVES = re.compile(r"\{[^{}]*\|[^{}]*\}")
+SENTENCEPIECE_SPACE = "▁"
+"""How SentencePiece writes a space; vocabularies of byte pairs have no such character."""
 _SPACE, _LETTER, _SINGLE = "space", "letter", "single"
 
 
@@ -47,25 +44,15 @@ class Word(NamedTuple):
         return unicodedata.category(self.text[0]) in {"Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "Sc", "Sk", "Sm"}
 
 
-def without_weights(text: str) -> str:
-    """The words that a prompt says, as the host reads it: without weights, their brackets, and escapes of brackets.
+def words_of(pieces: Iterable[PlacedPiece], *, sentencepiece: bool) -> list[Word]:
+    """The words and marks that these tokens spell, in their order.
 
-    Raises:
-        ValueError: the text has alternatives.
+    Args:
+        sentencepiece: whether the vocabulary is one of SentencePiece; otherwise it has byte pairs.
     """
-    if found := _ALTERNATIVES.search(text):
-        raise ValueError(
-            f"'{text}' has alternatives, '{found[0]}', and only a prompt that is drawn chooses from them; write each "
-            "in an entry of its own."
-        )
-    return "".join(unescape_important(words) for words, _ in token_weights(escape_important(text), 1.0))
-
-
-def words_of(clip: CLIP, tokens: Iterable[PlacedToken]) -> list[Word]:
-    """The words and marks that these tokens of the CLIP's first text encoder spell, in their order."""
     words: list[Word] = []
     continues = False
-    for text, positions in _characters(clip, tokens):
+    for text, positions in _characters(pieces, _bytes_of_sentencepiece if sentencepiece else _bytes_of_byte_pair):
         kind = _SINGLE if len(text) > 1 else _kind(text)
         if continues and kind == _LETTER:
             words[-1] = Word(words[-1].text + text, tuple(dict.fromkeys(words[-1].positions + positions)))
@@ -106,42 +93,26 @@ def _kind(character: str) -> str:
     return _LETTER if category[0] in "LMN" and category != "Lo" else _SINGLE
 
 
-def _characters(clip: CLIP, tokens: Iterable[PlacedToken]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _characters(pieces: Iterable[PlacedPiece], spell: Callable[[str], bytes]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Each character with the positions of its tokens; a learned vector is one long character."""
-    spell = _speller(clip)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pending: list[int] = []
-    for position, token in tokens:
-        if isinstance(token, torch.Tensor):
-            yield (
-                f"embedding {hashlib.sha256(token.detach().float().cpu().numpy().tobytes()).hexdigest()[:12]}",
-                (position,),
-            )
+    for position, piece in pieces:
+        if isinstance(piece, torch.Tensor):
+            numbers = piece.detach().float().cpu().numpy().tobytes()
+            yield f"embedding {hashlib.sha256(numbers).hexdigest()[:12]}", (position,)
             continue
-        for byte in spell(token):
+        for byte in spell(piece):
             pending.append(position)
             if text := decoder.decode(bytes([byte])):
                 places, pending = tuple(dict.fromkeys(pending)), []
                 yield from ((character, places) for character in text)
 
 
-def _speller(clip: CLIP) -> Callable[[int], bytes]:
-    """How the CLIP's first tokenizer spells its tokens: as pieces of SentencePiece, or as byte pairs."""
-    pairs = next(iter(clip.tokenize("a a").values()))[0]
-    spelled = (_piece(clip, token) for token, *_ in pairs if not isinstance(token, torch.Tensor))
-    read = _bytes_of_sentencepiece if any("▁" in piece for piece in spelled) else _bytes_of_byte_pair
-    return lambda token: read(_piece(clip, token))
-
-
-def _piece(clip: CLIP, token: int) -> str:
-    ((_, piece),) = clip.tokenizer.untokenize([(token, 1.0)])
-    return str(piece)
-
-
 def _bytes_of_sentencepiece(piece: str) -> bytes:
     if piece.startswith("<0x") and piece.endswith(">"):  # a byte that no piece holds
         return bytes([int(piece[3:-1], 16)])
-    return piece.replace("▁", " ").encode()
+    return piece.replace(SENTENCEPIECE_SPACE, " ").encode()
 
 
 def _bytes_of_byte_pair(piece: str) -> bytes:
