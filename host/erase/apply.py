@@ -71,6 +71,11 @@ def apply_to_clip(clip: CLIP, edit: Edit, strength: float = 1.0) -> CLIP:
         return clip
     edited = clip.clone()
     _add_patches(edited, patches, strength)
+    if low_precision(edited.patcher, map(str, patches)):
+        log.warning(
+            "The text encoder is stored in fp8 or quantised, and rounding it again blurs the edit and everything else "
+            "a little; load it in fp16."
+        )
     return edited
 
 

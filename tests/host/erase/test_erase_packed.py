@@ -14,7 +14,7 @@ import comfy.utils
 import pytest
 import torch
 from comfyui_concepts.host.erase import weights as erase_weights
-from comfyui_concepts.host.erase.apply import AUTOMATIC, FULL, WEIGHTS, apply_edit
+from comfyui_concepts.host.erase.apply import AUTOMATIC, FULL, WEIGHTS, apply_edit, apply_to_clip
 from comfyui_concepts.methods.erase.edit import KEYS_AND_VALUES, Edit
 from comfyui_concepts.methods.erase.lowrank import LowRank
 
@@ -155,6 +155,18 @@ def test_weights_that_are_made_coarse_on_their_way_in_are_coarse(new_model, dtyp
     assert bool(apply_edit(model, edit, 1.0, AUTOMATIC).patches) != coarse
     apply_edit(model, Edit(layers={keys[0]: edit.text}), 1.0, WEIGHTS)
     assert ("fp8 or quantised" in caplog.text) == coarse
+
+
+@pytest.mark.parametrize(("dtype", "coarse"), [(torch.float8_e4m3fn, True), (torch.float16, False)], ids=str)
+def test_a_coarse_text_encoder_is_told_apart_too(demo_model, monkeypatch, dtype, coarse, caplog):
+    clip = demo_model[1]
+    key = next(key for key in clip.patcher.model_state_dict() if key.endswith("mlp.fc1.weight"))
+    layer = comfy.utils.get_attr(clip.patcher.model, key.removesuffix(".weight"))
+    monkeypatch.setattr(layer, "weight_comfy_model_dtype", dtype, raising=False)
+    apply_to_clip(
+        clip, Edit(layers={key: LowRank(torch.zeros(len(layer.weight), 1), torch.zeros(1, layer.in_features))})
+    )
+    assert ("text encoder is stored in fp8" in caplog.text) == coarse
 
 
 @pytest.mark.parametrize("kind", sorted(getattr(comfy.quant_ops, "QUANT_ALGOS", {})))
