@@ -42,6 +42,7 @@ TOOLS = {  # modules of workbench/
     "keep": "keep",
     "same": "same",
     "pages": "page_results",
+    "company": "company_results",
     "pack": "release",
 }
 
@@ -187,6 +188,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         ("keep", "keep DIR: run every graph of workflows/api and save all it makes in DIR, latents included"),
         ("same", "same BEFORE AFTER: compare two folders that 'keep' made, bit for bit"),
         ("pages", "print what the last test session found on which page (--write puts it into docs/RESULTS.md)"),
+        (
+            "company",
+            "print what the last test session found of us beside other nodes (--write, as above)",
+        ),
         ("pack", "pack DIR: make the archive for the registry, and say what is wrong with it"),
         ("house", "measure the order of the code (house --where lists what misses a bound)"),
     ):

@@ -64,9 +64,11 @@ def surroundings() -> list[str]:
 
 def pytest_terminal_summary(terminalreporter):
     """Names the surroundings at the end of every run: ``-q`` leaves out pytest's header."""
+    from comfyui_concepts.workbench.company_results import keep_cells
     from comfyui_concepts.workbench.page_results import keep_results
 
     reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "nodeid")]
+    keep_cells(reports)
     for line in [*surroundings(), *keep_results(reports, ROOT / "output" / "browser" / "pages.json")]:
         terminalreporter.write_line(f"ran on {line}")
 

@@ -93,7 +93,12 @@ def main(arguments: list[str]) -> int:
     made = table([PageTest(**kept) for kept in json.loads(KEPT.read_text())])
     print(made)
     if "--write" in arguments:
-        text = RESULTS.read_text()
-        before, after = text.index(BEGIN) + len(BEGIN), text.index(END)
-        RESULTS.write_text(f"{text[:before]}\n\n{made}\n\n{text[after:]}")
+        write_results(BEGIN, END, made)
     return 0
+
+
+def write_results(begin: str, end: str, made: str) -> None:
+    """Puts a table between two marks of docs/RESULTS.md."""
+    text = RESULTS.read_text()
+    before, after = text.index(begin) + len(begin), text.index(end)
+    RESULTS.write_text(f"{text[:before]}\n\n{made}\n\n{text[after:]}")

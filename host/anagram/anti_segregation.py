@@ -18,6 +18,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ...methods.anagram.overlap import GradientStep
 from .. import keys
 from ..engine.attention import CROSS, Captured, Site, capture, find_sites, unet_of
+from ..engine.cond_or_uncond import cond_or_uncond_of, with_cond_or_uncond
 from ..engine.gradients import (
     check_differentiable,
     differentiable_conds,
@@ -26,7 +27,8 @@ from ..engine.gradients import (
     without_inference_tensors,
 )
 from ..engine.latent_edits import EditSchedule, LatentEdit, edit_schedule_for
-from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
+from ..engine.model_call import ModelCall, RunCall, active_entries, around_model_call, conditioning_rows
+from ..engine.reach import unanswered
 from ..types import BaseModel, CondEntry, ModelOptions, Sampler
 from .views import ViewConds, frames_of, in_frames, needs_own_frame
 
@@ -118,7 +120,10 @@ class AntiSegregator(LatentEdit):
         latent = views[0].view.forward(z).contiguous() if turned else z
         with capture(self.unet, self.sites, stop=True) as captured:
             conds = differentiable_conds([view.positive for view in views])
-            comfy.samplers.calc_cond_batch(self.model, conds, latent, sigma, recorded)
+            renumbered, own_options = with_cond_or_uncond(conds, recorded, cond_or_uncond_of(conds))
+            comfy.samplers.calc_cond_batch(self.model, renumbered, latent, sigma, own_options)
+        if not calls or not captured.keys:
+            raise unanswered(recorded)
         rows = calls[0]
         if len(rows) < len(views):
             return []
@@ -140,15 +145,9 @@ def _views_with_phrase(views: Sequence[ViewConds], sigma: torch.Tensor) -> list[
 
     The host adds entries that know none. Empty if a view has no such entry.
     """
-    found = [[e for e in view.positive if e.get(keys.PHRASE_POSITIONS) and _is_active(e, sigma)][:1] for view in views]
+    active = [active_entries(view.positive, sigma) for view in views]
+    found = [[e for e in entries if e.get(keys.PHRASE_POSITIONS)][:1] for entries in active]
     return [replace(v, positive=e, negative=None) for v, e in zip(views, found, strict=True)] if all(found) else []
-
-
-def _is_active(entry: CondEntry, sigma: torch.Tensor) -> bool:
-    """Whether the host evaluates an entry at this sigma: its sampling percents may not be reached yet, or be over."""
-    above = "timestep_start" in entry and bool(sigma[0] > entry["timestep_start"])
-    below = "timestep_end" in entry and bool(sigma[0] < entry["timestep_end"])
-    return not (above or below)
 
 
 def _recording_rows(options: ModelOptions) -> tuple[ModelOptions, list[dict[UUID, slice]]]:

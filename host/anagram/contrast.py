@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import node_helpers
 
+from ..engine.base_prompts import WORDS
 from ..types import Conditioning, Options
 from .views import UPRIGHT_ONLY, ViewPrompt, own_controls
 
@@ -14,6 +15,8 @@ _BOUND_TO_VIEW = (*UPRIGHT_ONLY, "mask_strength", "set_area_to_bounds", "control
 """The values of an entry that belong to its view: where on the canvas it counts, and what steers it there."""
 _SHARED = ("area", "mask", "set_area_to_bounds", "control", "hooks")
 """Those of them that fit any text; a GLIGEN box has its own text."""
+_OF_PROMPT = (*WORDS, "start_percent", "end_percent", "clip_start_percent", "clip_end_percent", "strength")
+"""The values that go with a prompt wherever it is read: its words, and when they count."""
 
 
 def contrasted_prompts(prompts: Sequence[ViewPrompt], strength: float) -> list[ViewPrompt]:
@@ -22,10 +25,10 @@ def contrasted_prompts(prompts: Sequence[ViewPrompt], strength: float) -> list[V
     The host's negative prediction of view i is then (u + strength · Σ oⱼ) / (1 + strength · (N − 1)). Here oⱼ is the
     prediction of prompt j in view i.
 
-    Areas, masks, controls and hooks of the other prompts are left out, since they are made for another view. This
-    view's own take their place, or guidance away from the others would also be guidance towards its control. Left alone
-    are views with a reference, views without weight, and components, which see the same picture from one side. Strength
-    0 changes nothing.
+    Left out is what stands beside the others' words, since it is made for another view: areas, masks, controls, hooks,
+    the picture of an inpainting model. This view's own takes its place, or guidance away from the others would also be
+    guidance towards its control. Left alone are views with a reference, views without weight, and components, which see
+    the same picture from one side. Strength 0 changes nothing.
     """
     free = [
         i for i, p in enumerate(prompts) if p.has_weight and p.reference_latent is None and p.view.component is None
@@ -41,7 +44,7 @@ def contrasted_prompts(prompts: Sequence[ViewPrompt], strength: float) -> list[V
 
 def _guided_away(prompt: ViewPrompt, others: Conditioning, strength: float) -> ViewPrompt:
     """The view with the other entries in its negative, bound to this view's places."""
-    bare = [[cond, {k: v for k, v in values.items() if k not in _BOUND_TO_VIEW}] for cond, values in others]
+    bare = [[cond, {k: v for k, v in values.items() if k in _OF_PROMPT}] for cond, values in others]
     away = [
         entry
         for binding in _bindings(prompt, strength)
@@ -59,7 +62,8 @@ def _bindings(prompt: ViewPrompt, strength: float) -> list[Options]:
     found: dict[tuple[object, ...], Options] = {}
     for _, values in prompt.positive:
         own = {key: values[key] for key in _SHARED if values.get(key) is not None}
-        found.setdefault(tuple((k, tuple(v) if k == "area" else id(v)) for k, v in own.items()), own)
+        beside = {k: v for k, v in values.items() if k not in (*_BOUND_TO_VIEW, *_OF_PROMPT)}
+        found.setdefault(tuple((k, tuple(v) if k == "area" else id(v)) for k, v in own.items()), {**beside, **own})
     whole = [own for own in found.values() if "area" not in own and "mask" not in own]
     share = strength / max(len(whole), 1)
     return [{**own, "strength": share} for own in whole or found.values()]

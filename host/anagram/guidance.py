@@ -18,6 +18,7 @@ from ...methods.anagram.overlap import GradientStep
 from ...methods.anagram.prediction import Combine, Predictions, ScoreMemory
 from ...methods.anagram.views import View
 from .. import keys
+from ..engine.cond_or_uncond import with_cond_or_uncond
 from ..engine.gradients import plain_patcher
 from ..engine.model_call import evaluate, with_evaluation
 from ..engine.sampling import percent_of, signal_and_noise, step_of
@@ -233,15 +234,16 @@ class _Moment:
         def evaluate_one(conds: list[Conds | None], z: torch.Tensor, options: ModelOptions) -> list[torch.Tensor]:
             return executor(model, conds, z, sigma, options)
 
-        def prediction_of(cond: Conds | None) -> torch.Tensor:
-            own = _by_view(cond, views)
+        def prediction_of(number: int, cond: Conds | None) -> torch.Tensor:
+            own, numbers = _by_view(cond, views), {entry["uuid"]: number for entry in cond or ()}
             if not own:
-                return evaluate_one([cond], x, in_frames(options, frames_of(views)))[0]
-            return self.combined(x, sigma, predict_views(evaluate_one, own, x, options)[0])[0]
+                alone, own_options = with_cond_or_uncond([cond], in_frames(options, frames_of(views)), numbers)
+                return evaluate_one(alone, x, own_options)[0]
+            return self.combined(x, sigma, predict_views(evaluate_one, own, x, options, numbers)[0])[0]
 
         if len(views) == 1 and not any(needs_own_frame(cond) for cond in conds):  # one call, as it would be without us
             return evaluate_one(conds, x, in_frames(options, frames_of(views)))
-        return [prediction_of(cond) for cond in conds]
+        return [prediction_of(number, cond) for number, cond in enumerate(conds)]  # the host's own numbers
 
 
 def _by_view(cond: Conds | None, views: Sequence[ViewConds]) -> list[ViewConds]:

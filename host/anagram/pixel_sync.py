@@ -20,6 +20,7 @@ from ...methods.anagram.prediction import Predictions
 from ...methods.panels import Panel
 from .. import keys
 from ..engine.auxiliary_models import keep_model_loaded, with_additional_models
+from ..engine.cond_or_uncond import cond_or_uncond_of, with_cond_or_uncond
 from ..engine.model_call import (
     EVALUATION_SLOT,
     ModelCall,
@@ -208,7 +209,8 @@ class _SharedEvaluation:
             for v, z in zip(views, self.latents, strict=True)
             for entry in (*v.positive, *(v.negative or ()))
         }
-        options = _with_latents(self.options, own)
+        numbers = cond_or_uncond_of((v.positive for v in views), (v.negative for v in views))
+        conds, options = with_cond_or_uncond(conds, _with_latents(self.options, own), numbers)
         out = comfy.samplers.calc_cond_batch(self.model, conds, args["input"], args["sigma"], options)
         return [list(pair) for pair in zip(out[: len(views)], out[len(views) :], strict=True)]
 

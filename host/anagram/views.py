@@ -18,6 +18,8 @@ import torch
 
 from ...methods.anagram.views import View
 from .. import keys
+from ..engine import base_prompts
+from ..engine.cond_or_uncond import CondOrUncond, cond_or_uncond_of, with_cond_or_uncond
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
 from ..types import BaseModel, Conditioning, Conds, ModelOptions
 
@@ -100,21 +102,8 @@ def tagged_prompt(prompt: ViewPrompt, **values: object) -> tuple[Conditioning, C
 
 
 def own_controls(prompt: ViewPrompt) -> ViewPrompt:
-    """The view with the controls of its positive on its negative too, where the older Apply ControlNet wants that.
-
-    The host does this at sampling, but with the first negatives that have none, of whichever view.
-    """
-    shared = [v["control"] for _, v in prompt.positive if v.get("control_apply_to_uncond") and "area" not in v]
-    if not shared:
-        return prompt
-    negative = list(prompt.negative)
-    free = [number for number, (_, values) in enumerate(negative) if "area" not in values]
-    if free and not any(negative[number][1].get("control") for number in free):
-        for count, control in enumerate(shared):
-            at = free[count % len(free)]
-            cond, values = negative[at]
-            negative[at] = [cond, {**values, "control": control}]
-    positive = node_helpers.conditioning_set_values(prompt.positive, {"control_apply_to_uncond": False})
+    """The view with the controls of its positive on its own negative too, where Apply ControlNet wants that."""
+    positive, negative = base_prompts.own_controls(prompt.positive, prompt.negative)
     return replace(prompt, positive=positive, negative=negative)
 
 
@@ -178,18 +167,31 @@ PredictionPairs = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
 def predict_views(
-    evaluate: Evaluate, views: Sequence[ViewConds], x: torch.Tensor, model_options: ModelOptions
+    evaluate: Evaluate,
+    views: Sequence[ViewConds],
+    x: torch.Tensor,
+    model_options: ModelOptions,
+    numbers: CondOrUncond | None = None,
 ) -> PredictionPairs:
     """The denoised predictions of every view, each brought back to the canonical frame.
 
     Args:
         x: the noisy latent in the canonical frame, (batch, channels, …, height, width).
+        numbers: what other packs read of the entries, 0 or 1; None stands for positives and negatives.
 
     Returns:
         Positive and negative predictions, shaped like ``x``. (Without a negative, zeros, as the host gives them.)
     """
     prompted = [v for v in views if v.reference_latent is None]
-    predicted = zip(*_predict_prompted(evaluate, prompted, x, model_options), strict=True) if prompted else iter(())
+    both = cond_or_uncond_of((v.positive for v in views), (v.negative for v in views)) if numbers is None else numbers
+
+    def evaluate_numbered(conds: list[Conds | None], z: torch.Tensor, options: ModelOptions) -> list[torch.Tensor]:
+        own, options = with_cond_or_uncond(conds, options, both)
+        return evaluate(own, z, options)
+
+    predicted = (
+        zip(*_predict_prompted(evaluate_numbered, prompted, x, model_options), strict=True) if prompted else iter(())
+    )
     pairs = [
         next(predicted) if v.reference_latent is None else (v.reference_latent.to(x).expand_as(x),) * 2 for v in views
     ]

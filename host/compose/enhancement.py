@@ -21,6 +21,8 @@ from ..engine.gradients import (
     without_inference_tensors,
 )
 from ..engine.latent_edits import EditSchedule, LatentEdit
+from ..engine.model_call import active_entries
+from ..engine.reach import unanswered
 from ..types import CondEntry, Conds, ModelOptions
 from .injection import Injection
 from .projections import loss_sites
@@ -66,10 +68,12 @@ class AttentionMaps:
         self, entry: CondEntry, x: torch.Tensor, sigma: torch.Tensor, routed: ModelOptions
     ) -> CapturedMaps | None:
         """Those of one entry, in its own call: the host may call the entries of one prompt together or one by one."""
+        if not active_entries([entry], sigma):
+            return None
         with capture(self.injection.unet, [*self.cross_sites, *self.self_sites], stop=True) as captured:
             comfy.samplers.calc_cond_batch(self.injection.model, [[entry]], x, sigma, routed)
-        if not captured.keys:  # outside of the entry's part of the sampling the host makes no call
-            return None
+        if not captured.keys:
+            raise unanswered(routed)
         grid = captured.grid(self.cross_sites[0])
         projected, cross = self.injection.projected, []
         for concept in projected.concepts:

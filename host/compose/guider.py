@@ -18,16 +18,17 @@ from ..engine.gradients import plain_patcher
 from ..engine.guider import RunGuider, Sampling
 from ..engine.latent_edits import EditSchedule, edit_schedule_for
 from ..engine.preview import Painter
+from ..engine.reach import check_reaches_network
 from ..engine.sampling import percent_of
 from ..lora.concept import Concept, check_concept_prompts
 from ..types import ModelOptions, ModelPatcher
 from .enhancement import Enhancer, NoiseArranger
-from .injection import Injection, injection_for
+from .injection import WHO, Injection, injection_for
 from .region_search import AttentionAccumulator
 
 log = logging.getLogger(__name__)
 
-_WHO = "LoRA-Composer's enhancement"
+_ENHANCEMENT = "LoRA-Composer's enhancement"
 _NEVER_FOUND = (
     "LoRA Composer: the sampling ended before the regions were found, which is after %.0f %% of it, so no concept is "
     "in the picture; lower automatic_percent, take more steps, or draw the regions."
@@ -97,6 +98,7 @@ class ComposeGuider(RunGuider[ComposerRun]):
         return not self.concepts
 
     def begin(self, sampling: Sampling) -> ComposerRun:
+        check_reaches_network(self.model_patcher, WHO)
         self.losses, self.updates, self.regions = [], 0, None
         schedule = self._edit_schedule(sampling)
         coverage = torch.ones(len(self.concepts), *sampling.noise.shape[-2:])
@@ -114,7 +116,7 @@ class ComposeGuider(RunGuider[ComposerRun]):
         if self.settings.enhancement <= 0:
             return None
         model_sampling = self.inner_model.model_sampling
-        return edit_schedule_for(sampling.sampler, sampling.sigmas, sampling.denoise_mask, model_sampling, _WHO)
+        return edit_schedule_for(sampling.sampler, sampling.sigmas, sampling.denoise_mask, model_sampling, _ENHANCEMENT)
 
     def _masks(self, coverage: torch.Tensor) -> MaskPyramid:
         return MaskPyramid(coverage, self.soft, overlapping=True)
@@ -148,6 +150,8 @@ class ComposeGuider(RunGuider[ComposerRun]):
     def finish(self, run: ComposerRun) -> None:
         if run.accumulator is not None:
             log.warning(_NEVER_FOUND, 100 * self.settings.automatic)
+        elif run.injection.called:
+            run.injection.check_answered()
 
     def panels(self, run: ComposerRun, x0: torch.Tensor, paint: Painter) -> list[Panel]:
         """The picture under the regions, once they are known; below it the attention of the phrases, if captured."""

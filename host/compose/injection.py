@@ -8,7 +8,7 @@ Rows are recognised by the uuid that the host gives every conditioning entry; ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 import torch
@@ -20,11 +20,13 @@ from .. import keys
 from ..engine.attention import CROSS, SELF, Site, unet_of
 from ..engine.attention_patches import Attend, OutputSite, after_attention, override_attention
 from ..engine.model_call import ModelCall, RunCall, around_model_call
+from ..engine.reach import check_answered
 from ..lora.branches import Branch, low_rank
 from ..lora.concept import Concept
 from ..types import BaseModel, Conds, ModelOptions, TransformerOptions
-from .projections import PreparedConcept, ProjectedConcepts, grid_of, prepared_concepts
+from .projections import PreparedConcept, ProjectedConcepts, grid_of, prepared_concepts, with_patched_words
 
+WHO = "LoRA Composer"
 _CROSS_LAYERS = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 _COARSEST = 32  # latent cells per side that one token of the coarsest grid may cover
 
@@ -63,7 +65,7 @@ class RegionAttention:
         if site.kind == SELF:
             parts = self._isolated(q, k, v, site, options)
         else:
-            parts = self._injected(q, tokens[1:], site, options)
+            parts = self._injected(q, tokens[1:], site, options, attend)
         parts = [h * weights[n, own, None] for n, (own, h) in enumerate(zip(tokens[1:], parts, strict=True), 1)]
         for own, h in zip(tokens[1:], parts, strict=True):
             out = out.index_add(1, own, h)
@@ -79,23 +81,24 @@ class RegionAttention:
         return [self.attention(q[:, own], k[:, read], v[:, read], site, options) for own, read in pairs]
 
     def _injected(
-        self, q: torch.Tensor, tokens: Sequence[torch.Tensor], site: Site, options: TransformerOptions
+        self,
+        q: torch.Tensor,
+        tokens: Sequence[torch.Tensor],
+        site: Site,
+        options: TransformerOptions,
+        attend: Attend,
     ) -> list[torch.Tensor]:
-        """Cross-attention: each region's queries to its concept's keys, both sides at once where they fit."""
+        """Cross-attention: each region's queries to its concept's keys.
+
+        What another pack has in the slot (an image prompt) acts on the concept's words as on the base's.
+        """
         entries = options[keys.CONCEPT_COND_OR_UNCOND]
         size = q.shape[0] // len(entries)
         out = []
         for concept, own in zip(self.projected.concepts, tokens, strict=True):
-            pairs = [self.projected.at(concept, site, cond_or_uncond) for cond_or_uncond in entries]
-            if len({pair.keys.shape[1] for pair in pairs}) == 1:
-                k, v = (torch.cat([t.expand(size, -1, -1) for t in ts]) for ts in zip(*pairs, strict=True))
-                out.append(self.attention(q[:, own], k, v, site, options))
-                continue
-            chunks = [
-                self.attention(rows[:, own], k.expand(size, -1, -1), v.expand(size, -1, -1), site, options)
-                for rows, (k, v) in zip(q.split(size), pairs, strict=True)
-            ]
-            out.append(torch.cat(chunks))
+            k, v = (t.to(q) for t in self.projected.of_rows(concept, site, entries, size))
+            foreign = attend.foreign
+            out.append(attend(q, k, v)[:, own] if foreign else self.attention(q[:, own], k, v, site, options))
         return out
 
     def attention(
@@ -153,6 +156,8 @@ class Injection:
         concepts: one per region; the same object in two regions is computed once.
         cond_or_uncond: uuid of a conditioning entry to 0 (positive) or 1 (negative).
         token_lora: whether the rest of each LoRA acts on the tokens of its region.
+
+    ``silent`` holds the attentions that have not run since the first call, of which ``called`` tells.
     """
 
     def __init__(
@@ -168,6 +173,7 @@ class Injection:
         self.projected = ProjectedConcepts(self.unet, concepts)
         self.regions = RegionAttention(self.projected, masks, isolation)
         self.added_after = AddedAfter()
+        self.silent, self.called = set(self.regions.sites()), False
 
     @property
     def masks(self) -> MaskPyramid:
@@ -176,7 +182,8 @@ class Injection:
 
     def options(self, model_options: ModelOptions) -> ModelOptions:
         """A copy of the options under which the concepts have their regions."""
-        options = override_attention(model_options, self.unet, self.regions.sites(), self._override)
+        options = with_patched_words(model_options, self.projected, self.cond_or_uncond)
+        options = override_attention(options, self.unet, self.regions.sites(), self._override)
         options = after_attention(options, self._after)
         return around_model_call(options, keys.COMPOSER, self._call)
 
@@ -188,8 +195,20 @@ class Injection:
         numbers = [self.cond_or_uncond[uuid] for uuid in uuids]
         ours = {keys.CONCEPT_COND_OR_UNCOND: numbers, keys.BASE_WEIGHT: self._base_weight}
         self.added_after.clear()
-        with low_rank(self.unet, self._branches(*call.x.shape[-2:]) if self.token_lora else ()):
-            return run(call._replace(transformer_options={**call.transformer_options, **ours}))
+        with low_rank(self.unet, self._branches(*call.x.shape[-2:]) if self.token_lora else ()) as silent:
+            waiting, self.called = bool(self.silent), True
+            out = run(call._replace(transformer_options={**call.transformer_options, **ours}))
+        if waiting and self.silent != set(self.regions.sites()):  # else a step cache answered this call
+            self.check_answered(silent)
+        return out
+
+    def check_answered(self, silent: Collection[str] = ()) -> None:
+        """Refuses to go on if attentions, or other layers that should have run, have not.
+
+        Raises:
+            ValueError: which layer.
+        """
+        check_answered([*silent, *(self.projected.module_names[site] for site in self.silent)], WHO)
 
     def _base_weight(self, grid: tuple[int, int]) -> torch.Tensor:
         return self.masks.weights(grid)[0]
@@ -210,6 +229,7 @@ class Injection:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, options: TransformerOptions, attend: Attend
     ) -> torch.Tensor:
         """In place of one attention; q, k, v are (rows, tokens, heads · channels)."""
+        self.silent.discard(site)
         # a self-attention that another pack lays over ours for one call (perturbed attention) is meant for regions too
         laid_over = site.kind == SELF and attend.later
         if keys.CONCEPT_COND_OR_UNCOND not in options or not self.projected.concepts or laid_over:

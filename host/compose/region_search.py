@@ -11,7 +11,7 @@ from ..engine.attention import CROSS, Site, find_sites
 from ..engine.attention_patches import Attend, override_attention
 from ..engine.model_call import conditioning_rows
 from ..types import ModelOptions, TransformerOptions
-from .projections import POSITIVE, ProjectedConcepts, grid_of, loss_sites
+from .projections import POSITIVE, ProjectedConcepts, grid_of, loss_sites, with_patched_words
 
 
 class AttentionAccumulator:
@@ -34,6 +34,7 @@ class AttentionAccumulator:
             percent: of the sampling, 0 to 1.
         """
         self.percent = percent
+        options = with_patched_words(options, self.projected, self.cond_or_uncond)
         return override_attention(options, self.projected.unet, self.sites, self._override)
 
     def _override(
@@ -43,7 +44,8 @@ class AttentionAccumulator:
         for uuid, rows in conditioning_rows(options, len(q)):
             if self.cond_or_uncond.get(uuid) == POSITIVE:
                 concepts = self.projected.concepts
-                maps = torch.stack([self.projected.attention_map(q[rows], site, c).mean((0, 1)) for c in concepts])
+                each = [self.projected.attention_map(q[rows], site, c, rows).mean((0, 1)) for c in concepts]
+                maps = torch.stack(each)
                 self.sums[grid] = self.sums.get(grid, torch.zeros(())) + maps.unflatten(-1, grid).cpu()
         return attend(q, k, v)
 

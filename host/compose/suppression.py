@@ -15,6 +15,7 @@ from .. import keys
 from ..engine.attention import CROSS, Site, find_sites, unet_of
 from ..engine.attention_patches import Attend, override_attention
 from ..engine.model_call import conditioning_rows
+from ..engine.reach import check_reaches_network
 from ..engine.sampling import percent_of
 from ..text.tokens import context_length, every_copy
 from ..types import BaseModel, Conds, Executor, ModelOptions, ModelPatcher, TransformerOptions
@@ -74,10 +75,17 @@ class _EvaluationWrapper:
 
 
 def _with_names(executor: Executor, *args: object, **kwargs: object) -> object:
-    """Around a sampling: writes into each conditioning entry, a copy for this sampling, its name in the guider."""
-    for name, entries in executor.class_obj.conds.items():
+    """Around a sampling: writes into each conditioning entry, a copy for this sampling, its name in the guider.
+
+    Raises:
+        ValueError: the model is compiled, and a prompt marks objects.
+    """
+    conds = executor.class_obj.conds
+    for name, entries in conds.items():
         for entry in entries:
             entry[keys.PROMPT_TYPE] = name
+    if objects_by_entry(list(conds.values())):
+        check_reaches_network(executor.class_obj.model_patcher, "Keep Objects Apart")
     return executor(*args, **kwargs)
 
 

@@ -13,7 +13,7 @@ from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot
 from ...methods.regions import Region
 from ..engine.attention import Site, capture
-from ..engine.base_prompts import BasePrompts
+from ..engine.base_prompts import BasePrompts, reference_words
 from ..engine.gradients import plain_patcher
 from ..engine.guider import Sampling
 from ..engine.latent_edits import edit_schedule_for
@@ -130,7 +130,7 @@ class ConductGuider(PathGuider):
         self.settings, self.layout, self.given_model, self.listed = settings, layout, model, tuple(concepts)
         self.points = [] if layout is None or regions is not None else [layout.points[n] for n in active]
         if layout is not None and active:
-            self.inner_set_conds({_LAYOUT: layout.positive[:1]})
+            self.inner_set_conds({_LAYOUT: reference_words(base.positive, layout.positive)})
 
     def begin(self, sampling: Sampling) -> ConductRun:
         x = sampling.noise

@@ -24,6 +24,8 @@ from ..engine.gradients import (
     without_inference_tensors,
 )
 from ..engine.latent_edits import EditSchedule, LatentEdit
+from ..engine.model_call import active_entries
+from ..engine.reach import unanswered
 from ..engine.sampling import percent_of
 from ..types import BaseModel, Conditioning, Conds, ModelOptions, ModelPatcher
 from .paths import ConceptPath, Paths
@@ -41,6 +43,8 @@ class TrajectoryKey(NamedTuple):
     sigmas: tuple[float, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
+    beside: float | None
+    """A sum over the picture that an inpainting model sees beside the latent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,11 @@ class Denoiser:
         """The denoised latent, shaped like ``x``."""
         sigmas = x.new_full((len(x),), sigma)
         return comfy.samplers.calc_cond_batch(self.model, [self.conds], x, sigmas, self.options)[0]
+
+    def beside(self) -> float | None:
+        """A sum over the picture that the model sees beside the latent, None without one."""
+        picture = self.conds[0]["model_conds"].get("c_concat")
+        return None if picture is None else float(picture.cond.double().sum())
 
     def as_path(self) -> ConceptPath:
         """Its prompt as a path without a LoRA."""
@@ -119,7 +128,8 @@ def trajectory(
     """
     _check_size(reference, like)
     ascending = sorted({float(s) for s in sigmas if s > 0})
-    key = TrajectoryKey(patcher.patches_uuid, tuple(ascending), tuple(like.shape[1:]), like.dtype)
+    beside = denoiser.beside()
+    key = TrajectoryKey(patcher.patches_uuid, tuple(ascending), tuple(like.shape[1:]), like.dtype, beside)
     cached = reference.cache.get(patcher)
     if cached is None or cached[0] != key:
         reference.cache.clear()  # one at a time: a picture of 4 MB at 200 noise levels is much to store twice
@@ -188,7 +198,9 @@ class Aligner(LatentEdit):
         self._target = torch.empty(0)  # the reference's keys, of ``prepare``
 
     def prepare(self, sigma: torch.Tensor, options: ModelOptions) -> bool:
-        """Computes the reference's keys at this noise level."""
+        """Computes the reference's keys at this noise level; False where the base says nothing at it."""
+        if not active_entries(self.paths.paths[0].positive, sigma):
+            return False
         now = float(sigma.max())
         reference = self.latents[min(self.latents, key=lambda known: abs(known - now))]
         with torch.no_grad():
@@ -220,8 +232,10 @@ class Aligner(LatentEdit):
     def _keys(self, path: ConceptPath, z: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> torch.Tensor:
         """The keys of the guidance site on one path, (batch, tokens, channels). The forward pass ends there."""
         with self.paths.single_path(path), capture(self.paths.unet, [self.site], stop=True) as captured:
-            conds = differentiable_conds([path.positive[:1]])
+            conds = differentiable_conds([active_entries(path.positive, sigma)[:1]])
             comfy.samplers.calc_cond_batch(self.paths.model, conds, z, sigma.expand(len(z)), self.paths.routed(options))
+        if self.site not in captured.keys:
+            raise unanswered(options)
         self.captured[path] = captured.first()
         return captured.key(self.site)
 

@@ -20,12 +20,23 @@ from ..types import TransformerOptions
 log = logging.getLogger(__name__)
 
 
-class PathRows(NamedTuple):
-    """Rows of a model call and their path. ``cond_or_uncond`` is 0 for the positive, 1 for the negative."""
+class Owner(NamedTuple):
+    """Whose an entry is: its path, 0 for the positive or 1 for the negative, and which of the path's entries it is.
 
-    rows: slice
+    A prompt may have several entries (combined, scheduled). One of the base and one of a concept that go together have
+    the same ``number``.
+    """
+
     path: int
     cond_or_uncond: int
+    number: int = 0
+
+
+class PathRows(NamedTuple):
+    """Rows of a model call, whose they are, and the uuid of their entry."""
+
+    rows: slice
+    owner: Owner
     uuid: UUID
 
 
@@ -47,8 +58,8 @@ class CachedOutput(NamedTuple):
     output: torch.Tensor
 
 
-OutputKey = tuple[int, int, OutputSite]
-"""Path, ``cond_or_uncond``, and the place in the network."""
+OutputKey = tuple[Owner, OutputSite]
+"""Whose output, and the place in the network."""
 
 
 @dataclass(eq=False)
@@ -60,7 +71,8 @@ class Merging:
         concepts: their number; path 0 is the base.
         active: whether the base takes anything over at the moment.
 
-    ``cached_outputs`` is set while the concepts are evaluated before the base.
+    ``cached_outputs`` is set while the concepts are evaluated before the base. ``reached`` says whether the running
+    call has come here, ``answered_by_others`` whether one of our evaluation has not: a step cache answered it.
     """
 
     masks: MaskPyramid
@@ -68,12 +80,15 @@ class Merging:
     active: bool = True
     evaluation: Evaluation = Evaluation.FOREIGN
     cached_outputs: dict[OutputKey, CachedOutput] | None = None
+    reached: bool = False
+    answered_by_others: bool = False
     _warned: bool = False
 
     @contextlib.contextmanager
     def evaluating(self, evaluation: Evaluation) -> Iterator[None]:
         """Inside it, model calls belong to that evaluation. Outputs that our own has cached are dropped at the end."""
         before, self.evaluation = self.evaluation, evaluation
+        self.answered_by_others = False
         try:
             yield
         finally:
@@ -87,35 +102,37 @@ class Merging:
         Args:
             output: (rows, tokens, channels), changed in place.
         """
+        self.reached = True
         table: Sequence[PathRows] = transformer_options.get(keys.PATH_ROWS, ())
         merges = self.active and self.evaluation is not Evaluation.SINGLE_PATH
         if not table or not merges or place.block[0] != "output" or not self.concepts:
             return output
         masks = self.masks.at(*place.grid).to(output.device).flatten(-2)  # (…, 1 + concepts, tokens)
-        outputs = {(row.path, row.cond_or_uncond): output[row.rows] for row in table if row.path}
+        outputs = {row.owner: output[row.rows] for row in table if row.owner.path}
         if self.cached_outputs is not None:
-            for (path, cond_or_uncond), h in outputs.items():
-                tokens = (masks[..., path, :] > 0).reshape(-1, masks.shape[-1]).any(0).nonzero().flatten()
-                self.cached_outputs[path, cond_or_uncond, place] = CachedOutput(tokens, h[:, tokens])
+            for owner, h in outputs.items():
+                tokens = (masks[..., owner.path, :] > 0).reshape(-1, masks.shape[-1]).any(0).nonzero().flatten()
+                self.cached_outputs[owner, place] = CachedOutput(tokens, h[:, tokens])
         for row in table:
-            if row.path == 0:
-                self._inject(output[row.rows], row.cond_or_uncond, place, masks, outputs)
+            if row.owner.path == 0:
+                self._inject(output[row.rows], row.owner, place, masks, outputs)
         return output
 
     def _inject(
         self,
         base: torch.Tensor,
-        cond_or_uncond: int,
+        owner: Owner,
         place: OutputSite,
         masks: torch.Tensor,
-        outputs: dict[tuple[int, int], torch.Tensor],
+        outputs: dict[Owner, torch.Tensor],
     ) -> None:
         """Writes the concepts' outputs into the base's rows (batch, tokens, channels), each in its region."""
         found: list[torch.Tensor] = []
         for path in range(1, self.concepts + 1):
-            h = outputs.get((path, cond_or_uncond))
+            theirs = owner._replace(path=path)
+            h = outputs.get(theirs)
             if h is None:
-                h = self._cached(base, (path, cond_or_uncond, place))
+                h = self._cached(base, (theirs, place))
             if h is None:
                 return  # before anything is written: a base evaluated without concepts stays whole
             found.append(h)
@@ -135,7 +152,7 @@ class Merging:
         if self.cached_outputs is not None and key in self.cached_outputs:
             tokens, h = self.cached_outputs[key]
             return base.index_copy(1, tokens, h)
-        if self.evaluation is Evaluation.OWN:
+        if self.evaluation is Evaluation.OWN and not self.answered_by_others:
             raise RuntimeError(
                 "The concepts and the base were evaluated in separate model calls, so the concepts' outputs are "
                 "missing; please report this workflow."
@@ -143,7 +160,7 @@ class Merging:
         if not self._warned:
             self._warned = True
             log.warning(
-                "Another node requested a prediction for the base prompt only; it contains no concepts. Bypass that "
-                "node if they are missing in the picture."
+                "Another node requested a prediction for the base prompt only, or answered for the concepts; it "
+                "contains no concepts. Bypass that node if they are missing in the picture."
             )
         return None

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import node_helpers
 import torch
 
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
 from ..engine.attention import unet_of
-from ..engine.base_prompts import BasePrompts, check_base_prompts
+from ..engine.base_prompts import BasePrompts, check_base_prompts, numbered, own_controls, with_words_of
 from ..engine.guider import RunGuider, Sampling
 from ..engine.model_call import with_evaluation
 from ..engine.preview import Painter
+from ..engine.reach import check_reaches_network
 from ..lora.branches import prepared
 from ..lora.concept import Concept, check_concept_prompts, check_layers
 from ..lora.factors import unet_factors
-from ..types import Conditioning, Conds, EvaluationArguments, ModelOptions, ModelPatcher, Options
-from .paths import ConceptPath, Paths
+from ..types import Conds, EvaluationArguments, ModelOptions, ModelPatcher
+from .paths import WHO, ConceptPath, Paths
 
 
 @dataclass(eq=False)
@@ -67,10 +67,17 @@ class PathGuider(RunGuider[PathRun]):
             check_layers(concepts, unet_of(model.model))
         self.concepts, self.masks_for = tuple(concepts), masks_for
         self.inner_set_conds({"positive": base.positive, "negative": base.negative})
+        if self.concepts:
+            self._set_concepts(base)
+
+    def _set_concepts(self, base: BasePrompts) -> None:
+        """Each concept's entries are the base's with its own words."""
+        positive, negative = (numbered(conds) for conds in own_controls(base.positive, base.negative))
+        self.inner_set_conds({"positive": positive, "negative": negative})
         for number, concept in enumerate(self.concepts):
-            positive = _with_controls_of(base.positive, concept.positive, "positive")
-            negative = _with_controls_of(base.negative, concept.negative, "negative")
-            self.inner_set_conds({f"positive {number}": positive, f"negative {number}": negative})
+            own = with_words_of(positive, concept.positive, "positive")
+            against = with_words_of(negative, concept.negative, "negative")
+            self.inner_set_conds({f"positive {number}": own, f"negative {number}": against})
 
     def is_plain(self) -> bool:
         return not self.concepts
@@ -81,6 +88,7 @@ class PathGuider(RunGuider[PathRun]):
     def new_paths(self, x: torch.Tensor) -> Paths:
         """All paths for one sampling of a latent like ``x``. The conditionings are processed by now."""
         model = self.inner_model
+        check_reaches_network(model.current_patcher, WHO)
         dtype = model.manual_cast_dtype or model.get_dtype()
         factors = [prepared(unet_factors(concept.lora, model), x.device, dtype) for concept in self.concepts]
         base, *others = self.path_conds()
@@ -124,12 +132,3 @@ def first_masks(masks: MaskPyramid, height: int, width: int) -> torch.Tensor:
     """The masks of the first picture's concepts, without the background, (concepts, height, width)."""
     at = masks.at(height, width)
     return (at if at.ndim == 3 else at[0])[1:]
-
-
-def _with_controls_of(base: Conditioning, own: Conditioning, prompt_type: str) -> Conditioning:
-    """A concept's conditioning under the base's ControlNets: all paths stay in one call and in one layout."""
-    values: Options = {"prompt_type": prompt_type}
-    for key in ("control", "control_apply_to_uncond", "start_percent", "end_percent"):
-        if len(base) == 1 and key in base[0][1]:
-            values[key] = base[0][1][key]
-    return node_helpers.conditioning_set_values(own[:1], values)

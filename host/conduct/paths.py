@@ -22,11 +22,14 @@ from ...methods.masks import MaskPyramid
 from .. import keys
 from ..engine.attention import CROSS, Captured, Site, capture, find_sites, unet_of
 from ..engine.attention_patches import after_attention, after_transformers
+from ..engine.cond_or_uncond import with_cond_or_uncond
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows, evaluate
+from ..engine.reach import check_answered
 from ..lora.branches import Branch, low_rank
 from ..types import BaseModel, Conds, ModelOptions, TransformerOptions
-from .merging import Evaluation, Merging, PathRows
+from .merging import Evaluation, Merging, Owner, PathRows
 
+WHO = "Concept Conductor"
 _MEMORY_MARGIN = 1.6  # the host splits a batch at 1.5 times the memory it estimates
 
 
@@ -64,12 +67,13 @@ class Paths:
         self.unet = unet_of(self.model)
         self.layers = {(s.block, s.depth): s.layer for s in find_sites(self.unet, CROSS)}
         self.merging = Merging(masks, len(self.paths) - 1)
-        self._owners: dict[UUID, tuple[int, int]] = {}
+        self._heard: set[int] = set()
+        self._owners: dict[UUID, Owner] = {}
         self._layer_contexts: dict[UUID, torch.Tensor] = {}
         for number, path in enumerate(self.paths):
             for cond_or_uncond, conds in enumerate((path.positive, path.negative)):
                 for entry in conds:
-                    self._owners[entry["uuid"]] = (number, cond_or_uncond)
+                    self._owners[entry["uuid"]] = Owner(number, cond_or_uncond, entry.get(keys.ENTRY_NUMBER, 0))
                     if keys.LAYER_CONTEXTS in entry:
                         self._layer_contexts[entry["uuid"]] = entry[keys.LAYER_CONTEXTS]
 
@@ -113,14 +117,17 @@ class Paths:
             options = after_attention(options, self.merging.merge)
         if self._layer_contexts:
             patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
-            patches["attn2_patch"] = [*patches.get("attn2_patch", ()), self._with_layer_contexts]
+            # before others' patches of the text (an erasure by text), which would not reach these words behind them
+            patches["attn2_patch"] = [self._with_layer_contexts, *patches.get("attn2_patch", ())]
         return options
 
     def _evaluate(
         self, conds: list[Conds | None], x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions
     ) -> list[torch.Tensor]:
         self.calls += 1
-        return evaluate(self.model, conds, x, sigma, options)
+        numbers = {uuid: owner.cond_or_uncond for uuid, owner in self._owners.items()}
+        own, options = with_cond_or_uncond(conds, options, numbers)
+        return evaluate(self.model, own, x, sigma, options)
 
     def _fits_one_call(self, conds: list[list[Conds | None]], x: torch.Tensor, sigma: torch.Tensor) -> bool:
         """Whether the host will run all of it in one batch: the same kinds of conditioning, and enough memory."""
@@ -139,31 +146,38 @@ class Paths:
         """Around every model call: the row table, the branches of each row, and the recorded attention."""
         entries = conditioning_rows(call.transformer_options, len(call.x))
         # rows of other nodes are left out of the table, and pass untouched
-        table = [PathRows(e.rows, *self._owners[e.uuid], e.uuid) for e in entries if e.uuid in self._owners]
+        table = [PathRows(e.rows, self._owners[e.uuid], e.uuid) for e in entries if e.uuid in self._owners]
         if not table:
             return run(call)
-        cond_or_uncond = list(call.transformer_options.get("cond_or_uncond") or [0] * len(entries))
-        for number, entry in enumerate(entries):
-            if entry.uuid in self._owners:
-                cond_or_uncond[number] = self._owners[entry.uuid][1]  # other packs expect 0 and 1 only
-        options = {**call.transformer_options, keys.PATH_ROWS: table, "cond_or_uncond": cond_or_uncond}
+        options = {**call.transformer_options, keys.PATH_ROWS: table}
         sites = [] if self.recorded_site is None else [self.recorded_site]
+        self.merging.reached = False
         with contextlib.ExitStack() as stack:
-            stack.enter_context(low_rank(self.unet, self._branches(table)))
+            silent = stack.enter_context(low_rank(self.unet, self._branches(table)))
             if self.whole_blocks:
                 stack.enter_context(
                     after_transformers(self.unet, lambda out, place: self.merging.merge(out, place, options))
                 )
             captured = stack.enter_context(capture(self.unet, sites))
             out = run(call._replace(transformer_options=options))
+        self._check_heard({row.owner.path for row in table}, silent)
         self._record_maps(table, captured)
         return out
+
+    def _check_heard(self, paths: set[int], silent: set[str]) -> None:
+        """Refuses to go on if layers of a path did not run in its first call. Later a node may answer for them."""
+        if self.merging.evaluation is not Evaluation.OWN:
+            return
+        if not paths <= self._heard:
+            check_answered(silent, WHO)
+        self._heard |= paths
+        self.merging.answered_by_others |= not self.merging.reached
 
     def _branches(self, table: Sequence[PathRows]) -> list[Branch]:
         """A branch for each run of neighbouring rows of a concept."""
         branches: list[Branch] = []
         for row in table:
-            path = self.paths[row.path]
+            path = self.paths[row.owner.path]
             if path.factors is None or self.merging.evaluation is Evaluation.SINGLE_PATH:
                 continue
             last = branches[-1] if branches else None
@@ -174,9 +188,13 @@ class Paths:
         return branches
 
     def _record_maps(self, table: Sequence[PathRows], captured: Captured) -> None:
+        """The recorded attention of each path; none where another node answered for the network."""
+        site = self.recorded_site
+        if site is None or site not in captured.keys:
+            return
         for row in table:
-            if self.recorded_site is not None and row.cond_or_uncond == 0:
-                self.maps[row.path] = captured.probabilities(self.recorded_site, row.rows).mean(1)
+            if row.owner.cond_or_uncond == 0:
+                self.maps[row.owner.path] = captured.probabilities(site, row.rows).mean(1)
 
     def _with_layer_contexts(
         self, n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra_options: TransformerOptions

@@ -24,6 +24,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
 from ..types import BaseModel, CondEntry, Conds, HasModules, ModelOptions, ModelPatcher
+from .reach import compiles, is_compiled, is_spread, step_cache_of
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,10 @@ def check_differentiable(model: HasModules) -> None:
     patcher = getattr(model, "current_patcher", None)
     if patcher is not None:
         check_patcher(patcher)
+    if is_compiled(model):
+        raise ValueError(_COMPILED)
     for module in model.modules():
         name = type(module).__qualname__
-        if name == "OptimizedModule":
-            raise ValueError(_COMPILED)
         if any(word in name for word in _NO_BACKWARD):
             raise ValueError(
                 f"This model computes in a quantised form ({name}) that has no gradient; load it in fp16 or bf16, or "
@@ -82,19 +83,21 @@ def check_differentiable(model: HasModules) -> None:
 
 
 def check_patcher(patcher: ModelPatcher) -> None:
-    """Refuses a MODEL that is compiled or split over GPUs; its weights do not show it.
+    """Refuses a MODEL that is compiled, split over GPUs or answered for; its weights do not show it.
 
     The host compiles by a wrapper that the patcher keeps. The model's own options hold it only while it samples.
 
     Raises:
         ValueError: which part prevents it, and what to do.
     """
-    options = getattr(patcher, "model_options", None) or {}
-    if options.get("multigpu_clones"):
+    if is_spread(patcher):
         raise ValueError("Gradients cannot be taken through a model spread over several GPUs; bypass that node.")
-    tables = (getattr(patcher, "wrappers", {}), options.get("transformer_options", {}).get("wrappers", {}))
-    if any("torch.compile" in keyed for table in tables for keyed in table.values()):
+    if compiles(patcher):
         raise ValueError(_COMPILED)
+    if cache := step_cache_of(patcher):
+        raise ValueError(
+            f"Gradients cannot be taken through {cache}, which answers for the network in some steps; bypass that node."
+        )
 
 
 def plain_patcher(patcher: ModelPatcher) -> ModelPatcher:

@@ -99,6 +99,16 @@ def conditioning_rows(transformer_options: TransformerOptions, batch: int) -> li
     return [EntryRows(uuid, slice(n * size, (n + 1) * size)) for n, uuid in enumerate(uuids)]
 
 
+def active_entries(conds: Conds, sigma: torch.Tensor) -> Conds:
+    """The entries that the host evaluates at this sigma: the percents of others are not reached yet, or are over."""
+    return [
+        entry
+        for entry in conds
+        if not ("timestep_start" in entry and bool(sigma[0] > entry["timestep_start"]))
+        and not ("timestep_end" in entry and bool(sigma[0] < entry["timestep_end"]))
+    ]
+
+
 def evaluate(
     model: BaseModel, conds: list[Conds | None], x: torch.Tensor, sigma: torch.Tensor, model_options: ModelOptions
 ) -> list[torch.Tensor]:

@@ -17,6 +17,7 @@ from ...methods.erase.lowrank import LowRank
 from ...methods.erase.targets import reaches
 from .. import keys
 from ..engine.gradients import without_inference_tensors
+from ..engine.reach import check_reaches_network
 from ..text.tokens import PromptEncoder
 from ..types import CLIP, Conditioning, Executor, ModelPatcher, TransformerOptions
 from .weights import POOLED_KEY, base_fingerprint, check_edit_width, low_precision, text_keys, weight_deltas
@@ -195,12 +196,21 @@ def _mapped_rows(x: torch.Tensor, matrix: LowRank, strength: float) -> torch.Ten
 
 def _change_text(model: ModelPatcher, edit: Edit, strength: float) -> None:
     """Puts the edit in front of the projections, at every sampling step."""
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, keys.ERASE, _uncompiled)
     if edit.text is not None and edit.text.rank:
         model.set_model_attn2_patch(_text_patch(edit.text, edit, strength))
     if edit.pooled is not None and edit.pooled.rank:
         model.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, keys.ERASE, _pooled_wrapper(edit.pooled, strength)
         )
+
+
+def _uncompiled(executor: Executor, *args: object, **kwargs: object) -> object:
+    """Around a sampling: refuses a compiled model, into which the edit's patch would not get."""
+    check_reaches_network(
+        executor.class_obj.model_patcher, "An erasure by text", ", or choose the delivery 'weights' in Apply Erasure"
+    )
+    return executor(*args, **kwargs)
 
 
 def _text_patch(matrix: LowRank, edit: Edit, strength: float) -> Callable[..., tuple[torch.Tensor, ...]]:

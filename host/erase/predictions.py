@@ -11,6 +11,7 @@ import torch
 
 from ...methods.erase.trained.context import NoiseProcess
 from ...methods.erase.trained.prompts import EncodedPrompts, stacked
+from ..engine.cond_or_uncond import cond_or_uncond_of, with_cond_or_uncond
 from ..engine.gradients import plain_patcher
 from ..types import CLIP, BaseModel, Conditioning, ModelOptions, ModelPatcher, ModelSampling
 
@@ -76,7 +77,8 @@ def outputs(
     conds = [comfy.sampler_helpers.convert_cond(conditioning(prompt)) for prompt in prompts]
     for cond in conds:
         comfy.samplers.encode_model_conds(model.extra_conds, cond, x, x.device, "positive")
-    clean = torch.stack(comfy.samplers.calc_cond_batch(model, conds, x, sigma, model_options))
+    positives, options = with_cond_or_uncond(conds, model_options, cond_or_uncond_of(conds))
+    clean = torch.stack(comfy.samplers.calc_cond_batch(model, positives, x, sigma, options))
     return output_of(model.model_sampling, x, sigma, clean)
 
 

@@ -64,21 +64,26 @@ def _ordinary(factors: LoraFactors) -> LoraFactors:
 
 
 @contextlib.contextmanager
-def low_rank(unet: torch.nn.Module, branches: Sequence[Branch]) -> Iterator[None]:
-    """Inside it, the branches are added to the layers' outputs. The hooks are always removed at the end."""
+def low_rank(unet: torch.nn.Module, branches: Sequence[Branch]) -> Iterator[set[str]]:
+    """Inside it, the branches are added to the layers' outputs. The hooks are always removed at the end.
+
+    Yields the layers with branches that have not run yet.
+    """
     by_layer: dict[str, list[Branch]] = {}
     for branch in branches:
         for layer in branch.layers():
             by_layer.setdefault(layer, []).append(branch)
+    silent = set(by_layer)
     with contextlib.ExitStack() as stack:
         for layer, parts in by_layer.items():
-            handle = unet.get_submodule(layer).register_forward_hook(_adding_hook(layer, parts))
+            handle = unet.get_submodule(layer).register_forward_hook(_adding_hook(layer, parts, silent))
             stack.callback(handle.remove)
-        yield
+        yield silent
 
 
-def _adding_hook(layer: str, branches: Sequence[Branch]) -> Callable[..., torch.Tensor]:
+def _adding_hook(layer: str, branches: Sequence[Branch], silent: set[str]) -> Callable[..., torch.Tensor]:
     def hook(module: WeightedLayer, inputs: HookInputs, output: torch.Tensor) -> torch.Tensor:
+        silent.discard(layer)
         for branch in branches:
             factors = branch.factors[layer]
             if factors.down.numel():

@@ -100,6 +100,20 @@ def test_the_others_are_asked_under_what_is_drawn_for_this_view():
     assert upper == lower == {"strength": 0.5}
 
 
+def test_what_stands_beside_the_words_is_this_views_own():
+    """The picture of an inpainting model, reference latents, sizes: the others' words are read where this view is."""
+    pictures = [torch.zeros(1, 4, 8, 8), torch.ones(1, 4, 8, 8)]
+    beside = [{"concat_latent_image": p, "reference_latents": [p], "of a later host": p} for p in pictures]
+    prompts = [
+        ViewPrompt(view_named(n), _cond(i, pooled_output=torch.full((1, 4), i), end_percent=0.5, **b), _cond(99, **b))
+        for i, (n, b) in enumerate(zip(("identity", "flip"), beside, strict=True))
+    ]
+    values = contrasted_prompts(prompts, 0.5)[0].negative[1][1]
+    assert all(values[key] is value for key, value in beside[0].items())
+    assert torch.equal(values["pooled_output"], torch.ones(1, 4))
+    assert values["end_percent"] == 0.5
+
+
 def test_a_prompt_of_several_entries_for_the_whole_canvas_counts_once():
     own = [*_cond(0, control=_Control()), *_cond(5), *_cond(6), *_cond(7, mask=_half(True))]
     prompts = [ViewPrompt(view_named("identity"), own, _cond(99)), *_prompts("flip")]

@@ -105,7 +105,7 @@ class Setting:
         with self.seeing() as outputs, torch.no_grad():
             paths.predict(self.x, self.sigma, self.options)
         for table, out in zip(tables, outputs, strict=True):
-            found |= {(row.path, row.cond_or_uncond): out[row.rows] for row in table}
+            found |= {row.owner[:2]: out[row.rows] for row in table}
         return found
 
     def alone(self, prompt, change=None):
@@ -286,7 +286,7 @@ def test_at_a_site_tokens_outside_are_the_bases_and_tokens_inside_the_concepts_b
     paths.merging.merge = watched
     with torch.no_grad():
         paths.predict(setting.x, setting.sigma, setting.options)
-    rows = {(r.path, r.cond_or_uncond): r.rows for r in seen["table"]}
+    rows = {r.owner[:2]: r.rows for r in seen["table"]}
     masks = setting.masks.at(*seen["grid"]).flatten(-2) > 0
     for side in (0, 1):
         after = seen["after"][rows[0, side]]
@@ -370,7 +370,7 @@ def test_rows_of_another_node_in_our_call_take_nothing_from_ours(precise):
     with setting.seeing() as outputs, torch.no_grad():
         paths.predict(setting.x, setting.sigma, setting.options)
     assert len(outputs) == 1
-    rows = {(row.path, row.cond_or_uncond): outputs[0][row.rows] for row in tables[0]}
+    rows = {row.owner[:2]: outputs[0][row.rows] for row in tables[0]}
     assert _difference(rows, expected) < 1e-12
     free = set(range(len(outputs[0]))) - {n for row in tables[0] for n in range(row.rows.start, row.rows.stop)}
     assert float((outputs[0][sorted(free)] - setting.alone(foreign)).abs().max()) < 1e-12
