@@ -146,3 +146,5 @@ OURS = {
     "Apply Erasure by text": Row(partial(_erasure, delivery="text"), edits=True),
 }
 """By the name in the table."""
+GRADIENTS = ("Anti-segregation", "Concept Conductor with a layout", "LoRA Composer, enhancing")
+"""Those of them that take gradients."""

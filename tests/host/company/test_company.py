@@ -18,7 +18,7 @@ from comfyui_concepts.methods.conduct.settings import Conduct
 from comfyui_concepts.methods.erase.trained.prompts import EncodedPrompts
 
 from ..conftest import TINY_UNET, tiny_model
-from .ours import EVERYWHERE, OURS, _concept
+from .ours import EVERYWHERE, GRADIENTS, OURS, _concept
 from .parties import CFG, COMPANY, SMALL, Setting, control_net, sample, text
 
 
@@ -110,6 +110,36 @@ def test_each_entry_of_the_base_meets_the_concepts_entry_beside_it(small, kind, 
     in_two = sample(guider, setting.steps)
     monkeypatch.undo()
     assert torch.allclose(sample(guider, setting.steps), in_two, atol=1e-4)
+
+
+def _answered_for(model):
+    """A node that we do not know, which runs the network once and answers for it from then on."""
+    import comfy.patcher_extension
+
+    clone, calls = model.clone(), []
+
+    def answer(executor, x, *args, **kwargs):
+        calls.append(1)
+        return executor(x, *args, **kwargs) if len(calls) == 1 else torch.zeros_like(x)
+
+    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    clone.add_wrapper_with_key(kind, "someone's cache", answer)
+    return Setting(clone, steps=3)
+
+
+@pytest.mark.parametrize("ours", OURS)
+def test_a_node_may_answer_for_the_network_and_a_gradient_says_which(small, ours, monkeypatch):
+    setting = _answered_for(small)
+    if OURS[ours].two_calls:
+        monkeypatch.setattr(Paths, "_fits_one_call", lambda *_: False)
+    refused = "needs the network itself.*someone's cache.*bypass it" if ours in GRADIENTS else None
+    if ours == "LoRA Composer, finding regions":  # they are found, and then nobody draws in them
+        refused = "LoRA Composer hangs on the layer .* did not run"
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            sample(OURS[ours].make(setting, True), setting.steps)
+    else:
+        assert torch.isfinite(sample(OURS[ours].make(setting, True), setting.steps)).all()
 
 
 def _learned(concept, layers):

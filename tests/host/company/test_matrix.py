@@ -19,15 +19,14 @@ from comfyui_concepts.host.conduct.paths import Paths
 from comfyui_concepts.host.erase.apply import _mapped_rows
 
 from ..conftest import TINY_UNET, tiny_model
-from .ours import ERASURE, OURS
+from .ours import ERASURE, GRADIENTS, OURS
 from .parties import COMPANY, SMALL, Setting, plain, sample
 
-_GRADIENTS = ("Anti-segregation", "Concept Conductor with a layout", "LoRA Composer, enhancing")
 _IN_THE_NETWORK = [name for name in OURS if name.startswith(("Concept", "LoRA", "Keep", "Apply Erasure by"))]
 _IN_REGIONS = [name for name in OURS if name.startswith(("Concept", "LoRA"))]
 REFUSED = {
-    **{(name, "TorchCompileModel"): "bypass the TorchCompileModel node" for name in (*_IN_THE_NETWORK, *_GRADIENTS)},
-    **{(name, "EasyCache"): "through EasyCache.*bypass that node" for name in _GRADIENTS},
+    **{(name, "TorchCompileModel"): "bypass the TorchCompileModel node" for name in (*_IN_THE_NETWORK, *GRADIENTS)},
+    **{(name, "EasyCache"): "through EasyCache.*bypass that node" for name in GRADIENTS},
     **{(name, "LoRA hooks"): "has LoRA hooks, which would split" for name in _IN_REGIONS},
 }
 """What cannot be, and the words in which it is refused; everything else is equal."""
