@@ -14,8 +14,8 @@ import comfy.utils
 import torch
 from safetensors import SafetensorError
 
+from ...methods.lora_file import PAIRS, PEFT_PREFIX, Counted, check_kinds, checked, is_text
 from ..types import Options
-from .whole import PAIRS, PEFT_PREFIX, Counted, check_kinds, checked, is_text
 
 log = logging.getLogger(__name__)
 

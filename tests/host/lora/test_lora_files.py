@@ -10,7 +10,7 @@ import torch
 from comfyui_concepts.host.lora.concept import make_concept
 from comfyui_concepts.host.lora.factors import unet_factors
 from comfyui_concepts.host.lora.files import LoraFile, read_lora
-from comfyui_concepts.host.lora.whole import PAIRS, check_kinds, checked
+from comfyui_concepts.methods.lora_file import PAIRS, check_kinds, checked
 from safetensors.torch import save_file
 
 from .lora_cases import DIFFUSERS, LINEAR, OUT, beside, into, random_tensor

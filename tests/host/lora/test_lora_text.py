@@ -102,7 +102,7 @@ def test_the_scale_of_a_text_part_stands_in_the_metadata_too(demo_model, tmp_pat
 
 def test_no_name_of_a_unet_is_taken_for_a_text_encoders(demo_model):
     from comfyui_concepts.host.lora.factors import unet_names
-    from comfyui_concepts.host.lora.whole import is_text
+    from comfyui_concepts.methods.lora_file import is_text
 
     model, clip, _ = demo_model
     assert not any(map(is_text, unet_names(model.model)))

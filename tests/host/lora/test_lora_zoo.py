@@ -17,7 +17,7 @@ import torch
 from comfyui_concepts.host.lora.concept import with_text_part
 from comfyui_concepts.host.lora.factors import unet_factors, unet_names
 from comfyui_concepts.host.lora.files import LoraFile, read_lora
-from comfyui_concepts.host.lora.whole import check_kinds
+from comfyui_concepts.methods.lora_file import check_kinds
 from comfyui_concepts.workbench.checkers import checkers
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
