@@ -30,8 +30,7 @@ from ..engine.model_call import (
     with_evaluation,
 )
 from ..engine.preview import Painter
-from ..engine.sampling import guides_by_negative, step_of
-from ..engine.time_travel import sampler_name
+from ..engine.sampling import guides_by_negative, sampler_name, step_of
 from ..engine.vae import cell_side, decoded_pictures, encoded_latents
 from ..types import VAE, BaseModel, EvaluationArguments, ModelOptions, ModelPatcher, Sampler
 from .guider import AnagramRun, ViewsGuider

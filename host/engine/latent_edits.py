@@ -17,8 +17,7 @@ import torch
 
 from ..types import BaseModel, ModelOptions, ModelSampling, Sampler
 from .rehearsal import SAME_LEVEL, Level, Rehearsal, rehearse
-from .sampling import measures_error, percent_of
-from .time_travel import sampler_name
+from .sampling import measures_error, percent_of, sampler_name
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import re
 import comfy.model_sampling
 import torch
 
-from ..types import ModelSampling, TransformerOptions
+from ..types import ModelSampling, Sampler, TransformerOptions
 
 
 def signal_and_noise(model_sampling: ModelSampling, sigma: float) -> tuple[float, float]:
@@ -40,8 +40,15 @@ def step_of(transformer_options: TransformerOptions, sigma: float) -> int:
     return max(int((schedule >= sigma * (1 - 1e-4)).sum()) - 1, 0)
 
 
+def sampler_name(sampler: Sampler) -> str:
+    """The host's name of the sampler, in lower case. For a travelling one, that of the sampler that takes its steps."""
+    function = getattr(sampler, "sampler_function", None)
+    function = getattr(function, "function", function)
+    return getattr(function, "__name__", type(sampler).__name__).lower()
+
+
 def measures_error(name: str) -> bool:
-    """Whether the sampler that the host calls so (``time_travel.sampler_name``) adapts its steps to an error."""
+    """Whether the sampler that the host calls so (``sampler_name``) adapts its steps to an error."""
     return "dpm_adaptive" in name
 
 

@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 
 from ..types import ModelSampling, Options, Sampler, SamplerCallback
-from .sampling import plans_whole_schedule, signal_and_noise
+from .sampling import plans_whole_schedule, sampler_name, signal_and_noise
 
 _SEED_OFFSET = 0x9E3779B97F4A7C15
 _OWN_SEED = 0xD1B54A32D192ED03
@@ -47,13 +47,6 @@ def travelling_sampler(sampler: Sampler, start: float, end: float, repeats: int)
         )
     travel = Travel(function, start, end, repeats)
     return comfy.samplers.KSAMPLER(travel, sampler.extra_options, sampler.inpaint_options)
-
-
-def sampler_name(sampler: Sampler) -> str:
-    """The host's name of the sampler, in lower case. For a travelling one, that of the sampler that takes its steps."""
-    function = getattr(sampler, "sampler_function", None)
-    function = function.function if isinstance(function, Travel) else function
-    return getattr(function, "__name__", type(sampler).__name__).lower()
 
 
 def renoised_latent(
