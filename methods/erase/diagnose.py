@@ -72,7 +72,7 @@ def _drifts(problem: Problem, T: torch.Tensor, Q: torch.Tensor) -> list[PromptDr
         rows = worst.setdefault(label, {})
         rows[name] = max(rows.get(name, 0.0), round(value, 5))
     return [
-        {"prompt": label, "moved": max(rows.values()), "rows": {name: moved for name, moved in rows.items() if name}}
+        {"prompt": label, "moved": max(rows.values()), "rows": [{"row": n, "moved": m} for n, m in rows.items() if n]}
         for label, rows in worst.items()
     ]
 

@@ -80,11 +80,18 @@ class ConceptResult(TypedDict, total=False):
     """How much longer an embedding must be to bring it back, relative to the unedited model; None is beyond measure."""
 
 
+class HeldRow(TypedDict):
+    """What is held of a preserved prompt (a word, its end, its padding), and how far that moved."""
+
+    row: str
+    moved: float
+
+
 class HeldRows(TypedDict, total=False):
     """What edits of older files do not say of a preserved prompt."""
 
-    rows: dict[str, float]
-    """What is held of it, and how far that moved: its words, its end, its padding."""
+    rows: list[HeldRow]
+    """In the order of the prompt, which the keys of a file would lose."""
 
 
 class PromptDrift(HeldRows):

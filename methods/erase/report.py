@@ -56,9 +56,9 @@ def _table(report: EditReport, spec: EditSpec) -> str:
 
 def _held(drift: PromptDrift) -> str:
     """What is held of the prompt, with how far each moved; of many rows those that moved most."""
-    rows = drift.get("rows", {})
-    most = sorted(rows, key=lambda name: -rows[name])[:_MOST_ROWS]
-    named = [f"{name} {moved:.2%}" for name, moved in rows.items() if name in most]
+    rows = drift.get("rows", [])
+    most = sorted(rows, key=lambda row: -row["moved"])[:_MOST_ROWS]
+    named = [f"{row['row']} {row['moved']:.2%}" for row in rows if row in most]
     return f" ({', '.join(named)}{', …' if len(most) < len(rows) else ''})" if named else ""
 
 
