@@ -130,6 +130,14 @@ def page(loaded, bare_errors):
     assert loaded.errors() <= bare_errors(loaded.version)
 
 
+@pytest.fixture(scope="module")
+def as_before(loaded):
+    """After the tests of the file the page is loaded anew, for they leave something in it."""
+    yield
+    loaded.load()
+    loaded.errors()
+
+
 @pytest.fixture(name="until")
 def until_fixture():
     """``until(met, seconds, what)``: waits for a question to be answered with yes."""
