@@ -1,7 +1,8 @@
-"""A real browser on the real host, in the classic and in the new node renderer, on one page or on all.
+"""A real browser on the real host, in the classic and in the new node renderer, on every page.
 
-What a test asks for says where it runs. ``page`` alone: in both renderers, with ``CONCEPTS_PAGES=all`` on every page.
-With the mark ``own_page``: on the host's own page only. With the mark ``one_renderer``: in the classic renderer only.
+With ``CONCEPTS_PAGES=own`` they run on the host's own page alone. What a test asks for says where it runs. ``page``
+alone: in both renderers on every page. With the mark ``own_page``: on the host's own page only. With the mark
+``one_renderer``: in the classic renderer only.
 """
 
 from __future__ import annotations
