@@ -139,7 +139,7 @@ OURS = {
     "Concept Conductor, refining": Row(_conductor_refining),
     "Concept Conductor with a layout": Row(_conductor_with_layout),
     "LoRA Composer": Row(_composer),
-    "LoRA Composer, finding regions": Row(partial(_composer, automatic=0.4)),
+    "LoRA Composer, finding regions": Row(partial(_composer, automatic=0.3)),
     "LoRA Composer, enhancing": Row(_composer_enhanced),
     "Keep Objects Apart": Row(_objects_apart),
     "Apply Erasure in the weights": Row(partial(_erasure, delivery="weights"), edits=True),
