@@ -51,7 +51,8 @@ class ConductRun(PathRun):
 
     def after(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
         paths = self.paths
-        if paths.recorded_site is None or not paths.maps:
+        if paths.recorded_site is None or len(paths.maps) < len(paths.paths):  # a step cache may have answered
+            paths.maps.clear()
             return
         self.refined_at = percent_of(paths.model.model_sampling, float(sigma.max()))
         grid = _grid_of(paths.maps[0].shape[-1], *x.shape[-2:])

@@ -27,6 +27,7 @@ _IN_REGIONS = [name for name in OURS if name.startswith(("Concept", "LoRA"))]
 REFUSED = {
     **{(name, "TorchCompileModel"): "bypass the TorchCompileModel node" for name in (*_IN_THE_NETWORK, *GRADIENTS)},
     **{(name, "EasyCache"): "through EasyCache.*bypass that node" for name in GRADIENTS},
+    ("LoRA Composer, finding regions", "EasyCache"): "did not run",  # it answers in every step after the search
     **{(name, "LoRA hooks"): "has LoRA hooks, which would split" for name in _IN_REGIONS},
 }
 """What cannot be, and the words in which it is refused; everything else is equal."""
@@ -74,7 +75,7 @@ def test_beside_others_it_is_its_plain_counterpart_or_refused(company, ours, kin
     apart = (sample(row.make(beside, False), beside.steps) - should).abs().max()
     assert apart <= 1e-3 * should.std()
     if not row.edits:
-        assert (sample(row.make(beside, True), beside.steps) - should).abs().max() > 0.01 * should.std()
+        assert (sample(row.make(beside, True), beside.steps) - should).abs().max() > 3 * apart
 
 
 @pytest.mark.parametrize("kind", [kind for kind in COMPANY if kind != "TorchCompileModel"])
