@@ -161,8 +161,11 @@ def _image_prompt(model: Any) -> Setting:
 
 
 def _hooked(model: Any) -> Setting:
-    """A LoRA of the positive's own, as the host's Create Hook LoRA and Cond Set Props make it."""
-    draw, layer = torch.Generator().manual_seed(7), "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v"
+    """A LoRA of the positive's own, as the host's Create Hook LoRA and Cond Set Props make it.
+
+    On a layer that reads the picture: one that reads the text would read it unedited beside an erasure in the weights.
+    """
+    draw, layer = torch.Generator().manual_seed(7), "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_q"
     factors = {
         f"{layer}.lora_up.weight": torch.randn(32, 4, generator=draw),
         f"{layer}.lora_down.weight": torch.randn(4, 32, generator=draw),
