@@ -154,8 +154,9 @@ def _summary(calls: Sequence[_Call], steps: Sequence[int]) -> Rehearsal:
 
 
 def _begins(calls: Sequence[_Call], steps: Sequence[int]) -> list[int]:
-    """The first evaluation of each step. A sampler that tells of none begins one wherever it keeps the latent."""
-    kept = [n for n, call in enumerate(calls) if call.is_kept]
+    """The first evaluation of each step. A sampler that tells of none begins one wherever it keeps the latent; one that
+    keeps none, at every evaluation."""
+    kept = [n for n, call in enumerate(calls) if call.is_kept] or range(len(calls))
     return list(dict.fromkeys([0, *steps] if steps else [0, *kept, len(calls) - 1]))
 
 
