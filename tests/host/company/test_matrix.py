@@ -92,10 +92,10 @@ def test_the_company_shows(company, kind):
 def test_hooks_and_patches_that_did_not_answer_are_told(company, ours, monkeypatch):
     """Whatever a compiled model looks like to us: what was traced before does not run them."""
     torch._dynamo.reset()  # what other tests have traced would soon count as too much, and be run as it is
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
     compiled = COMPANY["TorchCompileModel"](company[0]("none").model)
     sample(plain(compiled), 2, batch=2 if ours == "Concept Conductor" else 1)  # as many rows as with a concept
     for module in (compose_guider, path_guider):
         monkeypatch.setattr(module, "check_reaches_network", lambda *_: None)
-    with pytest.raises(ValueError, match=f"{ours} hangs on the layer .* did not run.*TorchCompileModel"):
+    refused = pytest.raises(ValueError, match=f"{ours} hangs on the layer .* did not run.*TorchCompileModel")
+    with torch._dynamo.config.patch(recompile_limit=64), refused:
         sample(OURS[ours].make(compiled, True), 2)
