@@ -1,7 +1,4 @@
-"""The pages that the browser tests show: the host's own, and those that ``dev.py test`` fetches.
-
-With ``CONCEPTS_PAGES=own`` they show the host's own alone.
-"""
+"""The pages that the browser tests show: the host's own, and with CONCEPTS_PAGES=all those ``dev.py test`` fetches."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ def own_page() -> tuple[str, Path]:
 def all_pages() -> dict[str, Path]:
     """Version to folder of every page to show: the host's own first, the others from old to new."""
     own, folder = own_page()
-    return {own: folder} | ({} if os.environ.get("CONCEPTS_PAGES") == "own" else _later_pages(own))
+    return {own: folder} | (_later_pages(own) if os.environ.get("CONCEPTS_PAGES") == "all" else {})
 
 
 def _later_pages(own: str) -> dict[str, Path]:

@@ -104,6 +104,8 @@ def tagged_prompt(prompt: ViewPrompt, **values: object) -> tuple[Conditioning, C
 def own_controls(prompt: ViewPrompt) -> ViewPrompt:
     """The view with the controls of its positive on its own negative too, where Apply ControlNet wants that."""
     positive, negative = base_prompts.own_controls(prompt.positive, prompt.negative)
+    if positive is prompt.positive:
+        return prompt
     return replace(prompt, positive=positive, negative=negative)
 
 

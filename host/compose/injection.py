@@ -196,8 +196,9 @@ class Injection:
         ours = {keys.CONCEPT_COND_OR_UNCOND: numbers, keys.BASE_WEIGHT: self._base_weight}
         self.added_after.clear()
         with low_rank(self.unet, self._branches(*call.x.shape[-2:]) if self.token_lora else ()) as silent:
-            waiting, self.called = bool(self.silent), True
+            waiting = bool(self.silent)
             out = run(call._replace(transformer_options={**call.transformer_options, **ours}))
+        self.called = True  # to its end: some calls are for the maps alone, and stop early
         if waiting and self.silent != set(self.regions.sites()):  # else a step cache answered this call
             self.check_answered(silent)
         return out

@@ -1,8 +1,8 @@
-"""A real browser on the real host, in the classic and in the new node renderer, on every page.
+"""A real browser on the real host, in the classic and in the new node renderer, on one page or on all.
 
-With ``CONCEPTS_PAGES=own`` they run on the host's own page alone. What a test asks for says where it runs. ``page``
-alone: in both renderers on every page. With the mark ``own_page``: on the host's own page only. With the mark
-``one_renderer``: in the classic renderer only.
+With ``CONCEPTS_PAGES=all`` they run on every page, else on the host's own. What a test asks for says where it runs.
+``page`` alone: in both renderers on each of them. With the mark ``own_page``: on the host's own page only. With the
+mark ``one_renderer``: in the classic renderer only.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ COLUMNS = {"app": "App mode", "blueprints": "templates", "languages": "help", "p
 ARGUMENTS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server",
+    "--disable-features=BackForwardCache",  # a page that was left would go on beside the next one
     "--window-size=1500,1100", "--force-device-scale-factor=1", "--lang=en",
 )  # fmt: skip
 

@@ -137,7 +137,7 @@ def test_the_archive_alone_takes_a_newcomer_as_far(driver, host_path, tmp_path_f
 
     own, *later = pages.all_pages()
     if not later:
-        pytest.skip(f"only page {own} is shown; without CONCEPTS_PAGES=own, dev.py test fetches later ones")
+        pytest.skip(f"only page {own} is shown; CONCEPTS_PAGES=all adds the later ones")
     installed = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(release.make(tmp_path_factory.mktemp("archive"))) as packed:
         packed.extractall(installed)

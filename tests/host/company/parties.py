@@ -14,6 +14,7 @@ import comfy.controlnet
 import comfy.hooks
 import comfy.samplers
 import torch
+import torch.distributed.tensor.experimental  # tracing imports it, which fails once tests/nodes is a module
 from comfy.ldm.modules.attention import optimized_attention
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.erase.apply import apply_edit
