@@ -38,9 +38,7 @@ PAIRS = (
 _HALVES = (("hada_w1_a", "hada_w2_a"), ("hada_t1", "hada_t2"), ("lokr_w1(_a)?", "lokr_w2(_a)?"))
 """What a layer has both of, or neither."""
 
-_TEXT = re.compile(
-    r"lora_(prior_)?te|lycoris_(te|text_model|encoder)|text_encoder|text_model\.|encoder\.|clip_[lgh]\.|t5"
-)
+_TEXT = r"lora_(prior_)?te|lycoris_(te|text_model|encoder)|text_encoder|text_model\.|encoder\.|clip_[lgh]\.|t5"
 
 _KINDS = {
     r"dora_scale|lora_magnitude_vector": "DoRA",
@@ -133,7 +131,7 @@ def _half(name: str, key: str, there: str, missing: str) -> ValueError:
 
 def is_text(key: str) -> bool:
     """Whether the tensor is for a text encoder."""
-    return _TEXT.match(key.removeprefix(PEFT_PREFIX)) is not None
+    return re.match(_TEXT, key.removeprefix(PEFT_PREFIX)) is not None
 
 
 def check_kinds(name: str, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -187,7 +187,7 @@ def check_concept_prompts(concepts: Iterable[Concept]) -> None:
 
 def _check_one_call(name: str, conditioning: Conditioning) -> None:
     times = [(values.get("clip_start_percent", 0.0), values.get("clip_end_percent", 1.0)) for _, values in conditioning]
-    what = "a schedule" if times != [(0.0, 1.0)] else needs_own_call(conditioning)
+    what = "a schedule" if times and times != [(0.0, 1.0)] else needs_own_call(conditioning)
     if what:
         raise ValueError(
             f"The CLIP of the concept '{name}' gives its prompt {what} (Set CLIP Hooks), which would split the one "

@@ -23,7 +23,7 @@ from .files import LoraFile
 
 log = logging.getLogger(__name__)
 
-_BIAS = re.compile(r"(.+?)(?:\.lora_B|\.lora_B\.default|\.lora_up|\.lora\.up|_lora\.up)\.bias")
+_BIAS = r"(.+?)(?:\.lora_B|\.lora_B\.default|\.lora_up|\.lora\.up|_lora\.up)\.bias"
 """A bias of the second factor, after the name of its layer. It is scaled as the factors are."""
 
 
@@ -102,7 +102,7 @@ def _changes(tensors: dict[str, torch.Tensor], names: Mapping[str, str]) -> dict
         elif part == "bias":
             change.bias = loaded[1][0]
     for key in list(tensors):
-        found = _BIAS.fullmatch(key)
+        found = re.fullmatch(_BIAS, key)
         if found and found[1] in names:
             layer = names[found[1]].removeprefix(_MODEL).removesuffix(".weight")
             changes.setdefault(layer, _Change()).scaled_bias = tensors[key]

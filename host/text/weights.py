@@ -6,7 +6,7 @@ import re
 
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
-_ALTERNATIVES = re.compile(r"\{[^{}]*\|[^{}]*\}")
+_ALTERNATIVES = r"\{[^{}]*\|[^{}]*\}"
 
 
 def without_weights(text: str) -> str:
@@ -15,7 +15,7 @@ def without_weights(text: str) -> str:
     Raises:
         ValueError: the text has alternatives.
     """
-    if found := _ALTERNATIVES.search(text):
+    if found := re.search(_ALTERNATIVES, text):
         raise ValueError(
             f"'{text}' has alternatives, '{found[0]}', and only a prompt that is drawn chooses from them; write each "
             "in an entry of its own."

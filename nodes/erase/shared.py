@@ -10,7 +10,7 @@ import torch
 from ...host.schema import io, ui
 
 CATEGORY = "concepts/erase"
-_REMARK = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+_REMARK = r"(?s)/\*.*?\*/|//[^\n]*"
 
 
 def listed_texts(text: str) -> tuple[str, ...]:
@@ -19,7 +19,7 @@ def listed_texts(text: str) -> tuple[str, ...]:
     Empty ones are left out, and so are remarks, as the page does in prompts.
     """
     return tuple(
-        part.strip() for line in _REMARK.sub("", text).splitlines() for part in line.split(";") if part.strip()
+        part.strip() for line in re.sub(_REMARK, "", text).splitlines() for part in line.split(";") if part.strip()
     )
 
 
