@@ -91,9 +91,11 @@ def with_words_of(base: Conditioning, words: Conditioning, prompt_type: str) -> 
     """The base's entries with other words, one for each number of ``numbered``.
 
     Args:
-        words: whose first entry says the words.
+        words: whose first entry says the words; without any there are no entries.
         prompt_type: ``positive`` or ``negative``, for the host.
     """
+    if not words:
+        return []
     context, own = words[0]
     said = {key: own[key] for key in WORDS if key in own}
     first_of = {values[keys.ENTRY_NUMBER]: values for _, values in reversed(base)}
