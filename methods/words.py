@@ -6,9 +6,9 @@ a prompt of several sections may cut a word. So phrases are compared letter by l
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import unicodedata
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -95,7 +95,7 @@ def _kind(character: str) -> str:
 
 def _characters(pieces: Iterable[PlacedPiece], spell: Callable[[str], bytes]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Each character with the positions of its tokens; a learned vector is one long character."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder = getincrementaldecoder("utf-8")("replace")
     pending: list[int] = []
     for position, piece in pieces:
         if isinstance(piece, torch.Tensor):
