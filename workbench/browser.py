@@ -179,6 +179,17 @@ class Page:
 
         return until(visible, seconds, f"an element {selector}")
 
+    def at_rest(self, element: Any) -> None:
+        """Waits until an element has a size, and stays where it is."""
+        where = "const r = arguments[0].getBoundingClientRect(); return [r.x, r.y, r.width, r.height].map(Math.round)"
+        seen: list[list[int]] = [[]]
+
+        def met() -> bool:
+            before, seen[0] = seen[0], self.js(where, element)
+            return before == seen[0] and min(seen[0][2:]) > 50
+
+        until(met, what="the layout")
+
     def drag(
         self, element: Any, start: Sequence[float], end: Sequence[float], *, steps: int = 4, keys: str = ""
     ) -> None:

@@ -94,13 +94,11 @@ def with_words_of(base: Conditioning, words: Conditioning, prompt_type: str) -> 
         words: whose first entry says the words; without any there are no entries.
         prompt_type: ``positive`` or ``negative``, for the host.
     """
-    if not words:
-        return []
-    context, own = words[0]
-    said = {key: own[key] for key in WORDS if key in own}
     first_of = {values[keys.ENTRY_NUMBER]: values for _, values in reversed(base)}
     return [
-        [context, {**_besides(first_of[number]), **said, "prompt_type": prompt_type}] for number in sorted(first_of)
+        [context, {**_besides(first_of[number]), **_said(own), "prompt_type": prompt_type}]
+        for context, own in words[:1]
+        for number in sorted(first_of)
     ]
 
 
@@ -111,6 +109,10 @@ def reference_words(base: Conditioning, words: Conditioning) -> Conditioning:
     """
     values = {key: value for key, value in _besides(base[0][1]).items() if key not in _WITHOUT_REFERENCE}
     return [[context, {**values, **own}] for context, own in words[:1]]
+
+
+def _said(values: Options) -> Options:
+    return {key: value for key, value in values.items() if key in WORDS}
 
 
 def _besides(values: Options) -> Options:

@@ -48,8 +48,8 @@ def is_compiled(model: HasModules) -> bool:
 def compiles(patcher: ModelPatcher) -> bool:
     """Whether a MODEL is compiled while it is sampled; its modules do not show it before."""
     replaced = getattr(patcher, "object_patches", {}).values()
-    tables = [getattr(patcher, "wrappers", {}), _wrappers(patcher.model_options)]
-    return any(map(_is_compiled, replaced)) or any("torch.compile" in keyed for t in tables for keyed in t.values())
+    wrapped = (keyed for table in _tables(patcher) for keyed in table.values())
+    return any(map(_is_compiled, replaced)) or any("torch.compile" in keyed for keyed in wrapped)
 
 
 def is_spread(patcher: ModelPatcher) -> bool:
@@ -59,8 +59,8 @@ def is_spread(patcher: ModelPatcher) -> bool:
 
 def step_cache_of(patcher: ModelPatcher) -> str | None:
     """The node that answers for the network in some steps, if it is one that we know."""
-    tables = [getattr(patcher, "wrappers", {}), _wrappers(patcher.model_options)]
-    return next((n for k, n in _STEP_CACHES.items() for t in tables if k in t.get("diffusion_model", {})), None)
+    around = [table.get("diffusion_model", {}) for table in _tables(patcher)]
+    return next((name for key, name in _STEP_CACHES.items() if any(key in keyed for keyed in around)), None)
 
 
 def unanswered(model_options: ModelOptions) -> ValueError:
@@ -89,6 +89,11 @@ def check_answered(missing: Collection[str], who: str) -> None:
 def _is_compiled(module: object) -> bool:
     compiled_in_place = isinstance(module, torch.nn.Module) and module._compiled_call_impl is not None
     return compiled_in_place or type(module).__qualname__ == "OptimizedModule"
+
+
+def _tables(patcher: ModelPatcher) -> list[dict[str, dict[str, list[object]]]]:
+    """The wrappers that a MODEL keeps, and those in its options, as ``_wrappers``."""
+    return [getattr(patcher, "wrappers", {}), _wrappers(patcher.model_options)]
 
 
 def _wrappers(model_options: ModelOptions) -> dict[str, dict[str, list[object]]]:

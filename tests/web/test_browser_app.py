@@ -44,13 +44,7 @@ def test_two_boxes_are_dragged_on_the_form_and_run_makes_a_picture(as_before, lo
     app.open(json.loads((ROOT / "workflows" / "app_two_boxes.json").read_text()))
     until(lambda: app.js(SKIP), what="the page's tour, which covers the form")
     paper = app.find(".concepts-paper")
-    where, seen = "const r = arguments[0].getBoundingClientRect(); return [r.x, r.y, r.width].join()", [None]
-
-    def at_rest():
-        before, seen[0] = seen[0], app.js(where, paper)
-        return before == seen[0]
-
-    until(at_rest, what="the editor's layout")
+    app.at_rest(paper)
     app.shot("app-1-opened")
     app.drag(paper, (0.25, 0.5), (0.25, 0.5))  # the left box is chosen by a click,
     app.drag(paper, (0.5, 0.5), (0.36, 0.5))  # its right edge moved,

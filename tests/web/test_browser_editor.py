@@ -23,21 +23,11 @@ NODE = "const node = app.graph.getNodeById(arguments[0]); const widget = node.wi
 class Editor:
     """One Region Editor on the page."""
 
-    def __init__(self, page, until, node: int | None = None) -> None:
-        self.page, self.until = page, until
+    def __init__(self, page, node: int | None = None) -> None:
+        self.page = page
         self.node = page.js(ADD) if node is None else node
         self.paper = page.find(".concepts-paper")
-        size = (
-            "const {width, height} = arguments[0].getBoundingClientRect(); "
-            "return [width, height].map(Math.round).join()"
-        )
-        seen = [""]
-
-        def at_rest() -> bool:
-            before, seen[0] = seen[0], page.js(size, self.paper)
-            return before == seen[0] != "0,0"
-
-        until(at_rest, what="the editor's layout")
+        page.at_rest(self.paper)
 
     @property
     def text(self) -> str:
@@ -64,8 +54,8 @@ class Editor:
 
 
 @pytest.fixture
-def editor(page, until):
-    return Editor(page, until)
+def editor(page):
+    return Editor(page)
 
 
 def near(box, wanted, tolerance=0.02):
@@ -97,7 +87,7 @@ def test_a_box_drawn_with_the_mouse_is_in_the_text_the_picture_and_the_graph(edi
 
 
 @pytest.mark.own_page
-def test_a_drawn_box_changes_what_a_run_makes(editor, page, until, server):
+def test_a_drawn_box_changes_what_a_run_makes(editor, page, server):
     """JSON by hand, picture by the host: the preview output is tinted where the box was drawn."""
     from comfyui_concepts.workbench.client import run_graph
     from PIL import Image
@@ -127,11 +117,11 @@ def test_boxes_are_moved_resized_and_brought_back(editor, page):
     assert near(editor.boxes[0][0], [0.12, 0.38, 0.38, 0.32])
 
 
-def test_undo_in_the_editor_leaves_the_rest_of_the_graph(editor, page, until):
+def test_undo_in_the_editor_leaves_the_rest_of_the_graph(editor, page):
     page.open(page.workflow())  # now the page has a workflow whose changes it follows
     page.js("app.graph.add(LiteGraph.createNode('ConceptsDemoModel'))")
     page.js("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
-    editor = Editor(page, until, editor.node)
+    editor = Editor(page, editor.node)
     editor.drag((0.1, 0.2), (0.4, 0.8))
     assert len(editor.boxes) == 1
     page.press("zzz", held=CONTROL)
@@ -217,9 +207,9 @@ def _look_at(page, zoom: float) -> None:
 
 
 @pytest.mark.parametrize("zoom", [0.6, 1.5])
-def test_the_mouse_draws_moves_and_resizes_where_it_is_at_any_zoom(page, until, zoom):
+def test_the_mouse_draws_moves_and_resizes_where_it_is_at_any_zoom(page, zoom):
     _look_at(page, zoom)
-    editor = Editor(page, until)
+    editor = Editor(page)
     editor.drag((0.2, 0.3), (0.6, 0.7), keys=CONTROL)
     assert near(editor.boxes[0][0], [0.2, 0.3, 0.4, 0.4])
     page.shot(f"editor-zoom-{zoom}")
@@ -230,13 +220,13 @@ def test_the_mouse_draws_moves_and_resizes_where_it_is_at_any_zoom(page, until, 
 
 
 @pytest.mark.parametrize("zoom", [1.0, 0.6])
-def test_the_mouse_draws_where_it_is_on_a_fine_screen(page, until, zoom):
+def test_the_mouse_draws_where_it_is_on_a_fine_screen(page, zoom):
     """Two pixels of the screen for one of the page."""
     metrics = {"width": 1200, "height": 900, "deviceScaleFactor": 2, "mobile": False}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
         _look_at(page, zoom)
-        editor = Editor(page, until)
+        editor = Editor(page)
         editor.drag((0.2, 0.3), (0.6, 0.7), keys=CONTROL)
         assert near(editor.boxes[0][0], [0.2, 0.3, 0.4, 0.4])
         page.shot(f"editor-fine-{zoom}")
@@ -262,12 +252,12 @@ def test_the_wheel_and_the_middle_button_over_the_editor_move_the_canvas(editor,
     assert editor.boxes == []
 
 
-def test_regions_survive_saving_and_loading(editor, page, until):
+def test_regions_survive_saving_and_loading(editor, page):
     editor.put(_two(strokes=[{"radius": 0.1, "points": [0.5, 0.5, 0.6, 0.6]}]))
     before, saved = editor.text, page.workflow()
     page.clear()
     page.open(saved)
-    again = Editor(page, until, saved["nodes"][0]["id"])
+    again = Editor(page, saved["nodes"][0]["id"])
     assert again.text == before
     assert again.shown(".concepts-box") == 2
     again.drag((0.7, 0.45), (0.6, 0.45), keys=CONTROL)
@@ -310,7 +300,7 @@ def test_regions_survive_a_subgraph(editor, page, until):
     page.load()
 
 
-def test_hostile_texts_are_shown_not_run_and_not_lost(editor, page, until):
+def test_hostile_texts_are_shown_not_run_and_not_lost(editor, page):
     """The editor says what is wrong with each, and hands back for saving what it was given."""
     page.js("window.hacked = undefined; window.alert = () => { window.hacked = true }")
     for case in CASES["refused"]:
@@ -350,20 +340,20 @@ def test_the_side_panel_leaves_the_editor_on_its_node(editor, page, until):
     page.js("[...arguments[0].querySelectorAll('button')].find(b => b.innerText === 'Parameters')?.click()", panel)
     until(lambda: "feather" in panel.text, what="the node's widgets in the panel")
     assert "regions" not in panel.text.split("\n")
-    editor = Editor(page, until, editor.node)
+    editor = Editor(page, editor.node)
     editor.drag((0.2, 0.3), (0.6, 0.7), keys=CONTROL)
     assert near(editor.boxes[0][0], [0.2, 0.3, 0.4, 0.4])
     page.shot("editor-side-panel")
 
 
-def test_a_linked_text_is_not_edited_here(editor, page, until):
+def test_a_linked_text_is_not_edited_here(editor, page):
     page.js(
         NODE
         + """const source = LiteGraph.createNode('PrimitiveString') ?? LiteGraph.createNode('PrimitiveStringMultiline');
         app.graph.add(source); source.connect(0, node, node.inputs.findIndex(input => input.name === 'regions'));""",
         editor.node,
     )
-    editor = Editor(page, until, editor.node)  # still there, and as large
+    editor = Editor(page, editor.node)  # still there, and as large
     assert "come from the connected node" in page.find(".concepts-notice").text
     before = editor.text
     editor.drag((0.1, 0.2), (0.4, 0.8))
@@ -371,5 +361,5 @@ def test_a_linked_text_is_not_edited_here(editor, page, until):
     page.shot("editor-linked")
     unlinked = "node.disconnectInput(node.inputs.findIndex(input => input.name === 'regions'));"
     page.js(NODE + unlinked + "node.pos = [420, 140]", editor.node)  # where the drag had moved the whole node
-    Editor(page, until, editor.node).drag((0.1, 0.2), (0.4, 0.8))
+    Editor(page, editor.node).drag((0.1, 0.2), (0.4, 0.8))
     assert len(editor.boxes) == 1

@@ -93,17 +93,11 @@ def _pick_from_dialog(page, until, name: str) -> None:
     until(lambda: _classes(page.api_graph()) == _classes(_api(name)), what="the opened template")
 
 
-def _editor_in_sight(page, until):
+def _editor_in_sight(page):
     """The template's editor, as large as a person makes it to draw in it."""
     page.js(f"app.canvas.ds.scale = 1; app.canvas.centerOnNode({EDITOR}); app.canvas.setDirty(true, true)")
     paper = page.find(".concepts-paper")
-    where, seen = "const r = arguments[0].getBoundingClientRect(); return [r.x, r.y, r.width]", [None]
-
-    def at_rest() -> bool:
-        before, seen[0] = seen[0], page.js(where, paper)
-        return before == seen[0] and seen[0][2] > 100
-
-    until(at_rest, what="the editor's layout")
+    page.at_rest(paper)
     return paper
 
 
@@ -111,7 +105,7 @@ def _newcomer(page, until) -> None:
     """No coordinate is typed: a template with two LoRAs, a drag for each region, Run."""
     _pick_from_dialog(page, until, "conduct_regions")
     page.shot("newcomer-2-opened")
-    paper = _editor_in_sight(page, until)
+    paper = _editor_in_sight(page)
     page.drag(paper, (0.25, 0.5), (0.25, 0.5))  # the lion's region is chosen by a click,
     page.drag(paper, (0.485, 0.735), (0.45, 0.95))  # made slimmer and higher at its corner,
     page.drag(paper, (0.75, 0.5), (0.72, 0.55))  # and the robot's is moved

@@ -115,11 +115,11 @@ return editor.id;
 """
 
 
-def test_new_regions_take_names_and_colours_from_the_connected_concepts(page, until):
+def test_new_regions_take_names_and_colours_from_the_connected_concepts(page):
     """The page's own Concept node where this pack has it; until then one with its sockets and widgets."""
     node = page.js(CONCEPT)
     paper = page.find(".concepts-paper")
-    until(lambda: page.js("return arguments[0].getBoundingClientRect().width > 50", paper), what="the editor's layout")
+    page.at_rest(paper)
     for left in (0.05, 0.37, 0.69):
         page.drag(paper, (left, 0.2), (left + 0.25, 0.8))
     text = page.js("return app.graph.getNodeById(arguments[0]).widgets.find(w => w.name === 'regions').value", node)
