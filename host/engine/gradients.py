@@ -17,6 +17,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import comfy.model_management
 import comfy.model_patcher
@@ -54,7 +55,7 @@ def differentiable(*models: HasModules, in_place: bool = True) -> Iterator[None]
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if in_place:
-            stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+            stack.enter_context(_mutation_allowed())
         for model in models:
             stack.enter_context(_aliased(model))
         stack.enter_context(temporarily_set(comfy.model_management, "in_training", True))
@@ -258,3 +259,37 @@ def _alias(tensor: torch.Tensor) -> torch.Tensor:
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
     return torch.nn.Parameter(alias, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else alias
+
+
+@contextlib.contextmanager
+def _mutation_allowed() -> Iterator[None]:
+    """torch's ``allow_mutation_on_saved_tensors``, without its mix-ups.
+
+    torch 2.14.1 knows a saved tensor by its place: object, memory and version. It clones the tensor when it is
+    overwritten and lets go of it, and still knows the place. A new tensor that comes to lie there is then taken for the
+    old one, and the gradient is another one, without a word. Here the place is forgotten with the tensor.
+    """
+    with torch.autograd.graph.allow_mutation_on_saved_tensors() as kept:
+        places = _Places()
+        kept.tid_to_weakhandle, kept.cloned = places, _Clones(places)
+        yield
+
+
+class _Places(WeakValueDictionary[Any, Any]):
+    """Place to handle, as torch keeps it. Each handle also remembers its place."""
+
+    def __setitem__(self, place: Any, handle: Any) -> None:
+        handle.place = place
+        super().__setitem__(place, handle)
+
+
+class _Clones(WeakKeyDictionary[Any, torch.Tensor]):
+    """Handle to clone, as torch keeps it; what is put in here has left its place."""
+
+    def __init__(self, places: _Places) -> None:
+        super().__init__()
+        self.places = places
+
+    def __setitem__(self, handle: Any, clone: torch.Tensor) -> None:
+        self.places.pop(handle.place, None)
+        super().__setitem__(handle, clone)
