@@ -92,8 +92,7 @@ def test_a_terminated_board_takes_its_processes_with_it(tmp_path):
         "signal.signal(signal.SIGTERM, stop)\n"
         "results = workers.parallel_map(time.sleep, [0, 50, 50], 2)\n"
         "next(results)\n"
-        "print('started', flush=True)\n"
-        "try:\n    next(results)\nexcept KeyboardInterrupt:\n    print('stopped')\n"
+        "try:\n    print('started', flush=True)\n    next(results)\nexcept KeyboardInterrupt:\n    print('stopped')\n"
     )
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "started\n"
