@@ -73,6 +73,22 @@ def lokr_factors(
     return LoraFactors(torch.kron(w1b, w2b), torch.kron(w1a, w2a), _scale(alpha, w2b.shape[0]))
 
 
+def rebuilt(a: torch.Tensor, b: torch.Tensor, core: torch.Tensor | None = None) -> torch.Tensor:
+    """A matrix of LoHa or LoKr, (out, in): ``a b``. With a core (r, r, kh, kw), (out, in, kh, kw) of a (r, out)."""
+    return a @ b if core is None else torch.einsum("rs...,sj,ri->ij...", core, b, a)
+
+
+def kronecker(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """``first ⊗ second`` of (a, b) and (c, d[, kh, kw]): (a c, b d[, kh, kw])."""
+    spread = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
+    return torch.kron(spread, second.contiguous())  # torch 2.14.1 refuses strides of another order
+
+
+def whole_change(change: torch.Tensor, alpha: float | None, rank: int | None) -> LoraFactors:
+    """A change that is not low-rank as it is. Without a rank, ``alpha`` has no meaning."""
+    return LoraFactors(change, None, 1.0 if rank is None else _scale(alpha, rank))
+
+
 def _scale(alpha: float | None, rank: int) -> float:
     return 1.0 if alpha is None else alpha / rank
 

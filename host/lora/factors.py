@@ -17,7 +17,18 @@ import comfy.utils
 import comfy.weight_adapter
 import torch
 
-from ...methods.lora import LoraFactors, fitted, loha_factors, lokr_factors, lora_factors, shape_of, unchanged
+from ...methods.lora import (
+    LoraFactors,
+    fitted,
+    kronecker,
+    loha_factors,
+    lokr_factors,
+    lora_factors,
+    rebuilt,
+    shape_of,
+    unchanged,
+    whole_change,
+)
 from ..types import BaseModel, WeightedLayer
 from .files import LoraFile
 
@@ -34,7 +45,6 @@ class _Adapter(Protocol):
     """One layer's change as the host loads it."""
 
     weights: tuple[Any, ...]  # factors, and their alpha
-    calculate_weight: Callable[..., torch.Tensor]
 
 
 @dataclass
@@ -157,19 +167,21 @@ def _lora(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
 
 def _loha(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
     """Its factors, or the whole change where they would be larger than it."""
-    w1a, w1b, alpha, w2a, w2b, t1, *_ = _widened(adapter)
+    w1a, w1b, alpha, w2a, w2b, t1, t2, *_ = _widened(adapter)
     large = w1b.shape[0] * w2b.shape[0] * 2 > min(shape[0], w1b.shape[1])
     if t1 is not None or large or len(shape) != 2:
-        return _whole_change(adapter, shape)
+        return whole_change(rebuilt(w1a, w1b, t1) * rebuilt(w2a, w2b, t2), alpha, w1b.shape[0])
     return loha_factors((w1a, w1b), (w2a, w2b), alpha)
 
 
 def _lokr(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
     """Its factors, or the whole change where one of the two matrices is not low-rank."""
     w1, w2, alpha, w1a, w1b, w2a, w2b, t2, *_ = _widened(adapter)
-    if w1 is not None or w2 is not None or t2 is not None or len(shape) != 2:
-        return _whole_change(adapter, shape)
-    return lokr_factors((w1a, w1b), (w2a, w2b), alpha)
+    if w1 is None and w2 is None and t2 is None and len(shape) == 2:
+        return lokr_factors((w1a, w1b), (w2a, w2b), alpha)
+    rank = None if w1 is not None and w2 is not None else len(w1b if w2 is not None else w2b)
+    first, second = (rebuilt(w1a, w1b) if w1 is None else w1), (rebuilt(w2a, w2b, t2) if w2 is None else w2)
+    return whole_change(kronecker(first, second), alpha, rank)
 
 
 def _widened(adapter: _Adapter) -> tuple[Any, ...]:
@@ -180,13 +192,6 @@ def _widened(adapter: _Adapter) -> tuple[Any, ...]:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype to compute in with tensors of this one."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _whole_change(adapter: _Adapter, shape: tuple[int, ...]) -> LoraFactors:
-    """The change itself, by the host's own arithmetic."""
-    dtype = wide(next(t for t in adapter.weights if isinstance(t, torch.Tensor)).dtype)
-    delta = adapter.calculate_weight(torch.zeros(shape, dtype=dtype), "", 1.0, 1.0, None, lambda weight: weight, dtype)
-    return LoraFactors(delta, None, 1.0)
 
 
 _CONVERSIONS: dict[type, Callable[[_Adapter, tuple[int, ...]], LoraFactors]] = {

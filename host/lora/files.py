@@ -35,6 +35,9 @@ _VARIANTS = {
     "layer_replication": "replicated layers",
 }
 """Settings under which a LoRA's layer does more than add its factors' product (PEFT 0.21.2)."""
+_FIRST_FACTORS = {"LOHA": ("hada_w1_a",), "LOKR": ("lokr_w1", "lokr_w1_a")}
+"""One factor of every layer, for PEFT's kinds besides LoRA that are added to a weight (PEFT 0.21.2)."""
+_PAIRED = r".+\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2))"
 _EMBEDDINGS = {"new_concept_embedding.": "l", "new_concept_embedding_2.": "g"}
 _BUNDLED = "bundle_emb."
 _PEFT_FILE = "adapter_model.safetensors"
@@ -163,12 +166,12 @@ def _peft_tensors(folder: Path) -> dict[str, torch.Tensor]:
     state, _ = _opened(folder / _PEFT_FILE)
     tensors = {k.replace(PEFT_PREFIX, ""): t for k, t in state.items() if not k.endswith(_IN_TRAINING)}
     _check_low_rank_pairs(folder, tensors)
-    return _with_alphas(tensors, config)
+    return _with_alphas(_with_scales(tensors, config), config)
 
 
 def _check_low_rank_pairs(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Refuses an adapter that replaces anything besides adding low-rank pairs."""
-    others = [k for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight", ".lora_B.bias"))]
+    others = [key for key in tensors if not re.fullmatch(_PAIRED, key)]
     if others:
         raise ValueError(
             f"The PEFT adapter '{folder.name}' also holds '{others[0]}', which is not a low-rank pair and cannot be "
@@ -213,12 +216,12 @@ def _check_plain(name: str, config: Options) -> None:
     Raises:
         ValueError: the kind by its name, and how to convert it where that is possible.
     """
-    kind = str(config.get("peft_type") or "LORA").removeprefix("PeftType.")
+    kind = _kind_of(config)
     variants = "".join(f" with {variant}" for setting, variant in _VARIANTS.items() if config.get(setting))
-    if kind != "LORA" or variants:
+    if kind not in ("LORA", *_FIRST_FACTORS) or variants:
         raise ValueError(
-            f"'{name}' is a PEFT adapter of the kind {kind}{variants}, and only PEFT's plain LoRA can be added to a "
-            "layer's output here; train one of that kind."
+            f"'{name}' is a PEFT adapter of the kind {kind}{variants}, and only PEFT's plain LoRA, LoHa and LoKr can "
+            "be added to a layer's output here; train one of these kinds."
         )
     start = str(config.get("init_lora_weights", True))
     if start.lower() not in _PLAIN_STARTS:
@@ -227,6 +230,24 @@ def _check_plain(name: str, config: Options) -> None:
             "wrong on the unchanged model; save it again with PEFT's path_initial_model_for_weight_conversion, which "
             "makes a plain LoRA of it (not of LoftQ: train that without it)."
         )
+
+
+def _kind_of(config: Options) -> str:
+    return str(config.get("peft_type") or "LORA").removeprefix("PeftType.")
+
+
+def _with_scales(tensors: Mapping[str, torch.Tensor], config: Options) -> dict[str, torch.Tensor]:
+    """PEFT's LoHa or LoKr with each layer's scale in its first factor; others as they are.
+
+    An ``alpha`` would not do: the host divides it by the rank that it finds, and whole factors of LoKr have none.
+    """
+    scaled = dict(tensors)
+    for key, tensor in tensors.items():
+        layer, _, end = key.rpartition(".")
+        if end in _FIRST_FACTORS.get(_kind_of(config), ()):
+            scale = _setting(config, "alpha", layer, 8.0) / _setting(config, "r", layer, 8.0)
+            scaled[key] = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * scale
+    return scaled
 
 
 def _with_alphas(tensors: Mapping[str, torch.Tensor], config: Options, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -238,14 +259,14 @@ def _with_alphas(tensors: Mapping[str, torch.Tensor], config: Options, prefix: s
         end = next((pair.down for pair in PAIRS if key.endswith(pair.down)), None)
         if end is not None and key.startswith(prefix):
             layer = key.removesuffix(end)
-            alpha = _alpha(config, layer.removeprefix(prefix))
+            alpha = _setting(config, "lora_alpha", layer.removeprefix(prefix))
             alphas[f"{layer}.alpha"] = torch.tensor(alpha * (len(tensor) ** 0.5 if config.get("use_rslora") else 1.0))
     return alphas | dict(tensors)
 
 
-def _alpha(config: Options, layer: str) -> float:
-    """The layer's own, by the first pattern that its name ends with, else that of all."""
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+def _setting(config: Options, name: str, layer: str, default: float = 1.0) -> float:
+    """The layer's own rank (``r``) or alpha, by the first pattern that its name ends with, else that of all."""
+    for pattern, value in (config.get("rank_pattern" if name == "r" else "alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", layer):
-            return float(alpha)
-    return float(config["lora_alpha"])
+            return float(value)
+    return float(config.get(name, default))

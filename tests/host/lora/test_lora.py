@@ -322,15 +322,11 @@ def test_a_learned_word_is_learned_at_every_place_of_the_prompt(demo_model):
     assert torch.allclose(concept.positive[0][1][keys.LAYER_CONTEXTS][0], expected[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["LoHaConfig", "LoKrConfig", "AdaLoraConfig"])
-def test_peft_adapters_of_other_kinds_are_refused_in_words(kind, tmp_path):
+def test_a_peft_adapter_of_another_kind_is_refused_in_words(tmp_path):
     peft = pytest.importorskip("peft")
-    more = {"total_step": 10} if kind == "AdaLoraConfig" else {}
-    getattr(peft, kind)(target_modules=["to_q"], **more).save_pretrained(tmp_path)
+    peft.AdaLoraConfig(target_modules=["to_q"], total_step=10).save_pretrained(tmp_path)
     save_file({"base_model.model.x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(
-        ValueError, match=f"of the kind {kind.removesuffix('Config').upper()}, and only PEFT's plain LoRA"
-    ):
+    with pytest.raises(ValueError, match="of the kind ADALORA, and only PEFT's plain LoRA, LoHa and LoKr"):
         read_lora(tmp_path)
 
 
