@@ -9,7 +9,7 @@ from ...methods.erase.fingerprint import check_same_clip
 from ...methods.erase.probe import ProbeFinding, attack, phrase_tokens
 from ...methods.erase.regenerate import map_of
 from ...methods.erase.spec import check_erased, erased_of
-from ..text.tokens import PromptEncoder
+from ..text.tokens import PromptEncoder, check_one_encoding
 from ..text.weights import without_weights
 from ..types import CLIP, ModelPatcher
 from .weights import check_edit_width, sampled_keys, text_keys, weight_energy
@@ -37,12 +37,13 @@ def probe(model: ModelPatcher, clip: CLIP, edit: Edit, others: Sequence[str] = O
         others: sentences with ``{}`` where the concept goes, apart from those it was solved with.
 
     Raises:
-        ValueError: the edit has no map of the text embedding, or is for another model.
+        ValueError: the edit has no map of the text embedding, or is for another model; the CLIP has a schedule.
     """
     entries = [erased_of(entry) for spec in edit.specs() for entry in spec.get("erase", ())]
     if edit.text is None or not entries:
         raise ValueError(_NOT_SOLVED)
     check_edit_width(model, edit)
+    check_one_encoding(clip)
     encode = PromptEncoder(clip)
     check_same_clip(edit, encode)
     Q = weight_energy(model, sampled_keys(text_keys(model, edit.targets, edit.blocks)))

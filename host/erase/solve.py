@@ -18,7 +18,7 @@ from ...methods.erase.records import EditReport, EditSpec
 from ...methods.erase.solvers import SOLVERS, solve
 from ...methods.erase.spec import Erased, Preserved, checked_lists
 from ...methods.erase.truncate import AUTOMATIC, shortened_solution
-from ..text.tokens import PromptEncoder
+from ..text.tokens import PromptEncoder, check_one_encoding
 from ..text.weights import without_weights
 from ..types import CLIP, ModelPatcher
 from .weights import base_fingerprint, check_clip_width, sampled_keys, text_keys, weight_energy
@@ -67,16 +67,22 @@ def solve_erasure(
         encode: an encoder that already knows some of the prompts.
 
     Raises:
-        ValueError: a prompt cannot be used, the MODEL has no cross-attention to it, or the CLIP is not the model's own.
+        ValueError: a prompt cannot be used, the MODEL has no cross-attention to it, or the CLIP is not the model's own
+            or has a schedule.
     """
     concepts, entries = checked_lists(*lists_without_weights(erased, preserved))
     # before any prompt, since the encoders of models without cross-attention cut prompts in other ways
     keys = text_keys(model, request.targets, request.blocks)
-    encode = encode or PromptEncoder(clip)
+    encode = encode or _encoder(clip)
     check_clip_width(model, encode("").tokens.shape[-1])
     spec = _spec_of(concepts, entries, request, clip.layer_idx)
     edit = _solved_edit(model, keys, encode, concepts, entries, request) if concepts else Edit()
     return replace(edit, spec=spec)
+
+
+def _encoder(clip: CLIP) -> Encode:
+    check_one_encoding(clip)
+    return PromptEncoder(clip)
 
 
 def _solved_edit(

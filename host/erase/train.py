@@ -18,7 +18,7 @@ from ...methods.erase.trained.context import ContextT, Pictures, TextEncoderCont
 from ...methods.erase.trained.plan import Plan
 from ..engine.gradients import check_differentiable, check_patcher
 from ..lora.adapters import TARGET_MODULES
-from ..text.tokens import PromptEncoder
+from ..text.tokens import PromptEncoder, check_one_encoding
 from ..types import CLIP, VAE, ModelPatcher
 from .session import TextEncoderSession, Trained, UNetSession
 from .trajectories import own_pictures
@@ -98,6 +98,7 @@ def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
     """
     check_patcher(model)
     check_differentiable(model.model)
+    check_one_encoding(clip)
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     check_clip_width(model, empty[0][0].shape[-1])
 

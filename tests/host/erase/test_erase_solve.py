@@ -6,22 +6,25 @@ import re
 from dataclasses import replace
 from types import SimpleNamespace
 
+import comfy.hooks
 import comfy.model_management
 import pytest
 import torch
+from comfy_extras.nodes_hooks import SetClipHooks
 from comfyui_concepts.boards.bench_erase import RandomEncoder
 from comfyui_concepts.host.erase import apply as erase_apply
 from comfyui_concepts.host.erase import probe as erase_probe
 from comfyui_concepts.host.erase import solve as erase_solve
 from comfyui_concepts.host.erase import weights as erase_weights
 from comfyui_concepts.host.erase.solve import SolveRequest, solve_erasure
+from comfyui_concepts.host.erase.train import check_trainable
 from comfyui_concepts.host.text.tokens import PromptEncoder
 from comfyui_concepts.methods.erase.problem import SolverSettings, problem_of
 from comfyui_concepts.methods.erase.report import report_text
 from comfyui_concepts.methods.erase.spec import LAST, Erased, Preserved
 from comfyui_concepts.nodes.erase.apply import ConceptsApplyErasure
 
-NO_CLIP = SimpleNamespace(layer_idx=None)
+NO_CLIP = SimpleNamespace(layer_idx=None, use_clip_schedule=False)
 
 
 def erase(concept, anchor="", previous=None, **more):
@@ -275,3 +278,29 @@ def test_a_cancel_while_solving_ends_it_and_the_next_solve_works(new_model, monk
     edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), None, SolveRequest(), encode)
     assert edit.report["concepts"][0]["left"] < 0.05
     assert not model.patches
+
+
+def _hooked(clip, schedule):
+    """The CLIP after Set CLIP Hooks, with hooks that set in half-way."""
+    hooks, frames = comfy.hooks.create_hook_lora({}, 1.0, 1.0), comfy.hooks.HookKeyframeGroup()
+    for strength, start in ((0.0, 0.0), (1.0, 0.5)):
+        frames.add(comfy.hooks.HookKeyframe(strength, start))
+    hooks.set_keyframes_on_hooks(frames)
+    return SetClipHooks().apply_hooks(clip, schedule, True, hooks)[0]
+
+
+def test_a_clip_with_a_schedule_is_refused_and_one_whose_hooks_stay_is_not(demo_model):
+    """With a schedule a prompt has several encodings, and an edit was made for whichever was left from the last run."""
+    model, clip, _ = demo_model
+    edit = solve_erasure(model, _hooked(clip, schedule=False), erase("cat", "dog"), None)
+    scheduled = _hooked(clip, schedule=True)
+    refused = [
+        lambda: solve_erasure(model, scheduled, erase("cat", "dog"), None),
+        lambda: erase_probe.probe(model, scheduled, edit),
+        lambda: check_trainable(model, scheduled),
+    ]
+    for ask in refused:
+        with pytest.raises(
+            ValueError, match=r"The CLIP has a schedule \(Set CLIP Hooks\).*connect the checkpoint's CLIP"
+        ):
+            ask()
