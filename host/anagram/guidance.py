@@ -13,7 +13,6 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 
-from ...methods.anagram.extents import within_extents
 from ...methods.anagram.overlap import GradientStep
 from ...methods.anagram.prediction import Combine, Predictions, ScoreMemory
 from ...methods.anagram.views import View
@@ -183,8 +182,6 @@ class _Moment:
         """One positive and one negative prediction; without a negative the host expects zeros."""
         model_sampling, highest = self.run.model.model_sampling, float(sigma.max())
         signal, noise = signal_and_noise(model_sampling, highest)
-        extents = [self._extent(view, x, sigma) for view in self.run.views]
-        weights = [view.weight for view in self.run.views]
         cond, uncond = self.run.combine(
             Predictions(
                 x=x,
@@ -192,9 +189,10 @@ class _Moment:
                 sigma=noise,
                 percent=percent_of(model_sampling, highest),
                 step=step_of(self.options.get("transformer_options", {}), highest),
-                positive=tuple(within_extents(positive, extents, weights)),
-                negative=None if negative is None else tuple(within_extents(negative, extents, weights)),
+                positive=tuple(positive),
+                negative=None if negative is None else tuple(negative),
                 cfg=self.cfg,
+                extents=tuple(self._extent(view, x, sigma) for view in self.run.views),
                 memory=self.run.memory,
             )
         )

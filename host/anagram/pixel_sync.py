@@ -160,7 +160,7 @@ class PixelSyncGuider(ViewsGuider):
         residuals = [z - self._encoded(p, z) for z, p in zip(clean, pictures, strict=True)]
         extents = [_extent(v, z, sigma, p) for v, z, p in zip(views, clean, pictures, strict=True)]
         upright = [v.view.inverse(p) for v, p in zip(views, pictures, strict=True)]
-        whole = self.blend(torch.stack(within_extents(upright, extents, [1.0] * len(views))))
+        whole = self.blend(torch.stack(within_extents(upright, extents, torch.ones(1, len(views)))))
         return [self._encoded(v.view.forward(whole), z) + r for v, z, r in zip(views, clean, residuals, strict=True)]
 
     def _decoded(self, z: torch.Tensor) -> torch.Tensor:

@@ -158,7 +158,7 @@ def combiner(
     check_choice(("off", *rectify.GAINS), settings.rectification, "rectification")
     check_components(views)
     summed = any(v.component for v in views)
-    reduce = _summing(_parts(views, weights)) if summed else _averaging(settings, _weights_by(settings, weights))
+    reduce = _summing(_parts(views, weights), weights) if summed else _averaging(settings, weights)
     return lambda p: reduce(with_own_guidance(p, cfgs or [None] * len(p.positive)))
 
 
@@ -181,20 +181,26 @@ def _parts(views: Sequence[View], weights: Sequence[float]) -> list[Transform]:
     return [partial(torch.mul, other=weight / sum(weights)) for weight in weights]
 
 
-def _summing(parts: Sequence[Transform]) -> Combine:
+def _summing(parts: Sequence[Transform], weights: Sequence[float]) -> Combine:
     """Components summed. They are never rectified, since nothing is averaged."""
 
     def combine(p: Predictions) -> tuple[torch.Tensor, torch.Tensor | None]:
+        p = p.filled(torch.tensor([weights]))
         return sum_components(p.positive, parts), None if p.negative is None else sum_components(p.negative, parts)
 
     return combine
 
 
-def _averaging(settings: Combination, weigh: Weights) -> Combine:
-    """The weighted mean, rectified."""
+def _averaging(settings: Combination, weights: Sequence[float]) -> Combine:
+    """The weighted mean, rectified.
+
+    Outside of a view's extent the others count as at this moment, or as the user weighs them if none of them counts.
+    """
+    weigh, own = _weights_by(settings, weights), torch.tensor([weights])
 
     def combine(p: Predictions) -> tuple[torch.Tensor, torch.Tensor | None]:
-        alphas = weigh(p)
+        alphas = weigh(p.filled(own))
+        p = p.filled(alphas, own)
         positive = mix(p.positive, alphas)
         negative = None if p.negative is None else mix(p.negative, alphas)
         if not settings.rectifies(p) or len(active_views(alphas)) == 1:

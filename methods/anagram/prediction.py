@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
+
+from .extents import within_extents
 
 
 @dataclass(eq=False)
@@ -35,6 +37,7 @@ class Predictions:
         positive: N tensors shaped like ``x``.
         negative: N tensors, or None where the host evaluates no negative (cfg 1).
         cfg: the guidance scale.
+        extents: where each view acts, N tensors of true and false or None for everywhere. Empty: all act everywhere.
         memory: the scores of this sampling; a new one remembers nothing.
     """
 
@@ -46,6 +49,7 @@ class Predictions:
     positive: tuple[torch.Tensor, ...]
     negative: tuple[torch.Tensor, ...] | None
     cfg: float
+    extents: tuple[torch.Tensor | None, ...] = ()
     memory: ScoreMemory = field(default_factory=ScoreMemory)
 
     def guided(self) -> tuple[torch.Tensor, ...]:
@@ -53,6 +57,14 @@ class Predictions:
         if self.negative is None:
             return self.positive
         return tuple(u + self.cfg * (c - u) for c, u in zip(self.positive, self.negative, strict=True))
+
+    def filled(self, *weights: torch.Tensor) -> Predictions:
+        """Every view everywhere, by ``within_extents``. Extents are used up."""
+        if not self.extents:
+            return self
+        positive = within_extents(self.positive, self.extents, *weights)
+        negative = None if self.negative is None else tuple(within_extents(self.negative, self.extents, *weights))
+        return replace(self, positive=tuple(positive), negative=negative, extents=())
 
     def as_noise(self, denoised: torch.Tensor) -> torch.Tensor:
         """The noise that a denoised picture implies, (x − signal · x0) / sigma."""

@@ -9,8 +9,9 @@ from comfyui_concepts.host.anagram.guider import ViewsGuider
 from comfyui_concepts.host.anagram.model_patch import with_views
 from comfyui_concepts.host.anagram.pixel_sync import PixelSyncGuider
 from comfyui_concepts.host.anagram.views import ViewPrompt
-from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
+from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination, combiner
 from comfyui_concepts.methods.anagram.extents import within_extents
+from comfyui_concepts.methods.anagram.schedule import Keyframe
 from comfyui_concepts.methods.anagram.views import view_named
 
 HALF = torch.zeros(8, 8)
@@ -40,6 +41,15 @@ def _of(model, cfg, *prompts):
     return _drawn(ViewsGuider(model, prompts, combiner(AVERAGING, [p.weight for p in prompts]), cfg))
 
 
+def _weighed(model, weighing, *prompts, cfgs=()):
+    combine = combiner(Combination(weighing), [p.weight for p in prompts], cfgs=cfgs)
+    return _drawn(ViewsGuider(model, prompts, combine, 4.0))
+
+
+def _keyframes(*weights):
+    return (Keyframe(0.0, weights), Keyframe(1.0, weights))
+
+
 def _prompt(name, seed, weight=1.0, **values):
     return ViewPrompt(view_named(name), _cond(seed, **values), _cond(99), weight=weight)
 
@@ -65,6 +75,33 @@ def test_outside_of_its_extent_the_others_draw_alone(tiny_models, name, bounds, 
     if bounds == "mask":
         whole = _of(model, cfg, *others, _prompt(name, 2))
         torch.testing.assert_close(both[..., ~outside], whole[..., ~outside], rtol=1e-3, atol=1e-4)
+
+
+OTHERS = {
+    "schedule": (_keyframes(2.0, 1.0, 3.0), _keyframes(1.0, 3.0)),
+    "a schedule that leaves one out": (_keyframes(1.0, 0.0, 1.0), _keyframes(0.0, 1.0)),
+    "a schedule of the bounded view alone": (_keyframes(1.0, 0.0, 0.0), "manual"),
+    "alternate, in the bounded view's step": ("alternate", "manual"),
+    "prioritise first": ("prioritise first", "manual"),
+}
+
+
+@pytest.mark.parametrize("weighing", OTHERS)
+def test_outside_of_its_extent_the_others_count_as_they_do_at_this_step(tiny_models, weighing):
+    """Where none of them does, as the user weighs them."""
+    model, others = tiny_models["EPS"], [_prompt("identity", 0, 1.0), _prompt("rotate_180", 1, 2.0)]
+    with_bounded, without = OTHERS[weighing]
+    alone = _weighed(model, without, *others)
+    both = _weighed(model, with_bounded, _prompt("flip", 2, **BOUNDS["area"]), *others)
+    outside = ~_place("flip", "area")
+    torch.testing.assert_close(both[..., outside], alone[..., outside], rtol=1e-3, atol=1e-4)
+
+
+def test_outside_of_its_extent_its_own_guidance_does_not_count(tiny_models):
+    model, others = tiny_models["EPS"], [_prompt("identity", 0, 1.0), _prompt("rotate_180", 1, 2.0)]
+    both = _weighed(model, "manual", _prompt("flip", 2, **BOUNDS["area"]), *others, cfgs=(12.0, None, None))
+    outside = ~_place("flip", "area")
+    torch.testing.assert_close(both[..., outside], _of(model, 4.0, *others)[..., outside], rtol=1e-3, atol=1e-4)
 
 
 def test_in_the_stock_ksampler_too(tiny_models):
@@ -107,5 +144,5 @@ def test_a_view_that_is_only_shown_says_nothing_elsewhere_and_where_no_view_acts
     first, second, third = (torch.full((1, 1, 1, 3), float(n)) for n in (1, 2, 4))
     first_extent = torch.tensor([[[[True, False, False]]]])
     also = torch.tensor([[[[True, True, False]]]])
-    found = within_extents([first, second, third], [first_extent, also, None], [1.0, 1.0, 0.0])
+    found = within_extents([first, second, third], [first_extent, also, None], torch.tensor([[1.0, 1.0, 0.0]]))
     assert [f.flatten().tolist() for f in found] == [[1, 2, 1], [2, 2, 2], [4, 4, 4]]

@@ -74,6 +74,23 @@ def test_one_view_is_plain_sampling_bit_for_bit_whatever_the_vae(tiny_models, ki
     assert vae.calls == []
 
 
+def test_other_packs_are_told_0_for_positives_and_1_for_negatives_though_all_views_are_evaluated_at_once(tiny_models):
+    """The host numbers the six conditionings of three views from 0 to 5."""
+    told, model, negative = [], tiny_models["EPS"].clone(), _cond(99)[0][0]
+
+    def patch(q, context, value, extra):
+        sides = extra["cond_or_uncond"]
+        rows = context.chunk(len(sides))
+        told.append((sides, [int(torch.equal(row[..., :7, :], negative.expand_as(row[..., :7, :]))) for row in rows]))
+        return q, context, value
+
+    model.set_model_attn2_patch(patch)
+    guider = PixelSyncGuider(model, _prompts("identity", "negate", "skew"), 5.0, Lossless(), lambda p: p.mean(0))
+    _sample(guider, steps=2)
+    assert max(len(sides) for sides, _ in told) == 6
+    assert all(sides == wanted for sides, wanted in told)
+
+
 def test_the_views_become_views_of_one_picture(tiny_models):
     model, finals = tiny_models["EPS"], []
     guider = PixelSyncGuider(model, _prompts("identity", "negate", "skew"), 5.0, Lossless(), lambda p: p.mean(0))
