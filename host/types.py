@@ -134,6 +134,8 @@ class ModelPatcher(Protocol):
     """What patched weights were before, by key, while the model is loaded."""
     hook_backup: dict[str, Any]
     """The same of weights that hooks patch."""
+    forced_hooks: Any
+    """The hooks that a text encoder always has (Set CLIP Hooks)."""
     injections: dict[str, list[Any]]
     """What other nodes put into the model while it is loaded."""
 
@@ -164,6 +166,7 @@ class CLIP(Protocol):
     cond_stage_model: TextEncoder
     patcher: ModelPatcher
     layer_idx: int | None
+    use_clip_schedule: bool
     tokenizer: Any
 
     def clone(self) -> CLIP: ...

@@ -21,7 +21,7 @@ from comfyui_concepts.host.erase.train import check_trainable
 from comfyui_concepts.host.text.tokens import PromptEncoder
 from comfyui_concepts.methods.erase.problem import SolverSettings, problem_of
 from comfyui_concepts.methods.erase.report import report_text
-from comfyui_concepts.methods.erase.spec import LAST, Erased, Preserved
+from comfyui_concepts.methods.erase.spec import LAST, TEMPLATES, Erased, Preserved
 from comfyui_concepts.nodes.erase.apply import ConceptsApplyErasure
 
 NO_CLIP = SimpleNamespace(layer_idx=None, use_clip_schedule=False)
@@ -180,6 +180,27 @@ def test_a_report_says_what_is_held_row_by_row(demo_model):
     assert re.search(r"preserved 'a fox!': moved [\d.]+% \(fox [\d.]+%, end [\d.]+%\)", text)
     with pytest.raises(ValueError, match="'a cat' is to be preserved and 'cat' is to be erased"):
         solve_erasure(model, clip, erase("(cat:1.2)"), Preserved(("a (cat:0.8)",), 1.0))
+
+
+@pytest.mark.parametrize("epochs", [0, 3, 5])
+def test_rece_holds_what_is_kept_through_every_epoch_in_the_sentence_that_is_kept(demo_model, epochs):
+    """In other sentences the word has another embedding, and every epoch changes more of what lies around the kept one.
+
+    With the word in both sentences neither moves much.
+    """
+    model, clip, _ = demo_model
+    request, sentences = SolveRequest("rece", SolverSettings(epochs=epochs)), ("a photo of a dog.", "a dog")
+    encoded = [clip.encode_from_tokens(clip.tokenize(text))[0].double() for text in sentences]
+    rows = [encoded[0][5], encoded[1][2]]
+
+    def moved(*kept):
+        edit = solve_erasure(model, clip, erase("cat", templates=TEMPLATES["scene"]), Preserved(kept, 1.0), request)
+        return [float((edit.text.matrix().double() @ row).norm() / row.norm()) for row in rows]
+
+    one, both = moved(sentences[0]), moved(*sentences)
+    assert one[0] < 0.01
+    assert max(both) < 0.02
+    assert one[1] > 10 * both[1]
 
 
 def test_as_published_rece_holds_neither_the_empty_prompt_nor_end_tokens(demo_model):
