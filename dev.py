@@ -234,7 +234,7 @@ def main() -> int:
         arguments = command(options.verb, rest)
         host = find_host()
         python = find_python(host, options.python)
-        if options.verb == "test" and os.environ.get("CONCEPTS_PAGES") == "all":
+        if options.verb == "test" and os.environ.get("CONCEPTS_PAGES") != "own":
             find_pages()
     except SetupError as error:
         print(f"dev.py: {error}", file=sys.stderr)

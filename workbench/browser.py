@@ -25,6 +25,7 @@ SETTINGS = {
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
     # what lies over the page at the first start, or says that host and page are of different ages
     "Comfy.TutorialCompleted": True,
+    "Comfy.OnboardingCoachmarks.Seen": ["appMode"],
     "Comfy.Notification.ShowVersionUpdates": False,
     "Comfy.VersionCompatibility.DisableWarnings": True,
     "Comfy.AppBuilder.VueNodeSwitchDismissed": True,

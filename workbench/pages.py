@@ -1,4 +1,4 @@
-"""The pages that the browser tests show: the host's own, and with CONCEPTS_PAGES=all those ``dev.py test`` fetches."""
+"""The pages that the browser tests show: the host's own and later ones; the first alone with CONCEPTS_PAGES=own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def own_page() -> tuple[str, Path]:
 def all_pages() -> dict[str, Path]:
     """Version to folder of every page to show: the host's own first, the others from old to new."""
     own, folder = own_page()
-    return {own: folder} | (_later_pages(own) if os.environ.get("CONCEPTS_PAGES") == "all" else {})
+    return {own: folder} | ({} if os.environ.get("CONCEPTS_PAGES") == "own" else _later_pages(own))
 
 
 def _later_pages(own: str) -> dict[str, Path]:

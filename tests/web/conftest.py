@@ -1,6 +1,6 @@
 """A real browser on the real host, in the classic and in the new node renderer, on one page or on all.
 
-With ``CONCEPTS_PAGES=all`` they run on every page, else on the host's own. What a test asks for says where it runs.
+With ``CONCEPTS_PAGES=own`` they run on the host's own page, else on all. What a test asks for says where it runs.
 ``page`` alone: in both renderers on each of them. With the mark ``own_page``: on the host's own page only. With the
 mark ``one_renderer``: in the classic renderer only.
 """

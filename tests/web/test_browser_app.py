@@ -12,9 +12,6 @@ APPS = sorted((ROOT / "workflows").glob("app_*.json"))
 FIRST = (1, 41)  # the first page that opens apps
 REGIONS = """return app.rootGraph.nodes.find(node => node.type === 'ConceptsRegionEditor')
   .widgets.find(widget => widget.name === 'regions').value"""
-SKIP = """const skip = [...document.querySelectorAll('button')].find(one => one.innerText.trim() === 'Skip');
-skip?.click();
-return !!skip"""
 RUN = "[data-testid='linear-run-button'] button:has([data-testid='linear-run-button-icon'])"
 SHOWN = "return [...document.querySelectorAll('img')].some(one => one.naturalWidth && one.src.includes(arguments[0]))"
 pytestmark = pytest.mark.slow
@@ -40,9 +37,8 @@ def test_the_app_is_the_graph_that_it_says(as_before, page):
 def test_two_boxes_are_dragged_on_the_form_and_run_makes_a_picture(as_before, loaded, bare_errors, until):
     if loaded.age < FIRST:
         pytest.skip("no App mode")
-    app = loaded.load()  # the tour comes once
+    app = loaded.load()
     app.open(json.loads((ROOT / "workflows" / "app_two_boxes.json").read_text()))
-    until(lambda: app.js(SKIP), what="the page's tour, which covers the form")
     paper = app.find(".concepts-paper")
     app.at_rest(paper)
     app.shot("app-1-opened")
