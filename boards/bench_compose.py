@@ -19,10 +19,11 @@ from ..demo.sampling import CFG, DemoSampler, encode
 from ..host import keys
 from ..host.compose.guider import ComposeGuider
 from ..host.compose.suppression import with_suppression
-from ..host.engine.attention import CROSS, find_sites, unet_of
+from ..host.engine.attention import CROSS, find_sites
 from ..host.engine.base_prompts import BasePrompts
 from ..host.lora.concept import Concept, make_concept
 from ..host.lora.files import LoraFile, read_lora
+from ..host.registry import unet_of
 from ..methods.compose.settings import Compose
 from ..methods.compose.similarity import ObjectPositions
 from . import object_prompts

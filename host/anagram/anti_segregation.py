@@ -17,7 +17,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...methods.anagram.overlap import GradientStep
 from .. import keys
-from ..engine.attention import CROSS, Captured, Site, capture, find_sites, unet_of
+from ..engine.attention import CROSS, Captured, Site, capture, find_sites
 from ..engine.cond_or_uncond import cond_or_uncond_of, with_cond_or_uncond
 from ..engine.gradients import (
     check_differentiable,
@@ -29,6 +29,7 @@ from ..engine.gradients import (
 from ..engine.latent_edits import EditSchedule, LatentEdit, edit_schedule_for
 from ..engine.model_call import ModelCall, RunCall, active_entries, around_model_call, conditioning_rows
 from ..engine.reach import unanswered
+from ..registry import unet_of
 from ..types import BaseModel, CondEntry, ModelOptions, Sampler
 from .views import ViewConds, frames_of, in_frames, needs_own_frame
 

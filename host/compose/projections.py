@@ -13,11 +13,12 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...methods.lora import LoraFactors
 from .. import keys
-from ..engine.attention import CROSS, Site, find_sites, sites_of, unet_of
+from ..engine.attention import CROSS, Site, find_sites, sites_of
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
 from ..lora.branches import prepared, unknown_grid
 from ..lora.concept import Concept, check_layers
 from ..lora.factors import unet_factors
+from ..registry import unet_of
 from ..types import BaseModel, ModelOptions, TransformerOptions
 
 POSITIVE, NEGATIVE = 0, 1  # as the host counts in ``cond_or_uncond``

@@ -12,11 +12,12 @@ import torch
 from ...methods.compose.similarity import ObjectPositions
 from ...methods.compose.suppression import suppression
 from .. import keys
-from ..engine.attention import CROSS, Site, find_sites, unet_of
+from ..engine.attention import CROSS, Site, find_sites
 from ..engine.attention_patches import Attend, override_attention
 from ..engine.model_call import conditioning_rows
 from ..engine.reach import check_reaches_network
 from ..engine.sampling import percent_of
+from ..registry import unet_of
 from ..text.tokens import context_length, every_copy
 from ..types import BaseModel, Conds, Executor, ModelOptions, ModelPatcher, TransformerOptions
 

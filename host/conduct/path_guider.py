@@ -10,7 +10,6 @@ import torch
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
-from ..engine.attention import unet_of
 from ..engine.base_prompts import BasePrompts, check_base_prompts, numbered, own_controls, with_words_of
 from ..engine.guider import RunGuider, Sampling
 from ..engine.model_call import with_evaluation
@@ -19,6 +18,7 @@ from ..engine.reach import check_reaches_network
 from ..lora.branches import prepared
 from ..lora.concept import Concept, check_concept_prompts, check_layers
 from ..lora.factors import unet_factors
+from ..registry import unet_of
 from ..types import Conds, EvaluationArguments, ModelOptions, ModelPatcher
 from .paths import WHO, ConceptPath, Paths
 

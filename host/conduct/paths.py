@@ -20,12 +20,13 @@ import torch
 from ...methods.lora import LoraFactors
 from ...methods.masks import MaskPyramid
 from .. import keys
-from ..engine.attention import CROSS, Captured, Site, capture, find_sites, unet_of
+from ..engine.attention import CROSS, Captured, Site, capture, find_sites
 from ..engine.attention_patches import after_attention, after_transformers
 from ..engine.cond_or_uncond import with_cond_or_uncond
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows, evaluate
 from ..engine.reach import check_answered
 from ..lora.branches import Branch, low_rank
+from ..registry import unet_of
 from ..types import BaseModel, Conds, ModelOptions, TransformerOptions
 from .merging import Evaluation, Merging, Owner, PathRows
 

@@ -14,7 +14,7 @@ import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 
-from ..types import BaseModel, HookInputs
+from ..types import HookInputs
 
 SELF, CROSS = "self", "cross"
 MODULES = {SELF: "attn1", CROSS: "attn2"}
@@ -49,21 +49,6 @@ class Site(NamedTuple):
         """The attention module itself."""
         block = transformer_at(unet, self.block).transformer_blocks[self.depth]
         return getattr(block, MODULES[self.kind])
-
-
-def unet_of(model: BaseModel | UNetModel) -> UNetModel:
-    """The UNet inside the host's model.
-
-    Raises:
-        ValueError: the model has another network (Flux, SD3, …).
-    """
-    unet = getattr(model, "diffusion_model", model)
-    if not isinstance(unet, UNetModel):
-        raise ValueError(
-            f"This needs a UNet model (SD 1.x, SD 2.x, SDXL), and this one is a {type(unet).__name__}; load such a "
-            "checkpoint."
-        )
-    return unet
 
 
 def sites_of(unet: UNetModel) -> list[Site]:

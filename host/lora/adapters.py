@@ -15,7 +15,7 @@ import torch
 from ...methods.erase.lowrank import LowRank
 from ...methods.erase.train import LayerFactors
 from ...methods.lora import low_rank_change
-from ..engine.attention import unet_of
+from ..registry import unet_of
 from ..types import BaseModel, HookInputs, TextEncoder
 
 TARGET_MODULES = {

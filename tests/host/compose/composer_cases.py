@@ -8,10 +8,10 @@ from comfyui_concepts.host import keys
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.injection import Injection
 from comfyui_concepts.host.compose.projections import ConceptPrompts, PreparedConcept
-from comfyui_concepts.host.engine.attention import unet_of
 from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
+from comfyui_concepts.host.registry import unet_of
 from comfyui_concepts.methods.lora import LoraFactors
 from comfyui_concepts.methods.masks import MaskPyramid
 

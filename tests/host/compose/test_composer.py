@@ -19,12 +19,13 @@ from comfyui_concepts.host.compose.enhancement import AttentionMaps, Enhancer
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.injection import Injection
 from comfyui_concepts.host.compose.projections import ConceptPrompts, PreparedConcept, ProjectedConcepts, loss_sites
-from comfyui_concepts.host.engine.attention import CROSS, SELF, capture, find_sites, unet_of
+from comfyui_concepts.host.engine.attention import CROSS, SELF, capture, find_sites
 from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.engine.gradients import differentiable_options, gradient_of, without_inference_tensors
 from comfyui_concepts.host.engine.latent_edits import EditSchedule
 from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
 from comfyui_concepts.host.lora.files import LoraFile
+from comfyui_concepts.host.registry import unet_of
 from comfyui_concepts.methods.compose.settings import Compose
 from comfyui_concepts.methods.masks import MaskPyramid
 from comfyui_concepts.methods.regions import Box, Region, coverage, shares

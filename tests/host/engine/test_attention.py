@@ -6,8 +6,9 @@ import comfy.ldm.modules.attention as host_attention
 import comfy.model_patcher
 import pytest
 import torch
-from comfyui_concepts.host.engine.attention import CROSS, SELF, capture, find_sites, sites_of, unet_of
+from comfyui_concepts.host.engine.attention import CROSS, SELF, capture, find_sites, sites_of
 from comfyui_concepts.host.engine.attention_patches import after_attention, override_attention
+from comfyui_concepts.host.registry import unet_of
 
 
 def _call(model, x, options=None, rows=1):

@@ -13,10 +13,11 @@ from comfyui_concepts.host.anagram.model_patch import with_views
 from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.engine import gradients
-from comfyui_concepts.host.engine.attention import SELF, capture, find_sites, unet_of
+from comfyui_concepts.host.engine.attention import SELF, capture, find_sites
 from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
+from comfyui_concepts.host.registry import unet_of
 from comfyui_concepts.methods.anagram.overlap import GradientStep
 from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.methods.compose.settings import Compose

@@ -1,0 +1,37 @@
+"""Cosmos-Predict2, and Anima, which is the same network with an adapter for its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..architecture import Architecture, Layout, Size, text_layout
+
+ANIMA_TEXT = 512
+"""Rows that Anima's adapter brings every shorter prompt to, with zeros behind."""
+
+
+class Cosmos(Architecture):
+    """Image and text never share a sequence. MLPs see the image as (batch, frames, rows, columns, channels)."""
+
+    title = "Cosmos and Anima"
+    classes = ("MiniTrainDIT", "Anima")
+    kinds = (
+        ("text", r"^llm_adapter\.|\.cross_attn\.(k_proj|v_proj|k_norm|v_norm)$"),
+        ("global", r"^t_embed|\.adaln_modulation"),
+        ("image", r"^x_embedder\b|^blocks\.|^final_layer\b"),
+    )
+
+    @property
+    def patch(self) -> int:
+        return int(self.network.patch_spatial)
+
+    def streams(self, layer: str, text: int, size: Size, references: Sequence[Size]) -> tuple[Layout, Layout]:
+        if references:
+            raise self.lacks("A picture beside the latent", "remove the reference latents")
+        words, image = super().streams(layer, text, size, references)
+        if hasattr(self.network, "llm_adapter") and not self.before_call(layer):
+            words = text_layout(text, max(text, ANIMA_TEXT))
+        return words, image
+
+    def before_call(self, layer: str) -> bool:
+        return layer.startswith("llm_adapter.")

@@ -1,0 +1,54 @@
+"""The UNet of SD 1.x, SD 2.x and SDXL: image tokens of several grids, and cross-attention to the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..architecture import Architecture, Layout, Size, image_layout, text_layout
+
+
+class UNet(Architecture):
+    """Image and text never share a sequence. A token is a cell, or a square of cells deeper in the network."""
+
+    title = "SD 1.x, SD 2.x and SDXL"
+    classes = ("UNetModel",)
+    kinds = (
+        ("global", r"\bemb_layers\b|^time_embed\b|^label_emb\b"),
+        ("text", r"\.attn2\.to_[kv]$"),
+        ("image", r"^(input_blocks|middle_block|output_blocks|out)\b"),
+    )
+
+    @property
+    def patch(self) -> int:
+        return 1
+
+    def grid(self, height: int, width: int, layer: str = "") -> Size:
+        for _ in range(self._halvings(layer)):
+            height, width = -(-height // 2), -(-width // 2)
+        return height, width
+
+    def _halvings(self, layer: str) -> int:
+        """How often the picture was halved on the way to a layer's output."""
+        stage, *path = layer.split(".")
+        if stage not in ("input_blocks", "middle_block", "output_blocks"):
+            return 0
+        down = sum(stage != "input_blocks" or block <= int(path[0]) for block, _ in self._parts("input_blocks", "Down"))
+        if stage != "output_blocks":
+            return down
+        here = (int(path[0]), int(path[1]))  # what doubles a picture is the last part of its block
+        return down - sum(part <= here for part in self._parts("output_blocks", "Up"))
+
+    def _parts(self, stage: str, way: str) -> list[tuple[int, int]]:
+        """What changes the grid in a stage: numbers of block and part."""
+        return [
+            (number, part)
+            for number, block in enumerate(getattr(self.network, stage))
+            for part, module in enumerate(block)
+            if type(module).__name__ == f"{way}sample"
+        ]
+
+    def streams(self, layer: str, text: int, size: Size, references: Sequence[Size]) -> tuple[Layout, Layout]:
+        if references:
+            raise self.lacks("A picture beside the latent", "remove the reference latents")
+        rows, columns = self.grid(*size, layer)
+        return text_layout(text), image_layout(rows * columns)

@@ -1,0 +1,69 @@
+"""Which of the known architectures a model has."""
+
+from __future__ import annotations
+
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+from .architecture import Architecture
+from .families.cosmos import Cosmos
+from .families.flux import Flux
+from .families.krea2 import Krea2
+from .families.nextdit import NextDiT
+from .families.qwen import Qwen
+from .families.sd3 import SD3
+from .families.unet import UNet
+from .families.wan import Wan
+from .types import BaseModel
+
+FAMILIES: tuple[type[Architecture], ...] = (UNet, Flux, SD3, Qwen, NextDiT, Cosmos, Krea2, Wan)
+
+
+def architecture_of(model: BaseModel | torch.nn.Module) -> Architecture:
+    """The architecture of the host's model, or of the network inside it.
+
+    Raises:
+        ValueError: its network is not a known one; the message names its class and the families that are.
+    """
+    network = getattr(model, "diffusion_model", model)
+    family = _family_of(network)
+    if family is None:
+        known = "; ".join(known.title for known in FAMILIES)
+        raise ValueError(
+            f"This works inside the network, and a {type(network).__name__} is not known to it; load a model of one of "
+            f"these families: {known}."
+        )
+    return family(network)
+
+
+def unet_of(model: BaseModel | UNetModel) -> UNetModel:
+    """The UNet inside the host's model, for what works on no other family.
+
+    Raises:
+        ValueError: the model has another network (Flux, SD3, …).
+    """
+    network = getattr(model, "diffusion_model", model)
+    if _family_of(network) is not UNet:
+        raise ValueError(
+            f"This needs a UNet model ({UNet.title}), and this one is a {type(network).__name__}; load such a "
+            "checkpoint."
+        )
+    return network
+
+
+def _family_of(network: object) -> type[Architecture] | None:
+    names = _class_names(network)
+    return next((family for family in FAMILIES if not names.isdisjoint(family.classes)), None)
+
+
+def _class_names(network: object) -> set[str]:
+    """The name of its class. A class of another pack also counts as the host's class that it derives from.
+
+    One of the host's own does not: those change what goes in or out.
+    """
+    names = set()
+    for cls in type(network).__mro__:
+        names.add(cls.__name__)
+        if cls.__module__.split(".")[0] == "comfy":
+            break
+    return names
