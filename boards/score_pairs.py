@@ -12,6 +12,7 @@ import itertools
 import logging
 import statistics
 from collections.abc import Iterable
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -77,8 +78,9 @@ def ranked(tries: Iterable[tuple[Concepts, list[float]]]) -> list[tuple[Concepts
 def finalists(name: str, kind: str, todo: list[AnagramTask], many: int) -> list[Concepts]:
     """The best of the first round."""
     first = jobs(todo, FIRST)
-    tries = with_progress(parallel_map(worst_scores, first), len(first), "tries", f"{name} ({kind})")
-    return [concepts for concepts, _, _ in ranked(tries)[:many]]
+    with closing(parallel_map(worst_scores, first)) as scores:
+        tries = with_progress(scores, len(first), "tries", f"{name} ({kind})")
+        return [concepts for concepts, _, _ in ranked(tries)[:many]]
 
 
 def score_group(name: str, quick: bool, board: Board) -> None:
@@ -88,7 +90,9 @@ def score_group(name: str, quick: bool, board: Board) -> None:
     best = finalists(name, kinds[0], todo, many)
     again = jobs(tasks({kind: best for kind in kinds}), AGAIN)
     n = len(kinds) * len(AGAIN.methods) * len(AGAIN.seeds)
-    for concepts, both, alignment in ranked(parallel_map(worst_scores, again)):
+    with closing(parallel_map(worst_scores, again)) as scores:
+        results = ranked(scores)
+    for concepts, both, alignment in results:
         with board.row(f"{name}: {' and '.join(concepts)}") as metrics:
             metrics |= {"both_right": both, "alignment": alignment, "n": n}
 

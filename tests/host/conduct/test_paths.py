@@ -348,10 +348,11 @@ def test_another_node_that_asks_for_the_base_alone_gets_the_base_whole(precise, 
     setting = Setting(precise, halves(soft))
     paths = setting.paths()
     with setting.seeing() as outputs, torch.no_grad():
-        for _ in range(2):
+        for options in ({}, paths.routed({}), paths.routed({})):
             asked = [setting.prompts[0][0]]
-            comfy.samplers.calc_cond_batch(setting.model, asked, setting.x, setting.sigma, paths.routed({}))
-    assert torch.equal(outputs[0], setting.alone(setting.prompts[0][0]))
+            comfy.samplers.calc_cond_batch(setting.model, asked, setting.x, setting.sigma, options)
+    plain, *others = outputs
+    assert all(torch.equal(plain, other) for other in others)
     assert sum("requested a prediction for the base prompt only" in r.message for r in caplog.records) == 1
 
 
