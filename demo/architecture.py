@@ -1,4 +1,4 @@
-"""The sizes of the demo model's three networks, shared by its loader and its trainers."""
+"""The sizes of the demo models' networks, shared by their loader and their trainers."""
 
 from __future__ import annotations
 
@@ -62,3 +62,35 @@ def untrained_rows() -> torch.Tensor:
 
 SCHEDULE: dict[str, Any] = {"linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "beta_schedule": "linear"}
 """The SD 1 schedule; ``linear`` in the host's words is linear in the square root of beta. Prediction is v."""
+
+TEXT_ROWS = 32
+"""Rows of the text encoder that the transformer reads: the longest caption of two objects has 22."""
+
+DIT: dict[str, Any] = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": LATENT_CHANNELS,
+    "dim": 192,
+    "n_layers": 6,
+    "n_refiner_layers": 1,
+    "n_heads": 6,
+    "n_kv_heads": 6,
+    "axes_dims": [8, 12, 12],
+    "axes_lens": [512, 64, 64],
+    "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8 / 3,
+    "multiple_of": 32,
+    "norm_eps": 1e-5,
+    "qk_norm": True,
+    "cap_feat_dim": TEXT["hidden_size"],
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": TEXT_ROWS,
+}
+"""The host's NextDiT in Z-Image's form (padding tokens, q and k norm): 4.7 M parameters. Z-Image's own modulation needs
+a width of 256, so this has Lumina 2's."""
+
+FLOW: dict[str, Any] = {"multiplier": 1.0, "shift": 2.0}
+"""Flow matching: the sigma is the share of noise, and the model's prediction is noise minus picture."""
+
+UNUSED = ("norm_final.weight",)
+"""What ComfyUI 0.3.75 has in a NextDiT and never reads, and 0.33 has no longer; not part of the weights."""

@@ -1,9 +1,9 @@
-"""The bundled demo model as the MODEL, CLIP and VAE of ordinary host nodes."""
+"""The bundled demo models as the MODEL, CLIP and VAE of ordinary host nodes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.latent_formats
 import comfy.model_base
@@ -23,6 +23,7 @@ CANVAS = (64, 256)
 """The smallest and the largest side of a canvas in px; the model was trained on 128 × 128 and 192 × 128."""
 
 _TOKEN_KEY = "text_model.embeddings.token_embedding.weight"
+_POSITION_KEY = "text_model.embeddings.position_embedding.weight"
 
 
 class DemoLatents(comfy.latent_formats.LatentFormat):
@@ -47,6 +48,36 @@ class DemoSD(comfy.supported_models_base.BASE):
 
     def model_type(self, state_dict: dict[str, torch.Tensor], prefix: str = "") -> comfy.model_base.ModelType:
         return comfy.model_base.ModelType.V_PREDICTION
+
+
+class DemoDiT(comfy.supported_models_base.BASE):
+    """The demo transformer as a member of the family of Lumina 2 and Z-Image."""
+
+    unet_config = architecture.DIT
+    unet_extra_config: dict[str, Any] = {}
+    latent_format = DemoLatents
+    sampling_settings = architecture.FLOW
+    memory_usage_factor = 1.0
+
+    def get_model(
+        self, state_dict: dict[str, torch.Tensor], prefix: str = "", device: Any = None
+    ) -> comfy.model_base.Lumina2:
+        return comfy.model_base.Lumina2(self, device=device)
+
+
+class _Kind(NamedTuple):
+    """One of the demo models: the host's description, the network's sizes, and the rows of text it reads."""
+
+    description: type[comfy.supported_models_base.BASE]
+    config: dict[str, Any]
+    text_rows: int
+
+
+KINDS = {
+    "unet": _Kind(DemoSD, architecture.UNET, architecture.TEXT["max_position_embeddings"]),
+    "dit": _Kind(DemoDiT, architecture.DIT, architecture.TEXT_ROWS),
+}
+"""The demo models by the names of their files."""
 
 
 class _TextEncoder(comfy.sd1_clip.SDClipModel):
@@ -90,25 +121,26 @@ class _Target:
     params: dict[str, Any] = {}
 
 
-def load_demo_model(folder: Path = FOLDER) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of the bundled weights.
+def load_demo_model(folder: Path = FOLDER, kind: str = "unet") -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of the bundled weights. ``kind``: a name of ``KINDS``.
 
     Built outside inference mode: its weights are ordinary tensors whoever calls this.
 
     Raises:
         RuntimeError: a file is missing or damaged; the message says how to get it back.
     """
-    files = [read_weights(folder / f"{name}.safetensors") for name in ("unet", "text", "decoder")]
+    files = [read_weights(folder / f"{name}.safetensors") for name in (kind, "text", "decoder")]
     with torch.inference_mode(False), torch.no_grad():
-        return _load_model(files[0]), _load_clip(files[1]), _load_vae(files[2])
+        return _load_model(files[0], kind), _load_clip(files[1], KINDS[kind].text_rows), _load_vae(files[2])
 
 
-def _load_model(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
+def _load_model(weights: dict[str, torch.Tensor], kind: str) -> comfy.model_patcher.ModelPatcher:
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    config = DemoSD(dict(architecture.UNET))
+    config = KINDS[kind].description(dict(KINDS[kind].config))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device=offload)
-    load_strictly(model.diffusion_model, {k: v.float() for k, v in weights.items()}, "unet")
+    unused = {k: v for k, v in model.diffusion_model.state_dict().items() if k in architecture.UNUSED}
+    load_strictly(model.diffusion_model, unused | {k: v.float() for k, v in weights.items()}, kind)
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "concepts.demo", _check_run)
     return patcher
@@ -146,12 +178,22 @@ def _check_loras(patcher: Any) -> None:
                 )
 
 
-def _load_clip(weights: dict[str, torch.Tensor]) -> comfy.sd.CLIP:
-    clip = comfy.sd.CLIP(_Target, parameters=1, model_options={"dtype": torch.float32})
+def _load_clip(weights: dict[str, torch.Tensor], rows: int) -> comfy.sd.CLIP:
+    """The text encoder for prompts of so many tokens; longer ones are encoded in pieces of that length.
+
+    It is causal, so its first rows are the same whatever the length.
+    """
+    clip = comfy.sd.CLIP(
+        _Target,
+        parameters=1,
+        model_options={"dtype": torch.float32, "clip_l_model_config": {"max_position_embeddings": rows}},
+        tokenizer_data={"clip_l_max_length": rows},
+    )
     table = architecture.untrained_rows()
     rest = {k: v.float() for k, v in weights.items() if k not in ("token_ids", "token_rows")}
     try:
         table[weights["token_ids"].long()] = weights["token_rows"].float()
+        rest[_POSITION_KEY] = rest[_POSITION_KEY][:rows]
     except (KeyError, IndexError, RuntimeError) as error:
         raise does_not_fit("text") from error
     load_strictly(clip.cond_stage_model.clip_l.transformer, rest | {_TOKEN_KEY: table}, "text")

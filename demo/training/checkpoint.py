@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -71,3 +72,19 @@ class Training:
         """Writes the checkpoint."""
         self._saved = self.spent
         write(self.path, tensors, minutes=self._saved, steps=self.steps)
+
+
+class CountedTraining(Training):
+    """A training of so many steps in all, over any number of runs.
+
+    It keeps the optimisers' moments too. One that was stopped ends, bit for bit, as one that was not.
+    """
+
+    def __init__(self, path: Path, total: int) -> None:
+        super().__init__(path, math.inf)
+        self.total = total
+
+    @property
+    def done(self) -> float:
+        """Share of the steps made, 0 to 1."""
+        return min(1.0, self.steps / self.total) if self.total > 0 else 1.0

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..architecture import UNUSED
 from ..files import FOLDER
+from .train_dit import AVERAGE, CHECKPOINT
 
 _TOKEN_PREFIX = "text_model.embeddings.token_embedding."
 
@@ -19,13 +21,20 @@ def _half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def export_model(checkpoint: Path, folder: Path) -> None:
-    """``unet.safetensors`` and ``text.safetensors`` of a checkpoint of ``train_model``."""
+    """``unet.safetensors`` and ``text.safetensors`` of a checkpoint of ``train_unet``."""
     state = load_file(checkpoint)
     save_file(_half({k[5:]: v for k, v in state.items() if k.startswith("unet.")}), folder / "unet.safetensors")
     text = {k[5:]: v for k, v in state.items() if k.startswith("text.")}
     text["token_ids"] = text.pop(_TOKEN_PREFIX + "ids").int()
     text["token_rows"] = text.pop(_TOKEN_PREFIX + "weight")
     save_file(_half(text), folder / "text.safetensors")
+
+
+def export_dit(checkpoint: Path, folder: Path) -> None:
+    """``dit.safetensors`` of a checkpoint of ``train_dit``: the moving average."""
+    state = load_file(checkpoint)
+    average = {k.removeprefix(AVERAGE): v for k, v in state.items() if k.startswith(AVERAGE)}
+    save_file(_half({k: v for k, v in average.items() if k not in UNUSED}), folder / "dit.safetensors")
 
 
 def main(arguments: list[str]) -> int:
@@ -37,6 +46,8 @@ def main(arguments: list[str]) -> int:
     options.to.mkdir(parents=True, exist_ok=True)
     if (options.out / "model-ema.safetensors").exists():
         export_model(options.out / "model-ema.safetensors", options.to)
+    if (options.out / CHECKPOINT).exists():
+        export_dit(options.out / CHECKPOINT, options.to)
     if (options.out / "decoder.safetensors").exists():
         save_file(_half(load_file(options.out / "decoder.safetensors")), options.to / "decoder.safetensors")
     for name in ("judge.safetensors", "reader.safetensors", "held_out.webp", "held_out.json"):

@@ -1,4 +1,4 @@
-"""The host's own UNet and text encoder, built to be trained from nothing.
+"""The host's own UNet, transformer and text encoder, built to be trained from nothing.
 
 The host's layers leave their weights uninitialised, because it only loads checkpoints, and its blocks add residuals in
 place. Plain ``torch.nn`` layers and a layer norm that copies its input make both trainable.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import comfy.clip_model
 import comfy.sd1_clip
 import torch
+from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from torch import nn
@@ -29,6 +31,7 @@ class TrainableOps:
     """What the host calls ``operations``: the layer classes a network is made of."""
 
     Linear, Conv2d, GroupNorm, LayerNorm, Embedding = nn.Linear, nn.Conv2d, nn.GroupNorm, _LayerNorm, nn.Embedding
+    RMSNorm = nn.RMSNorm
 
     @staticmethod
     def conv_nd(dims: int, *args: object, **kwargs: object) -> nn.Module:
@@ -44,6 +47,24 @@ def build_unet() -> UNetModel:
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
     return unet
+
+
+def build_dit(config: dict[str, Any] = architecture.DIT) -> NextDiT:
+    """A fresh transformer. Its modulations and its last layer start at zero, so it predicts zero."""
+    dit = NextDiT(**config, device="cpu", dtype=torch.float32, operations=TrainableOps)
+    for module in dit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for block in [*dit.layers, *dit.noise_refiner, dit.final_layer]:
+        nn.init.zeros_(block.adaLN_modulation[-1].weight)
+    nn.init.zeros_(dit.final_layer.linear.weight)
+    for layer in (dit.t_embedder.mlp[0], dit.t_embedder.mlp[2]):
+        nn.init.normal_(layer.weight, std=0.02)
+    for token in (dit.x_pad_token, dit.cap_pad_token):
+        nn.init.zeros_(token)
+    return dit
 
 
 class UsedTokens(nn.Module):

@@ -24,9 +24,10 @@ from ..autoencoder import Autoencoder
 from ..files import LORAS
 from ..loader import load_demo_model
 from . import scenes
+from .batches import Batches, SceneSource
 from .checkpoint import Training
 from .networks import Tokenizer, bundled_networks
-from .train_model import Batches, SceneSource, alphas_and_sigmas, training_loss
+from .unet_loss import alphas_and_sigmas, training_loss
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from comfyui_concepts.demo.training import (
     train_decoder,
     train_judge,
     train_lora,
-    train_model,
+    train_unet,
 )
 from safetensors.torch import load_file
 
@@ -151,21 +151,21 @@ def test_a_killed_lora_goes_on_and_is_written_when_done(tmp_path, killed_after, 
 
 
 def test_the_model_goes_on_with_its_weights_average_and_clock(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_model, "LOG_EVERY", 0)
-    monkeypatch.setattr(train_model, "SAVE_EVERY", 0)
-    monkeypatch.setattr(train_model, "BATCH", 3)
+    monkeypatch.setattr(train_unet, "LOG_EVERY", 0)
+    monkeypatch.setattr(train_unet, "SAVE_EVERY", 0)
+    monkeypatch.setattr(train_unet, "BATCH", 3)
     options = argparse.Namespace(out=tmp_path, minutes=1e-4, nice=0)
-    unet, text, clock = train_model._begin(tmp_path, warm=True)
+    unet, text, clock = train_unet._begin(tmp_path, warm=True)
     assert clock.tolist() == [0, 0]
-    train_model._worker(0, unet, text, options, clock)
+    train_unet._worker(0, unet, text, options, clock)
     assert clock[1] >= 2
-    unet2, text2, clock2 = train_model._begin(tmp_path, warm=False)
+    unet2, text2, clock2 = train_unet._begin(tmp_path, warm=False)
     torch.testing.assert_close(clock2, clock)
     for one, other in ((unet, unet2), (text, text2)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    before = checkpoint.read(tmp_path / train_model.EMA)[0]
-    train_model._worker(0, unet2, text2, options, clock2)  # its time is up
-    after = checkpoint.read(tmp_path / train_model.EMA)[0]
+    before = checkpoint.read(tmp_path / train_unet.EMA)[0]
+    train_unet._worker(0, unet2, text2, options, clock2)  # its time is up
+    after = checkpoint.read(tmp_path / train_unet.EMA)[0]
     assert all(torch.equal(before[name], after[name]) for name in before)
     export.main(["--out", str(tmp_path), "--to", str(tmp_path / "weights")])
     assert {p.name for p in (tmp_path / "weights").iterdir()} == {"unet.safetensors", "text.safetensors"}

@@ -8,7 +8,7 @@ import comfy.sd1_clip
 import pytest
 import torch
 from comfyui_concepts.demo import vocabulary
-from comfyui_concepts.demo.training import train_lora, train_model
+from comfyui_concepts.demo.training import batches, train_lora, unet_loss
 from comfyui_concepts.demo.training.networks import Tokenizer, build_text, build_unet
 
 
@@ -42,14 +42,14 @@ def test_the_cached_tokenizer_is_the_hosts(tokenizer):
 
 
 def test_every_caption_uses_trained_tokens_only(tokenizer):
-    used = set(train_model.used_tokens(tokenizer))
+    used = set(batches.used_tokens(tokenizer))
     for scene in _scenes():
         assert set(tokenizer(scene.caption())[0]) <= used
     assert not set(tokenizer("zebra")[0][1:2]) & used
 
 
 def test_the_schedule_is_the_hosts(demo_model):
-    alphas, sigmas = train_model.alphas_and_sigmas()
+    alphas, sigmas = unet_loss.alphas_and_sigmas()
     torch.testing.assert_close(
         sigmas / alphas, demo_model[0].get_model_object("model_sampling").sigmas, rtol=1e-4, atol=1e-4
     )
@@ -63,7 +63,7 @@ def test_a_fresh_unet_predicts_zero():
 
 
 def test_attention_loss_is_zero_inside_and_one_outside():
-    maps = train_model.AttentionMaps(torch.tensor([[3]]))
+    maps = unet_loss.AttentionMaps(torch.tensor([[3]]))
     attention = torch.zeros(1, 1, 64)
     attention[..., :8] = 1 / 8
     maps.maps = [attention]
@@ -77,7 +77,7 @@ def test_attention_loss_is_zero_inside_and_one_outside():
 def test_a_few_steps_of_training_lower_the_loss(tokenizer):
     torch.manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad():
-        unet, text = build_unet(), build_text(train_model.used_tokens(tokenizer))
+        unet, text = build_unet(), build_text(batches.used_tokens(tokenizer))
         ids, at = tokenizer("a cat", ("cat",))
         batch = (
             torch.full((4, 3, 128, 128), 0.4),
@@ -90,7 +90,7 @@ def test_a_few_steps_of_training_lower_the_loss(tokenizer):
         losses = []
         for _ in range(12):
             generator = torch.Generator().manual_seed(1)
-            loss = train_model.training_loss(unet, text, encode, batch, train_model.alphas_and_sigmas(), generator)
+            loss = unet_loss.training_loss(unet, text, encode, batch, unet_loss.alphas_and_sigmas(), generator)
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()

@@ -1,0 +1,130 @@
+"""Trains the transformer on scenes made on the fly. The text encoder is the bundled one, and stays as it is.
+
+One process with one thread, which may run beside other work. The matrices of attention and feed-forward move by Muon,
+everything else by AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import torch
+
+from ..autoencoder import Autoencoder
+from .batches import Batches
+from .checkpoint import CountedTraining
+from .dit_loss import Teacher, velocity_loss
+from .muon import Muon
+from .networks import Tokenizer, build_dit, bundled_networks
+from .steps import follow, rate, take_step
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "dit-training.safetensors"
+BATCH, SAMPLES = 32, 280_000
+MATRIX_RATE, OTHER_RATE, WARM_UP, FLAT = 2e-3, 1e-3, 50, 0.5
+EMA_DECAY = 0.995
+LOG_EVERY = 25  # steps
+OBJECTS = ((1, 0.54), (2, 0.46))
+NET, AVERAGE, MOMENT = "dit.", "average.", "moment."
+
+Tensors = dict[str, torch.Tensor]
+
+
+def optimisers_of(dit: torch.nn.Module) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices of attention and feed-forward, AdamW for the rest."""
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
+    for name, parameter in dit.named_parameters():
+        inner = parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name)
+        (matrices if inner else rest).append(parameter)
+    return Muon(matrices, MATRIX_RATE), torch.optim.AdamW(rest, OTHER_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+
+
+class State:
+    """All that a step changes: the network, its moving average and the optimisers' moments."""
+
+    def __init__(self, dit: torch.nn.Module) -> None:
+        self.dit, self.optimisers = dit, optimisers_of(dit)
+        self.average = {name: value.clone() for name, value in dit.state_dict().items()}
+        self.peaks = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
+
+    def tensors(self) -> Tensors:
+        """For a checkpoint."""
+        tensors = {f"{NET}{name}": value for name, value in self.dit.state_dict().items()}
+        tensors |= {f"{AVERAGE}{name}": value for name, value in self.average.items()}
+        for name, parameter in self.dit.named_parameters():
+            for optimiser in self.optimisers:
+                for moment, value in optimiser.state.get(parameter, {}).items():
+                    tensors[f"{MOMENT}{moment}.{name}"] = value
+        return tensors
+
+    def load(self, tensors: Tensors) -> None:
+        """Goes on from a checkpoint."""
+        self.dit.load_state_dict(_under(NET, tensors))
+        self.average = _under(AVERAGE, tensors)
+        parameters, moments = dict(self.dit.named_parameters()), _under(MOMENT, tensors)
+        matrices = {id(parameter) for parameter in self.optimisers[0].param_groups[0]["params"]}
+        for path, value in moments.items():
+            moment, _, name = path.partition(".")
+            optimiser = self.optimisers[0 if id(parameters[name]) in matrices else 1]
+            optimiser.state[parameters[name]][moment] = value
+
+    def step(self, loss: torch.Tensor, share: float, steps: int) -> None:
+        """One step down the loss, at a share of the peak rates."""
+        for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
+            optimiser.param_groups[0]["lr"] = peak * share
+        take_step(self.optimisers, list(self.dit.parameters()), loss)
+        follow(self.average, self.dit.state_dict(), min(EMA_DECAY, (1 + steps) / (10 + steps)))
+
+
+def _under(prefix: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def fit(state: State, text: torch.nn.Module, teacher: Teacher | None, training: CountedTraining) -> None:
+    """Trains until all steps are made. What a step draws follows from its number alone."""
+    encoder, batches, generator = Autoencoder(), Batches(0, Tokenizer(), OBJECTS), torch.Generator()
+    losses: list[float] = []
+    while training.done < 1:
+        batches.rng = Random(training.steps)
+        generator.manual_seed(training.steps)
+        loss = velocity_loss(state.dit, text, teacher, encoder.encode, batches.next(BATCH), generator)
+        state.step(loss, rate(training.done, training.steps, WARM_UP, FLAT), training.steps)
+        losses.append(loss.item())
+        if training.step():
+            training.keep(state.tensors())
+        if training.steps % LOG_EVERY == 0:
+            _report(training, losses[-LOG_EVERY:])
+    training.keep(state.tensors())
+
+
+def _report(training: CountedTraining, losses: Sequence[float]) -> None:
+    mean = sum(losses) / len(losses)
+    log.info("%.1f min, %d samples, loss %.4f", training.spent, training.steps * BATCH, mean)
+
+
+def main(arguments: list[str]) -> int:
+    """``dev.py train model --model dit``: trains on so many samples in all; resumes from what is in the folder."""
+    parser = argparse.ArgumentParser(prog="dev.py train model --model dit")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--nice", type=int, default=10)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
+    os.nice(options.nice)
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    training = CountedTraining(options.out / CHECKPOINT, options.samples // BATCH)
+    torch.manual_seed(0)
+    state = State(build_dit())
+    if training.tensors:
+        state.load(training.tensors)
+    unet, text = (network.requires_grad_(False).train(False) for network in bundled_networks())
+    fit(state, text, Teacher(unet), training)
+    return 0

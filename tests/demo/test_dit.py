@@ -1,0 +1,206 @@
+"""The second demo model, with random weights: how it is trained, and how the host loads and samples it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import comfy.ldm.lumina.model
+import comfy.sd
+import comfy.utils
+import nodes as host_nodes
+import pytest
+import torch
+from comfyui_concepts.demo import architecture
+from comfyui_concepts.demo.autoencoder import Autoencoder
+from comfyui_concepts.demo.files import FOLDER
+from comfyui_concepts.demo.loader import load_demo_model
+from comfyui_concepts.demo.training import checkpoint, export, train_dit
+from comfyui_concepts.demo.training.dit_loss import Teacher, velocity_loss, velocity_of
+from comfyui_concepts.demo.training.muon import Muon, orthogonal
+from comfyui_concepts.demo.training.networks import Tokenizer, build_dit, bundled_networks
+
+SMALL = architecture.DIT | {"dim": 64, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2}
+
+
+@pytest.fixture
+def gradients():
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher_and_text():
+    unet, text = (network.requires_grad_(False).train(False) for network in bundled_networks())
+    return Teacher(unet), text
+
+
+def _open_gates(dit: torch.nn.Module) -> torch.nn.Module:
+    """A fresh network predicts zero; this one answers to all that goes in."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in dit.parameters():
+            if not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return dit
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Weights as they are exported, of a network that has learned nothing."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("text", "decoder"):
+        (folder / f"{name}.safetensors").symlink_to(FOLDER / f"{name}.safetensors")
+    torch.manual_seed(0)
+    state = train_dit.State(_open_gates(build_dit()))
+    training = checkpoint.CountedTraining(folder / train_dit.CHECKPOINT, 1)
+    training.keep(state.tensors())
+    export.main(["--out", str(folder), "--to", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load_demo_model(folder, "dit")
+
+
+def test_a_step_of_a_matrix_has_equal_singular_values():
+    matrices = torch.randn(3, 8, 24, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonal(matrices, 5))
+    assert values.min() > 0.6  # the iteration swings around 1, between 0.68 and 1.13
+    assert values.max() < 1.2
+
+
+def test_every_matrix_of_a_block_moves_by_muon_and_nothing_twice():
+    dit = build_dit(SMALL)
+    muon, adam = train_dit.optimisers_of(dit)
+    assert isinstance(muon, Muon)
+    names = {id(parameter): name for name, parameter in dit.named_parameters()}
+    moved = [names[id(p)] for optimiser in (muon, adam) for p in optimiser.param_groups[0]["params"]]
+    assert sorted(moved) == sorted(names.values())
+    inner = {names[id(p)] for p in muon.param_groups[0]["params"]}
+    assert {"layers.0.attention.qkv.weight", "context_refiner.0.feed_forward.w2.weight"} <= inner
+    assert not any("adaLN" in name or "embedder" in name or "norm" in name for name in inner)
+
+
+def test_a_fresh_transformer_predicts_zero():
+    x, rows = torch.randn(2, 4, 16, 16), torch.randn(2, 32, 128)
+    out = velocity_of(build_dit(SMALL), x, torch.tensor([0.3, 0.9]), rows)
+    assert out.shape == (2, 4, 16, 16)
+    assert not out.any()
+
+
+def test_a_teacher_that_knows_the_picture_gives_its_velocity():
+    """The UNet's v of a known picture and noise, at each level, is noise minus picture there."""
+    z, noise = torch.randn(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    index = torch.tensor([0, 400, 999])
+    teacher = Teacher(lambda _x, i, _context: a[i] * noise - s[i] * z)
+    a, s = (table.double().view(-1, 1, 1, 1) for table in (teacher.alphas, teacher.sigmas))
+    teacher.alphas, teacher.sigmas = teacher.alphas.double(), teacher.sigmas.double()
+    level = (s / (a + s))[index]
+    velocity = teacher.velocity((1 - level) * z + level * noise, index, None)
+    torch.testing.assert_close(velocity, noise - z, rtol=1e-6, atol=1e-6)  # a² + s² is 1 to float32
+
+
+@pytest.fixture(scope="module")
+def batch():
+    ids, at = Tokenizer()("a cat", ("cat",))
+    return torch.full((2, 3, 128, 128), 0.4), torch.tensor([ids] * 2), torch.tensor([at] * 2), torch.ones(2, 1, 16, 16)
+
+
+class Killed(BaseException):
+    """What a kill does to a training: it ends in the middle, and nothing tidies up."""
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch, gradients, teacher_and_text, batch):
+    """Trains for four steps in all: call it with a file's name, and with the step at which the training is killed."""
+    monkeypatch.setattr(train_dit, "Tokenizer", lambda: None)
+    monkeypatch.setattr(train_dit, "Batches", lambda *_: SimpleNamespace(next=lambda _size: batch))
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0.0)
+    teacher, text = teacher_and_text
+
+    def run(name: str, killed_at: int | None = None) -> dict[str, torch.Tensor]:
+        training = checkpoint.CountedTraining(tmp_path / name, 4)
+        count = training.step
+
+        def counted() -> bool:
+            if training.steps == killed_at:
+                raise Killed
+            return count()
+
+        monkeypatch.setattr(training, "step", counted)
+        torch.manual_seed(0)
+        state = train_dit.State(build_dit(SMALL))
+        if training.tensors:
+            state.load(training.tensors)
+        train_dit.fit(state, text, teacher, training)
+        return checkpoint.read(tmp_path / name)[0]
+
+    return run
+
+
+def test_a_training_that_was_killed_ends_as_one_that_was_not(trained):
+    whole = trained("whole")
+    with pytest.raises(Killed):
+        trained("killed", 2)
+    again = trained("killed")
+    assert whole.keys() == again.keys()
+    assert sum(name.startswith(train_dit.MOMENT) for name in whole) > len(list(build_dit(SMALL).parameters()))
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_a_few_steps_lower_the_loss(gradients, teacher_and_text, batch):
+    teacher, text = teacher_and_text
+    torch.manual_seed(0)
+    state, losses = train_dit.State(build_dit(SMALL)), []
+    for step in range(12):
+        generator = torch.Generator().manual_seed(1)
+        loss = velocity_loss(state.dit, text, teacher, Autoencoder().encode, batch, generator)
+        state.step(loss, 1.0, step)
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_it_is_a_real_member_of_the_hosts_family(loaded):
+    model, clip, vae = loaded
+    assert isinstance(model.model.diffusion_model, comfy.ldm.lumina.model.NextDiT)
+    assert isinstance(clip, comfy.sd.CLIP)
+    assert isinstance(vae, comfy.sd.VAE)
+    assert model.get_model_object("model_sampling").sigma_max == 1
+
+
+def _encode(clip, text):
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def test_it_reads_the_first_rows_of_the_same_text(loaded, demo_model):
+    caption = "a sketch of on the left a butterfly and on the right a strawberry, purple background"
+    long, short = (_encode(parts[1], caption)[0][0] for parts in (demo_model, loaded))
+    assert short.shape == (1, architecture.TEXT_ROWS, 128)
+    torch.testing.assert_close(short, long[:, : architecture.TEXT_ROWS], rtol=1e-5, atol=1e-5)
+    assert _encode(loaded[1], "a cat and " * 20)[0][0].shape[1] % architecture.TEXT_ROWS == 0
+
+
+def test_the_host_predicts_what_the_trainer_does(loaded, folder):
+    model, clip, _ = loaded
+    trained = build_dit()
+    unused = {name: value for name, value in trained.state_dict().items() if name in architecture.UNUSED}
+    weights = {k: v.float() for k, v in comfy.utils.load_torch_file(str(folder / "dit.safetensors")).items()}
+    trained.load_state_dict(unused | weights)
+    x, t, rows = torch.randn(2, 4, 16, 16), torch.tensor([0.25, 0.9]), _encode(clip, "a cat")[0][0]
+    with torch.no_grad():
+        velocity = velocity_of(trained, x, t, rows.expand(2, -1, -1))
+        theirs = model.model.apply_model(x, t, c_crossattn=rows.expand(2, -1, -1), num_tokens=rows.shape[1])
+    assert velocity.std() > 0.1
+    torch.testing.assert_close(theirs, x - t.view(-1, 1, 1, 1) * velocity, rtol=1e-4, atol=1e-4)
+
+
+def test_the_hosts_sampler_draws_with_it(loaded):
+    model, clip, vae = loaded
+    latent = {"samples": torch.zeros(2, 4, 16, 24)}
+    (out,) = host_nodes.common_ksampler(
+        model, 1, 2, 3.0, "euler", "simple", _encode(clip, "a cat"), _encode(clip, ""), latent
+    )
+    picture = vae.decode(out["samples"])
+    assert picture.shape == (2, 128, 192, 3)
+    assert picture.isfinite().all()
