@@ -48,10 +48,8 @@ def make_concept(lora: LoraFile, strength: float, clip: CLIP, prompt: str, phras
             else the whole prompt.
 
     Raises:
-        ValueError: the prompt does not hold the phrase, or holds a word of the file that is not read; as
-            ``with_text_part`` and ``check_concept_prompts``.
+        ValueError: the prompt does not hold the phrase; as ``with_text_part`` and ``check_concept_prompts``.
     """
-    _check_bundled(lora, f"{prompt} {negative}")
     encoder, _ = with_text_part(clip, lora, strength)
     if not phrase.strip() and lora.phrase and lora.phrase in prompt:
         phrase = lora.phrase
@@ -61,22 +59,8 @@ def make_concept(lora: LoraFile, strength: float, clip: CLIP, prompt: str, phras
     return concept
 
 
-def _check_bundled(lora: LoraFile, text: str) -> None:
-    """Refuses a text with a word that the file bundles: it would be read letter by letter.
-
-    Raises:
-        ValueError: the word, and how to use it.
-    """
-    for word in lora.bundled:
-        if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) and f"embedding:{word}" not in text:
-            raise ValueError(
-                f"The prompt holds '{word}', whose embedding is in the file of the LoRA '{lora.name}' and is not read "
-                f"from there; save it as a file of its own in models/embeddings, and write 'embedding:{word}'."
-            )
-
-
 def _encode(clip: CLIP, lora: LoraFile, text: str, phrase: str | None) -> Conditioning:
-    """CONDITIONING of a prompt; with learned words in it, one encoding per attention layer.
+    """CONDITIONING of a prompt; with the words of an ED-LoRA in it, one encoding per attention layer.
 
     Args:
         phrase: as ``make_concept``. None looks for none: the phrase of a negative is never needed.
@@ -84,7 +68,7 @@ def _encode(clip: CLIP, lora: LoraFile, text: str, phrase: str | None) -> Condit
     Raises:
         ValueError: as ``encode_with_phrase``, ``_stand_ins`` and ``_layer_count``.
     """
-    words = [word for word in lora.embeddings if word in text]
+    words = [word for word in (*lora.embeddings, *lora.bundled) if re.search(_written(lora, word), text)]
     if words:
         return _encode_learned(clip, lora, text, phrase, words)
     if phrase is None or not text.strip():
@@ -92,34 +76,48 @@ def _encode(clip: CLIP, lora: LoraFile, text: str, phrase: str | None) -> Condit
     return encode_with_phrase(clip, text, phrase)
 
 
+def _written(lora: LoraFile, word: str) -> str:
+    """A pattern for a learned word in a prompt. Those of an ED-LoRA may touch; ``embedding:word`` is the host's."""
+    return re.escape(word) if word in lora.embeddings else rf"(?<![\w:]){re.escape(word)}(?!\w)"
+
+
 def _encode_learned(clip: CLIP, lora: LoraFile, text: str, phrase: str | None, words: Sequence[str]) -> Conditioning:
-    """The prompt with these learned words, one encoding per attention layer."""
+    """The prompt with these learned words; with one of an ED-LoRA, one encoding per attention layer."""
     layers, stand_ins = _layer_count(lora, words), _stand_ins(lora, words, text)
     for word, stand_in in stand_ins.items():
-        spaced = f" {stand_in} "  # learned words may touch, and their stand-ins would be read as one other word
-        text = text.replace(word, spaced)
-        phrase = None if phrase is None else phrase.replace(word, spaced)
+        # learned words may touch, and their stand-ins would be read as one other word
+        spaced = f" {' '.join([stand_in] * len(_vectors(lora, word)))} "
+        text = re.sub(_written(lora, word), spaced, text)
+        phrase = None if phrase is None else re.sub(_written(lora, word), spaced, phrase)
     positions = {} if phrase is None else {keys.PHRASE_POSITIONS: phrase_positions(clip, text, phrase)}
-    tokens = (_learned_tokens(clip, text, lora, stand_ins, layer) for layer in range(layers))
+    tokens = (_learned_tokens(clip, text, lora, stand_ins, layer) for layer in range(layers or 1))
     encodings = [clip.encode_from_tokens_scheduled(of_layer) for of_layer in tokens]
     _check_one_call(lora.name, encodings[0])
     contexts = torch.cat([e[0][0] for e in encodings])  # (layers, tokens, channels)
-    return node_helpers.conditioning_set_values([encodings[0][0]], {keys.LAYER_CONTEXTS: contexts, **positions})
+    by_layer = {keys.LAYER_CONTEXTS: contexts} if layers else {}
+    return node_helpers.conditioning_set_values([encodings[0][0]], {**by_layer, **positions})
+
+
+def _vectors(lora: LoraFile, word: str, encoder: str = "", layer: int = 0) -> torch.Tensor:
+    """What a learned word is to one layer, (tokens, channels)."""
+    by_encoder = lora.embeddings.get(word) or lora.bundled[word]
+    found = by_encoder.get(encoder, next(iter(by_encoder.values())))
+    return found[layer][None] if word in lora.embeddings else found
 
 
 def _layer_count(lora: LoraFile, words: Iterable[str]) -> int:
-    """How many layers the words were learned for.
+    """How many layers the words were learned for; 0 if for all alike.
 
     Raises:
         ValueError: they were learned for different numbers of layers.
     """
-    counts = {len(tensor) for word in words for tensor in lora.embeddings[word].values()}
+    counts = {len(tensor) for word in words for tensor in lora.embeddings.get(word, {}).values()}
     if len(counts) > 1:
         raise ValueError(
             f"The ED-LoRA '{lora.name}' has words learned for {' and '.join(map(str, sorted(counts)))} layers, which "
             "cannot be in one prompt; use one of its words, or another file."
         )
-    return counts.pop()
+    return counts.pop() if counts else 0
 
 
 def _stand_ins(lora: LoraFile, words: Sequence[str], text: str) -> dict[str, str]:
@@ -131,7 +129,7 @@ def _stand_ins(lora: LoraFile, words: Sequence[str], text: str) -> dict[str, str
     free = [word for word in _STAND_INS if word not in text]
     if len(words) > len(free):
         raise ValueError(
-            f"The prompt holds {len(words)} learned words of the ED-LoRA '{lora.name}', and one prompt can hold "
+            f"The prompt holds {len(words)} learned words of the LoRA '{lora.name}', and one prompt can hold "
             f"{len(free)}; use fewer of them."
         )
     return dict(zip(words, free, strict=False))
@@ -218,13 +216,19 @@ def _learned_tokens(clip: CLIP, text: str, lora: LoraFile, stand_ins: dict[str, 
     """The tokens of the prompt, with the stand-ins replaced by the vectors that one layer has learned."""
     tokens = clip.tokenize(text)
     # the prompts of Concept Conductor name their concept several times, so every occurrence is replaced
-    word_at = {at: word for word, s in stand_ins.items() for found in phrase_occurrences(clip, text, s) for at in found}
+    word_at = {
+        at: (word, number)
+        for word, stand_in in stand_ins.items()
+        for number, found in enumerate(phrase_occurrences(clip, text, stand_in))
+        for at in found
+    }
     for encoder, sections in tokens.items():
-        learned = {w: lora.embeddings[w].get(encoder, next(iter(lora.embeddings[w].values()))) for w in stand_ins}
         position = 0
         for section in sections:
             for at, (_, *rest) in enumerate(section):
                 if position in word_at:
-                    section[at] = (learned[word_at[position]][layer], *rest)
+                    word, number = word_at[position]
+                    vectors = _vectors(lora, word, encoder, layer)
+                    section[at] = (vectors[number % len(vectors)], *rest)
                 position += 1
     return tokens

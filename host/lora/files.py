@@ -50,14 +50,14 @@ class LoraFile:
     """The tensors of a LoRA file under their own names. ``phrase`` is the phrase that its trainer names, if any.
 
     ``embeddings`` holds the learned words of an ED-LoRA: word to encoder (``l``, ``g``) to (layers, channels).
-    ``bundled`` are the words of other trainers' embeddings in the file, which are not read.
+    ``bundled`` holds the words of embeddings in the file: word to encoder ("" for all) to (vectors, channels).
     """
 
     name: str
     tensors: Mapping[str, torch.Tensor]
     phrase: str = ""
     embeddings: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
-    bundled: tuple[str, ...] = ()
+    bundled: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def text_alone(self) -> bool:
@@ -143,15 +143,17 @@ def _without_embeddings(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str,
     return embeddings
 
 
-def _without_bundled(name: str, tensors: dict[str, torch.Tensor]) -> tuple[str, ...]:
-    """Takes embeddings of whole words (``bundle_emb.WORD. …``) out of ``tensors`` and returns their words."""
-    bundled = [key for key in tensors if key.startswith(_BUNDLED)]
-    words = tuple(dict.fromkeys(key.removeprefix(_BUNDLED).split(".")[0] for key in bundled))
-    for key in bundled:
-        del tensors[key]
-    if words:
-        log.warning("LoRA '%s': the words that it bundles are not read: %s", name, ", ".join(words))
-    return words
+def _without_bundled(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Takes embeddings (``bundle_emb.WORD.clip_l``, or any other last name) out of ``tensors`` and returns them."""
+    bundled: dict[str, dict[str, torch.Tensor]] = {}
+    for key in [key for key in tensors if key.startswith(_BUNDLED)]:
+        word, _, last = key.removeprefix(_BUNDLED).partition(".")
+        encoder = last.removeprefix("clip_") if last.startswith("clip_") else ""
+        vectors = tensors.pop(key)
+        bundled.setdefault(word, {})[encoder] = vectors.reshape(-1, vectors.shape[-1])
+    if bundled:
+        log.info("LoRA '%s' brings words of its own: %s", name, ", ".join(bundled))
+    return bundled
 
 
 def _peft_tensors(folder: Path) -> dict[str, torch.Tensor]:

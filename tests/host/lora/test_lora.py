@@ -426,5 +426,5 @@ def test_more_learned_words_than_there_are_stand_ins_are_refused(demo_model):
     nouns = ("cat", "dog", "lion", "tiger", "robot", "clock", "tree", "car", "house")
     lora = _learned(demo_model[1], *nouns)
     prompt = " ".join(lora.embeddings)
-    with pytest.raises(ValueError, match="9 learned words of the ED-LoRA 'ed', and one prompt can hold 8; use fewer"):
+    with pytest.raises(ValueError, match="9 learned words of the LoRA 'ed', and one prompt can hold 8; use fewer"):
         make_concept(lora, 1.0, demo_model[1], prompt, "", "")

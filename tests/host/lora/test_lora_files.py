@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from comfyui_concepts.host import keys
 from comfyui_concepts.host.lora.concept import make_concept
 from comfyui_concepts.host.lora.factors import unet_factors
 from comfyui_concepts.host.lora.files import LoraFile, read_lora
@@ -190,16 +191,29 @@ def test_a_peft_file_without_its_configuration_says_what_is_missing(patcher):
             unet_factors(LoraFile("bare", tensors), patcher.model)
 
 
-def test_words_that_a_file_bundles_are_named_and_refused_in_a_prompt(demo_model, tmp_path, caplog):
-    words = {"bundle_emb.sks dog.string_to_param.*": torch.ones(2, 64), "bundle_emb.ohwx.clip_l": torch.ones(1, 64)}
-    save_file(PAIR | words, tmp_path / "x.safetensors")
-    lora = read_lora(tmp_path / "x.safetensors")
-    assert lora.bundled == ("ohwx", "sks dog")
+@pytest.mark.parametrize("prompt", ["a {} on the left, a {} on the right", "({}:1.3), a dog"])
+@pytest.mark.parametrize("last", ["string_to_param.*", "clip_l", "emb_params"])
+def test_words_that_a_file_bundles_are_what_the_hosts_embeddings_are(demo_model, tmp_path, monkeypatch, prompt, last):
+    """By themselves in prompt, negative and phrase; the host wants a file and ``embedding:`` for the same."""
+    clip, vectors = demo_model[1], torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    save_file({"emb_params": vectors}, tmp_path / "theirs.safetensors")
+    monkeypatch.setattr(clip.tokenizer.clip_l, "embedding_directory", str(tmp_path))
+    save_file(PAIR | {f"bundle_emb.ohwx v2.{last}": vectors}, tmp_path / "x.safetensors")
+    lora, text = read_lora(tmp_path / "x.safetensors"), prompt.format("ohwx v2", "ohwx v2")
     assert set(lora.tensors) == set(PAIR)
-    assert "the words that it bundles are not read: ohwx, sks dog" in caplog.text
-    with pytest.raises(ValueError, match="holds 'ohwx', whose embedding is in the file of the LoRA 'x'"):
-        make_concept(lora, 1.0, demo_model[1], "a ohwx, blue background", "", "")
-    make_concept(lora, 1.0, demo_model[1], "a lion, blue background", "lion", "")
+    concept = make_concept(lora, 0.0, clip, text, "ohwx v2", text)
+    theirs = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.format(*["embedding:theirs"] * 2)))
+    for ours in (concept.positive, concept.negative):
+        assert keys.LAYER_CONTEXTS not in ours[0][1]
+        torch.testing.assert_close(ours[0][0], theirs[0][0], rtol=0, atol=1e-6)
+    assert len(concept.positive[0][1][keys.PHRASE_POSITIONS]) == 3
+
+
+def test_a_longer_word_and_the_hosts_own_embedding_are_left_to_the_host(demo_model):
+    clip, text = demo_model[1], "a ohwx v20, embedding:ohwx v2"
+    lora = LoraFile("x", {}, bundled={"ohwx v2": {"": torch.ones(3, 64)}})
+    plain = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    assert torch.equal(make_concept(lora, 0.0, clip, text, "", "").positive[0][0], plain[0][0])
 
 
 def test_biases_of_pefts_second_factor_are_added_with_its_scale(new_model, patcher, tmp_path):
