@@ -14,7 +14,6 @@ import numpy
 import torch
 from PIL import Image, ImageDraw
 
-from .boxes import box_of_pixels as box_of_pixels  # scripts look for it in its earlier place
 from .boxes import shown
 from .regions import Box, Region
 
