@@ -53,23 +53,25 @@ class Start(NamedTuple):
     added: list[str]
 
 
-def measured_start(host: Path, cache: Path, pack: Path | None = ROOT) -> Start:
+def measured_start(host: Path, folder: Path, pack: Path | None = ROOT, *, cached: bool = True) -> Start:
     """Starts a process that imports the host's nodes, then the pack's.
 
     Args:
-        cache: a folder for the bytecode, which neither the host's folder nor the repository gets.
+        folder: where it runs, and where all bytecode goes, which neither the host's folder nor the repository gets.
+        cached: whether bytecode is kept. The first start compiles every package, so a single one is faster without.
 
     Raises:
         subprocess.CalledProcessError: something could not be imported.
     """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    bytecode = {"PYTHONPYCACHEPREFIX": str(folder)} if cached else {"PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", PROBE, str(host), str(pack or "")],
         capture_output=True,
         text=True,
         check=True,
-        cwd=cache,
-        env=environment | {"PYTHONPYCACHEPREFIX": str(cache)},
+        cwd=folder,
+        env=environment | bytecode,
     )
     return Start(**json.loads(done.stdout.strip().splitlines()[-1]))
 

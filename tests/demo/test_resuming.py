@@ -6,6 +6,7 @@ import argparse
 import colorsys
 import logging
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -96,6 +97,8 @@ def test_pauses_are_not_counted_and_the_schedule_goes_on(tmp_path, monkeypatch):
 def test_a_killed_training_goes_on(trainer, kept, tmp_path, monkeypatch, killed_after):
     monkeypatch.setattr(train_judge, "HELD_OUT", 12)
     monkeypatch.setattr(train_judge, "calibrate", lambda _network: 1.0)
+    monkeypatch.setattr(trainer, "BATCH", 2)
+    monkeypatch.setattr(train_decoder, "psnr", partial(train_decoder.psnr, count=2))
     killed_after(2)
     with pytest.raises(Killed):
         trainer.main(["--out", str(tmp_path), "--minutes", "5"])
