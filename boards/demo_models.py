@@ -1,4 +1,4 @@
-"""The demo model and its judge, loaded once per process."""
+"""The demo models and their judge, loaded once per process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def the_judge() -> Judge:
 
 
 @lru_cache(maxsize=2)
-def sampler_with(lora: str | None) -> DemoSampler:
-    """The demo model of this process, with the LoRA of a concept."""
-    return DemoSampler(None if lora is None else LORAS / f"concepts-demo-{lora}.safetensors")
+def sampler_with(lora: str | None, kind: str = "unet") -> DemoSampler:
+    """A demo model of this process, with the LoRA of a concept."""
+    return DemoSampler(None if lora is None else LORAS / f"concepts-demo-{lora}.safetensors", kind=kind)
 
 
 def counting_clone(model: Any) -> tuple[Any, list[int]]:

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from PIL import Image
 from ..demo import vocabulary
 from ..demo.files import FOLDER
 from ..demo.judge import LEFT, RIGHT, SEVERAL, THIRDS, UNSURE, WHOLE, Judge, Verdict, background_of
+from ..demo.sampling import SETTINGS
 from .board import Board, Figures, Job, Row, board_parser
 from .demo_models import sampler_with, the_judge
 
@@ -148,17 +150,17 @@ class ModelMetrics:
         ]
 
 
-def run_job(job: Job[vocabulary.Scene]) -> tuple[ModelMetrics, np.ndarray]:
+def run_job(job: Job[vocabulary.Scene], kind: str = "unet") -> tuple[ModelMetrics, np.ndarray]:
     """Samples the pictures of a scene and has the judge look. The method is the concept whose LoRA is loaded, or ''."""
-    pictures = sampler_with(job.method or None).sample(job.task.caption(), list(job.seeds))
+    pictures = sampler_with(job.method or None, kind).sample(job.task.caption(), list(job.seeds))
     boxes = {1: (WHOLE,), 2: (LEFT, RIGHT)}.get(len(job.task.concepts), THIRDS)
     verdicts = list(zip(*(the_judge().look(pictures, box) for box in boxes), strict=True))
     judged = JudgedPictures(job, verdicts, [background_of(p) for p in pictures])
     return ModelMetrics([judged]), (pictures * 255).round().byte().numpy()
 
 
-def object_rows(seeds: Sequence[int], pairs: int, shares: list[tuple[float, int]]) -> list[Row]:
-    """One and two objects. Their shares of right backgrounds, with the number of pictures, go to ``shares``."""
+def object_rows(seeds: Sequence[int], pairs: int, shares: list[tuple[float, int]], kind: str) -> list[Row]:
+    """One and two objects by a kind of model. Their shares of right backgrounds, with numbers, go to ``shares``."""
 
     def without_background(metrics: ModelMetrics) -> Figures:
         figures = metrics.figures()
@@ -173,8 +175,8 @@ def object_rows(seeds: Sequence[int], pairs: int, shares: list[tuple[float, int]
     one = [Job("", scene, tuple(seeds)) for scene in singles(vocabulary.CONCEPTS)]
     two = [Job("", scene, tuple(seeds)) for scene in prompts_of_pairs(pairs)]
     return [
-        Row("one object", run_job, one, without_place, "one-object"),
-        Row("two objects", run_job, two, without_background, "two-objects"),
+        Row("one object", partial(run_job, kind=kind), one, without_place, "one-object"),
+        Row("two objects", partial(run_job, kind=kind), two, without_background, "two-objects"),
     ]
 
 
@@ -203,32 +205,34 @@ def lora_row(seeds: list[int]) -> Row:
     return Row("lora concept", run_job, jobs + without, figures, "lora-concept")
 
 
-def time_picture(metrics: Figures) -> None:
+def time_picture(metrics: Figures, kind: str) -> None:
     """Seconds of one picture by a model that is already loaded."""
-    sampler_with(None).sample("a cat", [1])
+    sampler_with(None, kind).sample("a cat", [1])
     started = time.monotonic()
-    sampler_with(None).sample("a cat, blue background", [1])
+    sampler_with(None, kind).sample("a cat, blue background", [1])
     metrics["picture_seconds"] = time.monotonic() - started
 
 
 def main(arguments: list[str]) -> int:
     """Prints the board; ``--json FILE`` writes it."""
     parser = board_parser("model", "4 seeds per prompt instead of 8, and half the pairs")
+    parser.add_argument("--model", choices=SETTINGS, default="unet", help="which demo model")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     seeds = QUICK_SEEDS if options.quick else SEEDS
     board, shares = Board("model", seeds), list[tuple[float, int]]()
-    board.run(object_rows(seeds, 18 if options.quick else 36, shares), options)
+    board.run(object_rows(seeds, 18 if options.quick else 36, shares, options.model), options)
     with board.row("background") as metrics:
         background, pictures = 0.0, 0
         for share, n in shares:
             background += share * n
             pictures += n
         metrics |= {"right": background / pictures, "n": pictures}
-    board.run([lora_row(seeds[:4])], options)
+    if options.model == "unet":  # the other one has no LoRAs yet
+        board.run([lora_row(seeds[:4])], options)
     with board.row("judge") as metrics:
         score_judge(the_judge(), metrics)
-    with board.row("20 steps") as metrics:
-        time_picture(metrics)
+    with board.row(f"{SETTINGS[options.model].steps} steps") as metrics:
+        time_picture(metrics, options.model)
     board.write(options.json)
     return 0

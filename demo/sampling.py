@@ -1,9 +1,9 @@
-"""Drawing with the demo model through the host's own sampler, outside of a server: for scores and benchmarks."""
+"""Drawing with a demo model through the host's own sampler, outside of a server: for scores and benchmarks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.sample
 import comfy.sd
@@ -13,7 +13,19 @@ import torch
 from .architecture import LATENT_CHANNELS, LATENT_FACTOR
 from .loader import load_demo_model
 
-STEPS, CFG, SAMPLER, SCHEDULER = 20, 3.0, "euler", "normal"
+
+class Settings(NamedTuple):
+    """What the host's sampler is asked for."""
+
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+
+
+SETTINGS = {"unet": Settings(20, 3.0, "euler", "normal"), "dit": Settings(12, 3.0, "euler", "simple")}
+"""By the kind of demo model."""
+STEPS, CFG, SAMPLER, SCHEDULER = SETTINGS["unet"]
 
 
 def encode(clip: Any, prompt: str) -> list:
@@ -28,21 +40,22 @@ def noise_for(seeds: list[int], width: int = 128, height: int = 128) -> torch.Te
 
 
 class DemoSampler:
-    """The demo model with everything needed to turn a prompt into pictures."""
+    """A demo model with everything needed to turn a prompt into pictures."""
 
-    def __init__(self, lora: Path | None = None, strength: float = 1.0) -> None:
-        self.model, self.clip, self.vae = load_demo_model()
+    def __init__(self, lora: Path | None = None, strength: float = 1.0, kind: str = "unet") -> None:
+        self.model, self.clip, self.vae = load_demo_model(kind=kind)
+        self.settings = SETTINGS[kind]
         if lora is not None:
             state = comfy.utils.load_torch_file(str(lora), safe_load=True)
             self.model, self.clip = comfy.sd.load_lora_for_models(self.model, self.clip, state, strength, strength)
 
     @torch.inference_mode()
     def sample(
-        self, prompt: str, seeds: list[int], width: int = 128, height: int = 128, steps: int = STEPS
+        self, prompt: str, seeds: list[int], width: int = 128, height: int = 128, steps: int = 0
     ) -> torch.Tensor:
-        """Pictures (b, h, w, 3) in 0..1, one per seed."""
+        """Pictures (b, h, w, 3) in 0..1, one per seed. ``steps``: 0 is the model's own number."""
         noise = noise_for(seeds, width, height)
-        settings = steps, CFG, SAMPLER, SCHEDULER
+        settings = self.settings._replace(steps=steps or self.settings.steps)
         conditionings = encode(self.clip, prompt), encode(self.clip, "")
         start = torch.zeros_like(noise)
         latents = comfy.sample.sample(

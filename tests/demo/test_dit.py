@@ -10,7 +10,8 @@ import comfy.utils
 import nodes as host_nodes
 import pytest
 import torch
-from comfyui_concepts.demo import architecture
+from comfyui_concepts.boards import demo_models, score_model
+from comfyui_concepts.demo import architecture, sampling
 from comfyui_concepts.demo.autoencoder import Autoencoder
 from comfyui_concepts.demo.files import FOLDER
 from comfyui_concepts.demo.loader import load_demo_model
@@ -204,3 +205,15 @@ def test_the_hosts_sampler_draws_with_it(loaded):
     picture = vae.decode(out["samples"])
     assert picture.shape == (2, 128, 192, 3)
     assert picture.isfinite().all()
+
+
+def test_the_board_of_a_model_takes_it(loaded, monkeypatch):
+    kinds: list[str] = []
+    monkeypatch.setattr(sampling, "load_demo_model", lambda kind: kinds.append(kind) or loaded)
+    demo_models.sampler_with.cache_clear()
+    (row, _) = score_model.object_rows([1], 1, [], "dit")
+    metrics, pictures = row.run_job(row.jobs[0])
+    demo_models.sampler_with.cache_clear()
+    assert kinds == ["dit"]
+    assert pictures.shape == (1, 128, 128, 3)
+    assert metrics.figures()["n"] == 1
