@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
+import torch
+
 Kind: TypeAlias = Literal["image", "text", "joint", "rows", "global"]
 """What the rows of a layer's input are.
 
@@ -25,6 +27,13 @@ Size: TypeAlias = tuple[int, int]
 """Height and width in cells of the latent."""
 
 NOWHERE = slice(0, 0)
+
+
+Between: TypeAlias = Literal["nothing", "norm", "network"]
+"""What is between the conditioning and the first layers that the text goes through."""
+
+AttentionKind: TypeAlias = Literal["joint", "self", "cross", "text"]
+"""Between all tokens, between image tokens, from image to text, or between text tokens."""
 
 
 class Part(NamedTuple):
@@ -64,6 +73,70 @@ def image_layout(image: int, references: int = 0, length: int | None = None) -> 
     return Layout(length or end, NOWHERE, slice(0, image), slice(image, end) if references else NOWHERE)
 
 
+class Attention(NamedTuple):
+    """An attention of all blocks whose path matches ``blocks``.
+
+    ``keys`` is the layer that makes its keys, inside the block, and ``after`` the one that its output goes through;
+    empty if that layer is shared with the MLP. ``output`` is what the block returns.
+    """
+
+    blocks: str
+    stage: str
+    kind: AttentionKind
+    keys: Part
+    after: str
+    output: tuple[Kind, ...]
+
+
+class Site(NamedTuple):
+    """One attention of a network. ``start`` is the share of all blocks before its block."""
+
+    block: str
+    attention: Attention
+    start: float
+
+    @property
+    def keys(self) -> Part:
+        """The outputs of a layer that are its keys."""
+        return Part(f"{self.block}.{self.attention.keys.layer}", self.attention.keys.spans)
+
+    @property
+    def after(self) -> str | None:
+        """The layer that its output goes through, and nothing else does."""
+        return f"{self.block}.{self.attention.after}" if self.attention.after else None
+
+
+class TextEntry(NamedTuple):
+    """The first layers that the text goes through, and what is between the conditioning and them.
+
+    Only after ``nothing`` is a linear map of the conditioning the same as one of their input. A ``norm`` rescales each
+    row; a ``network`` mixes rows. ``pooled`` is the layer that reads the pooled embedding, if there is one.
+    """
+
+    layers: tuple[str, ...]
+    through: Between
+    pooled: str | None = None
+
+
+class EqualLengths(NamedTuple):
+    """How prompts of unequal length become rows of one call.
+
+    - ``host``: they are of one length already, or the host makes them so;
+    - ``mask``: padding behind the text, and a mask of its keys for each row;
+    - ``token``: the network's own padding, the parameter ``token``, behind the text after the module ``after``. All
+      prompts must end in the same multiple of ``multiple``.
+
+    ``shifts``: the image's positions follow the text's length. ``counts``: the condition that holds this length.
+    """
+
+    by: Literal["host", "mask", "token"]
+    token: str = ""
+    after: str = ""
+    multiple: int = 1
+    shifts: bool = False
+    counts: str = ""
+
+
 class Architecture(ABC):
     """The facts of one network. A family is a subclass; a new one is a file in ``host/families/``."""
 
@@ -75,6 +148,19 @@ class Architecture(ABC):
     """Patterns of layer paths, the first that is found decides."""
     names: ClassVar[tuple[tuple[str, str, tuple[str, ...]], ...]] = ()
     """What other tools call its layers: their name, our layer, and which spans. ``{}`` is a block's number."""
+
+    attentions: ClassVar[tuple[Attention, ...]]
+    """Every attention over text or image, in the order they run; those of one block share a pattern."""
+    first_text_layers: ClassVar[str]
+    """A pattern of the first layers that the text goes through."""
+    between: Between = "nothing"
+    pooled_layer: ClassVar[str | None] = None
+    """What reads the pooled embedding, where a model of the family has it."""
+    targets: ClassVar[Mapping[str, str]]
+    """Which layers are trained, by the name of the choice: a pattern."""
+    position_embedder: ClassVar[str | None] = None
+    """The module that gets the positions of all tokens, where text has some."""
+    equal_lengths: EqualLengths = EqualLengths("mask")
 
     def __init__(self, network: Any) -> None:
         self.network = network
@@ -135,6 +221,38 @@ class Architecture(ABC):
         """The text and the image as a layer sees them, each as a sequence of its own; of a joint one, text first."""
         return text_layout(text), image_layout(*self.image_tokens(size, references))
 
+    def sites(self) -> list[Site]:
+        """Every attention of the network, in the order they run."""
+        modules = dict(self.network.named_modules())
+        patterns = dict.fromkeys(attention.blocks for attention in self.attentions)
+        blocks = [(path, pattern) for pattern in patterns for path in modules if re.fullmatch(pattern, path)]
+        return [
+            Site(path, attention, number / len(blocks))
+            for number, (path, pattern) in enumerate(blocks)
+            for attention in self.attentions
+            if attention.blocks == pattern and f"{path}.{attention.keys.layer}" in modules
+        ]
+
+    def text_entry(self) -> TextEntry:
+        """Where the text enters the network."""
+        modules = dict(self.network.named_modules())
+        layers = tuple(path for path in modules if re.search(self.first_text_layers, path))
+        return TextEntry(layers, self.between, self.pooled_layer if self.pooled_layer in modules else None)
+
+    def text_positions(self, text: int, size: Size) -> torch.Tensor | None:
+        """Where each text token is, as ``position_embedder`` gets it alone, (tokens, axes); None if nowhere."""
+        return None
+
+    def trained(self, choice: str) -> str:
+        """The pattern of the layers that are trained.
+
+        Raises:
+            ValueError: the family has no such choice.
+        """
+        if choice not in self.targets:
+            raise self.lacks(f"Training '{choice}'", f"choose one of {', '.join(self.targets)}")
+        return self.targets[choice]
+
     def before_call(self, layer: str) -> bool:
         """Whether a layer runs when prompts are prepared, before any model call, where no hook of a call sees it."""
         return False
@@ -147,7 +265,9 @@ class Architecture(ABC):
     def other_names(self) -> dict[str, Part]:
         """Names that other tools give to the layers of this network, dotted, without prefix and ``.weight``."""
         layers = {name for name, module in self.network.named_modules() if hasattr(module, "weight")}
-        numbers = range(1 + max(map(_number, layers), default=0))
+        numbers = range(
+            1 + max((int(part) for layer in layers for part in layer.split(".") if part.isdigit()), default=0)
+        )
         return {
             theirs.format(number): Part(ours.format(number), spans)
             for theirs, ours, spans in self.names
@@ -163,10 +283,6 @@ class Architecture(ABC):
             instead: what to do, an imperative.
         """
         return ValueError(f"{what} does not work on {self.title} models ({type(self.network).__name__}); {instead}.")
-
-
-def _number(layer: str) -> int:
-    return max((int(part) for part in layer.split(".") if part.isdigit()), default=0)
 
 
 def tiled(lengths: Iterable[tuple[str, int]]) -> dict[str, Size]:

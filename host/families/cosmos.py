@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..architecture import Architecture, Layout, Size, text_layout
+from ..architecture import Architecture, Attention, Between, EqualLengths, Layout, Part, Size, text_layout
 
+_BLOCKS = r"blocks\.\d+"
 ANIMA_TEXT = 512
 """Rows that Anima's adapter brings every shorter prompt to, with zeros behind."""
 
@@ -20,6 +21,16 @@ class Cosmos(Architecture):
         ("global", r"^t_embed|\.adaln_modulation"),
         ("image", r"^x_embedder\b|^blocks\.|^final_layer\b"),
     )
+    attentions = (
+        Attention(_BLOCKS, "block", "self", Part("self_attn.k_proj"), "self_attn.output_proj", ("image",)),
+        Attention(_BLOCKS, "block", "cross", Part("cross_attn.k_proj"), "cross_attn.output_proj", ("image",)),
+    )
+    first_text_layers = r"^blocks\.\d+\.cross_attn\.[kv]_proj$"
+    targets = {
+        "text": r"^blocks\.\d+\.cross_attn\.[kv]_proj$",
+        "attention": r"^blocks\.\d+\.\w+_attn\.([qkv]|output)_proj$",
+        "all": r"^blocks\.\d+\.(\w+_attn\.([qkv]|output)_proj|mlp\.layer[12])$",
+    }
 
     @property
     def patch(self) -> int:
@@ -29,9 +40,22 @@ class Cosmos(Architecture):
         if references:
             raise self.lacks("A picture beside the latent", "remove the reference latents")
         words, image = super().streams(layer, text, size, references)
-        if hasattr(self.network, "llm_adapter") and not self.before_call(layer):
+        if self.has_adapter and not self.before_call(layer):
             words = text_layout(text, max(text, ANIMA_TEXT))
         return words, image
 
     def before_call(self, layer: str) -> bool:
         return layer.startswith("llm_adapter.")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it is Anima."""
+        return hasattr(self.network, "llm_adapter")
+
+    @property
+    def between(self) -> Between:  # type: ignore[override]
+        return "network" if self.has_adapter else "nothing"
+
+    @property
+    def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
+        return EqualLengths("host" if self.has_adapter else "mask")

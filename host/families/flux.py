@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..architecture import Architecture, Layout, Size, image_layout, tiled, weight_rows
+import torch
+
+from ..architecture import (
+    Architecture,
+    Attention,
+    Between,
+    EqualLengths,
+    Kind,
+    Layout,
+    Part,
+    Size,
+    image_layout,
+    tiled,
+    weight_rows,
+)
 
 QKV = ("q", "k", "v")
-_DOUBLE = (
+_TWO: tuple[Kind, Kind] = ("image", "text")
+_DOUBLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("attn.to_q", "img_attn.qkv", ("q",)),
     ("attn.to_k", "img_attn.qkv", ("k",)),
     ("attn.to_v", "img_attn.qkv", ("v",)),
@@ -18,14 +33,11 @@ _DOUBLE = (
     ("attn.to_add_out", "txt_attn.proj", ()),
     ("norm1.linear", "img_mod.lin", ()),
     ("norm1_context.linear", "txt_mod.lin", ()),
-    ("ff.net.0.proj", "img_mlp.0", ()),
-    ("ff.net.2", "img_mlp.2", ()),
-    ("ff_context.net.0.proj", "txt_mlp.0", ()),
-    ("ff_context.net.2", "txt_mlp.2", ()),
-    ("ff.linear_in", "img_mlp.0", ()),
-    ("ff.linear_out", "img_mlp.2", ()),
-    ("ff_context.linear_in", "txt_mlp.0", ()),
-    ("ff_context.linear_out", "txt_mlp.2", ()),
+    *(
+        (f"{theirs}.{part}", f"{ours}.{number}", ())
+        for theirs, ours in (("ff", "img_mlp"), ("ff_context", "txt_mlp"))
+        for part, number in (("net.0.proj", 0), ("net.2", 2), ("linear_in", 0), ("linear_out", 2))
+    ),
     ("attn.norm_q", "img_attn.norm.query_norm", ()),
     ("attn.norm_k", "img_attn.norm.key_norm", ()),
     ("attn.norm_added_q", "txt_attn.norm.query_norm", ()),
@@ -83,6 +95,18 @@ class Flux(Architecture):
         ("single_blocks.{}.linear1_qkv", "single_blocks.{}.linear1", QKV),
         *_REST,
     )
+    attentions = (
+        Attention(r"double_blocks\.\d+", "double", "joint", Part("img_attn.qkv", ("k",)), "img_attn.proj", _TWO),
+        Attention(r"single_blocks\.\d+", "single", "joint", Part("linear1", ("k",)), "", ("joint",)),
+    )
+    first_text_layers = r"^txt_in$"
+    pooled_layer = "vector_in.in_layer"
+    position_embedder = "pe_embedder"
+    targets = {
+        "text": r"\.txt_attn\.(qkv|proj)$",
+        "attention": r"_attn\.(qkv|proj)$|^single_blocks\.\d+\.linear[12]$",
+        "all": r"\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02])$|^single_blocks\.\d+\.linear[12]$",
+    }
 
     @property
     def patch(self) -> int:
@@ -105,3 +129,19 @@ class Flux(Architecture):
     def streams(self, layer: str, text: int, size: Size, references: Sequence[Size]) -> tuple[Layout, Layout]:
         length = max(text, FLUX2_TEXT) if self.is_flux2 else text
         return Layout(length, text=slice(length - text, length)), image_layout(*self.image_tokens(size, references))
+
+    @property
+    def between(self) -> Between:  # type: ignore[override]
+        return "nothing" if getattr(self.network, "txt_norm", None) is None else "norm"
+
+    @property
+    def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
+        return EqualLengths("host" if self.is_flux2 else "mask")
+
+    def text_positions(self, text: int, size: Size) -> torch.Tensor:
+        rows = max(text, FLUX2_TEXT) if self.is_flux2 else text
+        params = self.network.params
+        positions = torch.zeros(rows, len(params.axes_dim))
+        for axis in getattr(params, "txt_ids_dims", [3] if len(params.axes_dim) == 4 else []):
+            positions[:, axis] = torch.arange(rows)
+        return positions

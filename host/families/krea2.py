@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..architecture import Architecture
+import torch
+
+from ..architecture import Architecture, Attention, Part, Size
 
 _BLOCK = (
     ("attn.to_q", "attn.wq"),
@@ -45,7 +47,22 @@ class Krea2(Architecture):
         ("text_fusion.projector", "txtfusion.projector", ()),
         ("final_layer.linear", "last.linear", ()),
     )
+    attentions = (
+        Attention(r"txtfusion\.refiner_blocks\.\d+", "refiner", "text", Part("attn.wk"), "attn.wo", ("text",)),
+        Attention(r"blocks\.\d+", "single", "joint", Part("attn.wk"), "attn.wo", ("joint",)),
+    )
+    first_text_layers = r"^txtmlp\.1$"
+    between = "network"
+    position_embedder = "pe_embedder"
+    targets = {
+        "text": r"^txtfusion\.refiner_blocks\.\d+\.attn\.(w[qkvo]|gate)$",
+        "attention": r"^(txtfusion\.refiner_)?blocks\.\d+\.attn\.(w[qkvo]|gate)$",
+        "all": r"^(txtfusion\.refiner_)?blocks\.\d+\.(attn\.(w[qkvo]|gate)|mlp\.(gate|up|down))$",
+    }
 
     @property
     def patch(self) -> int:
         return int(self.network.patch)
+
+    def text_positions(self, text: int, size: Size) -> torch.Tensor:
+        return torch.zeros(text, 3)

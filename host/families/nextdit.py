@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..architecture import Architecture, Layout, Size, image_layout, text_layout, tiled
+import torch
 
+from ..architecture import Architecture, Attention, EqualLengths, Layout, Part, Size, image_layout, text_layout, tiled
+
+_KEYS = Part("attention.qkv", ("k",))
 _BLOCK = (
     ("attention.to_q", "attention.qkv", ("q",)),
     ("attention.to_k", "attention.qkv", ("k",)),
@@ -38,6 +41,20 @@ class NextDiT(Architecture):
         ("all_final_layer.2-1.adaLN_modulation.1", "final_layer.adaLN_modulation.1", ()),
         ("all_x_embedder.2-1", "x_embedder", ()),
     )
+    attentions = (
+        Attention(r"context_refiner\.\d+", "refiner", "text", _KEYS, "attention.out", ("text",)),
+        Attention(r"noise_refiner\.\d+", "refiner", "self", _KEYS, "attention.out", ("image",)),
+        Attention(r"layers\.\d+", "single", "joint", _KEYS, "attention.out", ("joint",)),
+    )
+    first_text_layers = r"^cap_embedder\.1$"
+    between = "norm"
+    pooled_layer = "clip_text_pooled_proj.1"
+    position_embedder = "rope_embedder"
+    targets = {
+        "text": r"^context_refiner\.\d+\.attention\.(qkv|out)$",
+        "attention": r"\.attention\.(qkv|out)$",
+        "all": r"\.(attention\.(qkv|out)|feed_forward\.w[123])$",
+    }
 
     @property
     def patch(self) -> int:
@@ -65,3 +82,15 @@ class NextDiT(Architecture):
 
     def _filled(self, tokens: int) -> int:
         return -(-tokens // self.multiple) * self.multiple
+
+    @property
+    def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
+        if self.multiple == 1:
+            return EqualLengths("mask", shifts=True, counts="num_tokens")
+        return EqualLengths("token", "cap_pad_token", "cap_embedder", self.multiple, shifts=True, counts="num_tokens")
+
+    def text_positions(self, text: int, size: Size) -> torch.Tensor:
+        """Of padding too. The image lies one behind the last of them."""
+        positions = torch.zeros(self._filled(text), 3)
+        positions[:, 0] = torch.arange(len(positions)) + 1
+        return positions

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..architecture import Architecture, Size, tiled, weight_rows
+from ..architecture import Architecture, Attention, Between, Kind, Part, Size, tiled, weight_rows
 
+_TWO: tuple[Kind, Kind] = ("text", "image")
+_BLOCKS = r"joint_blocks\.\d+"
 _BLOCK = (
     ("attn.to_q", "x_block.attn.qkv", ("q",)),
     ("attn.to_k", "x_block.attn.qkv", ("k",)),
@@ -54,6 +56,19 @@ class SD3(Architecture):
         ("time_text_embed.text_embedder.linear_1", "y_embedder.mlp.0", ()),
         ("time_text_embed.text_embedder.linear_2", "y_embedder.mlp.2", ()),
     )
+    attentions = (
+        Attention(_BLOCKS, "double", "joint", Part("x_block.attn.qkv", ("k",)), "x_block.attn.proj", _TWO),
+        Attention(
+            _BLOCKS, "double", "self", Part("x_block.attn2.qkv", ("k",)), "x_block.attn2.proj", ("text", "image")
+        ),
+    )
+    first_text_layers = r"^context_embedder$"
+    pooled_layer = "y_embedder.mlp.0"
+    targets = {
+        "text": r"\.context_block\.attn\.(qkv|proj)$",
+        "attention": r"_block\.attn2?\.(qkv|proj)$",
+        "all": r"_block\.(attn2?\.(qkv|proj)|mlp\.fc[12])$",
+    }
 
     @property
     def patch(self) -> int:
@@ -64,3 +79,7 @@ class SD3(Architecture):
             return {}
         width = weight_rows(self.network.get_submodule(layer)) // 3
         return tiled([("q", width), ("k", width), ("v", width)])
+
+    @property
+    def between(self) -> Between:  # type: ignore[override]
+        return "nothing" if self.network.context_processor is None else "network"

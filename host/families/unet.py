@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..architecture import Architecture, Layout, Size, image_layout, text_layout
+from ..architecture import (
+    Architecture,
+    Attention,
+    AttentionKind,
+    EqualLengths,
+    Layout,
+    Part,
+    Size,
+    image_layout,
+    text_layout,
+)
+
+_BLOCK = r"transformer_blocks\.\d+"
+_KINDS: tuple[tuple[AttentionKind, str], ...] = (("self", "attn1"), ("cross", "attn2"))
 
 
 class UNet(Architecture):
@@ -17,6 +30,22 @@ class UNet(Architecture):
         ("text", r"\.attn2\.to_[kv]$"),
         ("image", r"^(input_blocks|middle_block|output_blocks|out)\b"),
     )
+    attentions = tuple(
+        Attention(
+            rf"{stage}.*\.transformer_blocks\.\d+", part, kind, Part(f"{name}.to_k"), f"{name}.to_out.0", ("image",)
+        )
+        for stage, part in (("input_blocks", "input"), ("middle_block", "middle"), ("output_blocks", "output"))
+        for kind, name in _KINDS
+    )
+    first_text_layers = r"\.attn2\.to_[kv]$"
+    pooled_layer = "label_emb.0.0"
+    equal_lengths = EqualLengths("host")
+    targets = {
+        "cross k/v": r"attn2\.to_[kv]$",
+        "cross": r"attn2\.to_(q|k|v|out\.0)$",
+        "outside cross": rf"{_BLOCK}\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))$",
+        "all": rf"{_BLOCK}\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))$",
+    }
 
     @property
     def patch(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..architecture import Architecture, Layout, Size
+from ..architecture import Architecture, Attention, Layout, Part, Size
 
 
 class Wan(Architecture):
@@ -17,6 +17,16 @@ class Wan(Architecture):
         ("text", r"^text_embedding\b|^img_emb\b|\.cross_attn\.(k|v|norm_k)(_img)?$"),
         ("image", r"^patch_embedding$|^ref_conv$|^blocks\.|^head\b"),
     )
+    attentions = (
+        Attention(r"blocks\.\d+", "block", "self", Part("self_attn.k"), "self_attn.o", ("image",)),
+        Attention(r"blocks\.\d+", "block", "cross", Part("cross_attn.k"), "cross_attn.o", ("image",)),
+    )
+    first_text_layers = r"^text_embedding\.0$"
+    targets = {
+        "text": r"\.cross_attn\.[kv]$",
+        "attention": r"_attn\.[qkvo]$",
+        "all": r"\.((self|cross)_attn\.[qkvo]|ffn\.[02])$",
+    }
 
     @property
     def patch(self) -> int:

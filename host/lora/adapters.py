@@ -15,16 +15,12 @@ import torch
 from ...methods.erase.lowrank import LowRank
 from ...methods.erase.train import LayerFactors
 from ...methods.lora import low_rank_change
-from ..registry import unet_of
+from ..families.unet import UNet
+from ..registry import architecture_of, unet_of
 from ..types import BaseModel, HookInputs, TextEncoder
 
-TARGET_MODULES = {
-    "cross k/v": r"attn2\.to_[kv]$",
-    "cross": r"attn2\.to_(q|k|v|out\.0)$",
-    "outside cross": r"transformer_blocks\.\d+\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))$",
-    "all": r"transformer_blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))$",
-}
-"""Which linear layers of a UNet's transformer blocks are trained: a regular expression of their names."""
+TARGET_MODULES = UNet.targets
+"""Which linear layers of a UNet's transformer blocks are trained: a pattern of their names. The nodes offer these."""
 
 _OTHER_MODEL = "use it with the kind of model it was made for."
 
@@ -39,7 +35,7 @@ def unet_layers(model: BaseModel, target_modules: str) -> Layers:
         ValueError: the model is not a UNet, or has none of them.
     """
     unet_of(model)
-    pattern = TARGET_MODULES[target_modules]
+    pattern = architecture_of(model).trained(target_modules)
     layers = {
         f"{name}.weight": module
         for name, module in model.named_modules()

@@ -153,11 +153,12 @@ def _fill(network: torch.nn.Module, seed: int) -> None:
     The host leaves weights uninitialised.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in network.named_parameters():
+    norms = {id(p) for m in network.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
+    for parameter in network.parameters():
         values = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim >= 2:
             values *= min(0.3, parameter[0].numel() ** -0.5)
-        elif "norm" in name or name.endswith("scale"):
+        elif id(parameter) in norms:
             values = 1 + 0.1 * values
         else:
             values *= 0.06
