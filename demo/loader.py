@@ -162,14 +162,16 @@ def _check_canvas(height: int, width: int) -> None:
 
 
 def _check_loras(patcher: Any) -> None:
-    """Refuses a LoRA of another SD 1 model: its layers have the same names, so the host only logs what does not fit."""
+    """Refuses a LoRA of another model of the family: its layers have the same names, so the host only logs what does
+    not fit. A part of a fused layer, such as q of qkv, has an offset: axis, start, length."""
     state = patcher.model_state_dict()
     for key, patches in patcher.patches.items():
-        for patch in patches:
-            factors: list[Any] = list(getattr(patch[1], "weights", ())[:2])
+        for _strength, adapter, _model_strength, offset, *_ in patches:
+            factors: list[Any] = list(getattr(adapter, "weights", ())[:2])
             if len(factors) < 2 or not all(isinstance(f, torch.Tensor) for f in factors):
                 continue
-            made, wanted = (factors[0].shape[0], factors[1][0].numel()), (state[key].shape[0], state[key][0].numel())
+            rows = offset[2] if offset else state[key].shape[0]
+            made, wanted = (factors[0].shape[0], factors[1][0].numel()), (rows, state[key][0].numel())
             if made != wanted:
                 raise ValueError(
                     f"A LoRA loaded onto the demo model was made for another model: it changes {made[0]} × {made[1]} "

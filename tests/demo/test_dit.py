@@ -196,15 +196,31 @@ def test_the_host_predicts_what_the_trainer_does(loaded, folder):
     torch.testing.assert_close(theirs, x - t.view(-1, 1, 1, 1) * velocity, rtol=1e-4, atol=1e-4)
 
 
+def _sampled(model, clip, steps=1, size=(16, 16)):
+    latent = {"samples": torch.zeros(2, 4, *size)}
+    prompts = _encode(clip, "a cat"), _encode(clip, "")
+    return host_nodes.common_ksampler(model, 1, steps, 3.0, "euler", "simple", *prompts, latent)[0]["samples"]
+
+
 def test_the_hosts_sampler_draws_with_it(loaded):
-    model, clip, vae = loaded
-    latent = {"samples": torch.zeros(2, 4, 16, 24)}
-    (out,) = host_nodes.common_ksampler(
-        model, 1, 2, 3.0, "euler", "simple", _encode(clip, "a cat"), _encode(clip, ""), latent
-    )
-    picture = vae.decode(out["samples"])
+    picture = loaded[2].decode(_sampled(loaded[0], loaded[1], steps=2, size=(16, 24)))
     assert picture.shape == (2, 128, 192, 3)
     assert picture.isfinite().all()
+
+
+def test_a_lora_of_split_layers_changes_it_and_one_of_a_large_model_is_refused(loaded):
+    """Trainers write q, k and v apart; the host adds each to its third of the fused weight."""
+    model, clip, _ = loaded
+
+    def with_lora(rows: int):
+        name = "diffusion_model.layers.0.attention.to_k"
+        factors = {f"{name}.lora_A.weight": torch.ones(4, 192), f"{name}.lora_B.weight": torch.ones(rows, 4)}
+        return comfy.sd.load_lora_for_models(model, clip, factors, 1.0, 0.0)[0]
+
+    plain = _sampled(model, clip)
+    assert not torch.equal(_sampled(with_lora(192), clip), plain)
+    with pytest.raises(ValueError, match="it changes 3840 × 192 values of .*which has 192 × 192"):
+        _sampled(with_lora(3840), clip)
 
 
 def test_the_board_of_a_model_takes_it(loaded, monkeypatch):
