@@ -73,14 +73,14 @@ class WeightedLayer(Protocol):
 
 
 class Convolution(WeightedLayer, Protocol):
-    """A convolution over two axes."""
+    """A convolution over two or three axes."""
 
-    stride: tuple[int, int]
-    padding: str | tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
 
 
-Norm: TypeAlias = torch.nn.LayerNorm | torch.nn.GroupNorm
+Norm: TypeAlias = torch.nn.LayerNorm | torch.nn.GroupNorm | torch.nn.RMSNorm
 """A norm with a weight. The host's own are subclasses."""
 
 

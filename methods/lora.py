@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.nn.functional import linear
+
+
+class Span(NamedTuple):
+    """Some outputs of a layer, such as the queries of a fused matrix: the first one, and how many."""
+
+    start: int
+    length: int
 
 
 class LoraFactors(NamedTuple):
@@ -15,23 +22,38 @@ class LoraFactors(NamedTuple):
 
     ``down`` is (rank, in) for a Linear and (rank, in, kh, kw) for a convolution; ``up`` is (out, rank). Without ``up``,
     ``down`` is the whole change, (out, in[, kh, kw]) or a norm's (channels,): for forms whose rank is not low. ``bias``
-    is added to the output as it is, (out,). Without a change of the weight, ``down`` has no elements.
+    is added to the output as it is, (out,). Without a change of the weight, ``down`` has no elements. With a ``span``,
+    out is its length, and the other outputs of the layer stay as they are.
     """
 
     down: torch.Tensor
     up: torch.Tensor | None
     scale: float
     bias: torch.Tensor | None = None
+    span: Span | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> LoraFactors:
         """The same factors with this dtype on this device."""
         up, bias = (None if t is None else t.to(device, dtype) for t in (self.up, self.bias))
-        return LoraFactors(self.down.to(device, dtype), up, self.scale, bias)
+        return self._replace(down=self.down.to(device, dtype), up=up, bias=bias)
 
     def change(self, x: torch.Tensor) -> torch.Tensor:
-        """What they add to the output of a Linear: (…, in) to (…, out)."""
+        """What they add to the output of a Linear, or to its span: (…, in) to (…, out)."""
         change = low_rank_change(x, self.down, self.up) * self.scale
         return change if self.bias is None else change + self.bias
+
+
+LayerLoras: TypeAlias = Mapping[str, Sequence[LoraFactors]]
+"""A LoRA by layer name. A layer has several factors where the file splits its fused matrix."""
+
+
+def layer_shape(layer: Any) -> tuple[int, ...]:
+    """The shape of a layer's weight by the layer's own sizes: a quantised weight may be stored in another one."""
+    if hasattr(layer, "out_features"):
+        return (layer.out_features, layer.in_features)
+    if hasattr(layer, "out_channels"):
+        return (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    return tuple(layer.weight.shape)
 
 
 def unchanged(shape: Sequence[int]) -> LoraFactors:

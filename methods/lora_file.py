@@ -38,7 +38,10 @@ PAIRS = (
 _HALVES = (("hada_w1_a", "hada_w2_a"), ("hada_t1", "hada_t2"), ("lokr_w1(_a)?", "lokr_w2(_a)?"))
 """What a layer has both of, or neither."""
 
-_TEXT = r"lora_(prior_)?te|lycoris_(te|text_model|encoder)|text_encoder|text_model\.|encoder\.|clip_[lgh]\.|t5"
+_TEXT = (
+    r"lora_(prior_)?te|lycoris_(te\d*_|text_model|text_encoder|encoder)|"
+    r"text_encoder|text_model\.|encoder\.|clip_[lgh]\.|t5"
+)
 
 _KINDS = {
     r"dora_scale|lora_magnitude_vector": "DoRA",

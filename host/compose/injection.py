@@ -21,7 +21,7 @@ from ..engine.attention import CROSS, SELF, Site
 from ..engine.attention_patches import Attend, OutputSite, after_attention, override_attention
 from ..engine.model_call import ModelCall, RunCall, around_model_call
 from ..engine.reach import check_answered
-from ..lora.branches import Branch, low_rank
+from ..lora.branches import Branch, ImageTokens, low_rank
 from ..lora.concept import Concept
 from ..registry import unet_of
 from ..types import BaseModel, Conds, ModelOptions, TransformerOptions
@@ -222,7 +222,7 @@ class Injection:
             Branch(
                 {name: f for name, f in concept.factors.items() if not name.endswith(_CROSS_LAYERS)},
                 concept.strength,
-                tokens={count: each[number] for count, each in weights.items()},
+                tokens=ImageTokens({count: each[number] for count, each in weights.items()}),
             )
             for number, concept in enumerate(self.projected.concepts, 1)
         ]

@@ -11,13 +11,13 @@ from uuid import UUID
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ...methods.lora import LoraFactors
+from ...methods.lora import LayerLoras, LoraFactors
 from .. import keys
 from ..engine.attention import CROSS, Site, find_sites, sites_of
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
 from ..lora.branches import prepared, unknown_grid
 from ..lora.concept import Concept, check_layers
-from ..lora.factors import unet_factors
+from ..lora.factors import network_factors
 from ..registry import unet_of
 from ..types import BaseModel, ModelOptions, TransformerOptions
 
@@ -48,7 +48,7 @@ class PreparedConcept:
     """A concept where and as the model computes. ``factors`` are from ``branches.prepared``."""
 
     prompts: ConceptPrompts
-    factors: Mapping[str, LoraFactors]
+    factors: LayerLoras
     strength: float = 1.0
 
 
@@ -71,7 +71,7 @@ def prepared_concepts(model: BaseModel, concepts: Sequence[Concept]) -> list[Pre
     made: dict[int, PreparedConcept] = {}
     for concept in concepts:
         if id(concept) not in made:
-            factors = prepared(unet_factors(concept.lora, model), device, dtype)
+            factors = prepared(network_factors(concept.lora, model), device, dtype)
             prompts = concept_prompts(concept, device, dtype)
             made[id(concept)] = PreparedConcept(prompts, factors, concept.strength)
     return [made[id(concept)] for concept in concepts]
@@ -159,17 +159,18 @@ class ProjectedConcepts:
         Past its hooks: inside a call, a capture would take the concept's keys for the base's.
         """
         output = getattr(site.module(self.unet), layer).forward(context)
-        factors = concept.factors.get(f"{self.module_names[site]}.{layer}")
-        if factors is None or concept.strength == 0:
-            return output
-        return output + _branch(context, factors, concept.strength).to(output)
+        factors = concept.factors.get(f"{self.module_names[site]}.{layer}", ())
+        for own in factors if concept.strength != 0 else ():
+            output = output + _branch(context, own, concept.strength).to(output)
+        return output
 
     def out_branch(self, concept: PreparedConcept, site: Site, attended: torch.Tensor) -> torch.Tensor | None:
         """What the concept adds to the output of ``to_out``, (rows, tokens, channels), from what its keys answered."""
-        factors = concept.factors.get(f"{self.module_names[site]}.to_out.0")
-        if factors is None or concept.strength == 0:
+        factors = concept.factors.get(f"{self.module_names[site]}.to_out.0", ())
+        if not factors or concept.strength == 0:
             return None
-        return _branch(attended, factors, concept.strength)
+        first, *others = (_branch(attended, own, concept.strength) for own in factors)
+        return sum(others, first)
 
     def attention_map(
         self, q: torch.Tensor, site: Site, concept: PreparedConcept, rows: slice = slice(None)

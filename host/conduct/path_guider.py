@@ -17,7 +17,7 @@ from ..engine.preview import Painter
 from ..engine.reach import check_reaches_network
 from ..lora.branches import prepared
 from ..lora.concept import Concept, check_concept_prompts, check_layers
-from ..lora.factors import unet_factors
+from ..lora.factors import network_factors
 from ..registry import unet_of
 from ..types import Conds, EvaluationArguments, ModelOptions, ModelPatcher
 from .paths import WHO, ConceptPath, Paths
@@ -90,7 +90,7 @@ class PathGuider(RunGuider[PathRun]):
         model = self.inner_model
         check_reaches_network(model.current_patcher, WHO)
         dtype = model.manual_cast_dtype or model.get_dtype()
-        factors = [prepared(unet_factors(concept.lora, model), x.device, dtype) for concept in self.concepts]
+        factors = [prepared(network_factors(concept.lora, model), x.device, dtype) for concept in self.concepts]
         base, *others = self.path_conds()
         paths = [
             ConceptPath(*conds, own, concept.strength)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from uuid import UUID
 
@@ -17,7 +17,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
-from ...methods.lora import LoraFactors
+from ...methods.lora import LayerLoras
 from ...methods.masks import MaskPyramid
 from .. import keys
 from ..engine.attention import CROSS, Captured, Site, capture, find_sites
@@ -40,7 +40,7 @@ class ConceptPath:
 
     positive: Conds
     negative: Conds
-    factors: Mapping[str, LoraFactors] | None = None
+    factors: LayerLoras | None = None
     strength: float = 1.0
 
 

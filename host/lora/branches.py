@@ -1,23 +1,73 @@
-"""Low-rank branches on the layers of a model, each for some rows of the batch or some image tokens.
+"""Low-rank branches on the layers of a model, each for some rows of the batch or some tokens.
 
-``y[rows] += strength · scale · up(down(x[rows]))``, added by forward hooks to the layer's output. Weights are never
-touched, so off-loaded, cast and quantised layers work as they are, several concepts share one batched call, and
-gradients flow.
+``y[rows] += strength · scale · up(down(x[rows]))``, added by forward hooks to the layer's output, or to a span of it.
+Weights are never touched, so off-loaded, cast and quantised layers work as they are, several concepts share one batched
+call, and gradients flow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
-from torch.nn.functional import conv2d, group_norm, layer_norm, linear
+from torch.nn import functional
 
-from ...methods.lora import LoraFactors
+from ...methods.lora import LayerLoras, LoraFactors, layer_shape
 from ..types import Convolution, HookInputs, Norm, WeightedLayer
 
 _WITHOUT_IMAGE_TOKENS = (".attn2.to_k", ".attn2.to_v", "emb_layers", "time_embed", "label_emb")
+
+
+class Place(NamedTuple):
+    """Where a branch acts in one layer: rows along the first axis of its input, and the weight of each of its tokens.
+
+    ``weights`` broadcast over (rows, tokens, …), the channels left out; None is 1 everywhere.
+    """
+
+    rows: slice
+    weights: torch.Tensor | None = None
+
+
+class TokenWeights(Protocol):
+    """How much of a branch each token gets. The architecture's adapter knows what the tokens of a layer are."""
+
+    def acts_on(self, layer: str) -> bool:
+        """Whether any token of this layer may get any of it."""
+
+    def at(self, layer: str, shape: Sequence[int], rows: slice) -> Place:
+        """Where it acts in this layer.
+
+        Args:
+            shape: (rows, tokens, …) of the layer's output, without the channels.
+            rows: of the model call.
+
+        Raises:
+            ValueError: the layer has another number of tokens than the architecture says.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTokens:
+    """Weights of a UNet's image tokens. Layers without any (text, time) are left alone.
+
+    Args:
+        weights: number of image tokens of a layer to the weight of each, (tokens,) or (rows, tokens) in 0..1.
+    """
+
+    weights: Mapping[int, torch.Tensor]
+
+    def acts_on(self, layer: str) -> bool:
+        return not any(part in f".{layer}" for part in _WITHOUT_IMAGE_TOKENS)
+
+    def at(self, layer: str, shape: Sequence[int], rows: slice) -> Place:
+        count = math.prod(shape[1:])
+        if count not in self.weights:
+            raise unknown_grid(count, self.weights)
+        return Place(rows, self.weights[count].unflatten(-1, tuple(shape[1:])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,31 +78,29 @@ class Branch:
         factors: by layer name, as ``prepared`` returns them.
         strength: the multiplier of the change.
         rows: of the model call.
-        tokens: number of image tokens of a layer to the weight of each, (tokens,) or (rows, tokens) in 0..1.
-            Layers that see no image tokens (keys and values of the text, the time embedding) are then left alone.
+        tokens: the weight of each token; None acts on all tokens of all layers.
     """
 
-    factors: Mapping[str, LoraFactors]
+    factors: LayerLoras
     strength: float = 1.0
     rows: slice = field(default_factory=lambda: slice(None))
-    tokens: Mapping[int, torch.Tensor] | None = None
+    tokens: TokenWeights | None = None
 
     def layers(self) -> Iterator[str]:
         """The layers it changes."""
         for layer in self.factors:
-            if self.strength != 0 and (self.tokens is None or has_image_tokens(layer)):
+            if self.strength != 0 and (self.tokens is None or self.tokens.acts_on(layer)):
                 yield layer
 
+    def place(self, layer: str, shape: Sequence[int]) -> Place:
+        """Where it acts in a layer whose output is (rows, tokens, …) without the channels."""
+        return Place(self.rows) if self.tokens is None else self.tokens.at(layer, shape, self.rows)
 
-def has_image_tokens(layer: str) -> bool:
-    """Whether the layer's input is one vector for each image token."""
-    return not any(part in f".{layer}" for part in _WITHOUT_IMAGE_TOKENS)
 
-
-def prepared(factors: Mapping[str, LoraFactors], device: torch.device, dtype: torch.dtype) -> dict[str, LoraFactors]:
+def prepared(factors: LayerLoras, device: torch.device, dtype: torch.dtype) -> dict[str, tuple[LoraFactors, ...]]:
     """The factors on the model's device and in its dtype, as ordinary tensors that a gradient may pass."""
     with torch.inference_mode(False):
-        return {layer: _ordinary(f.to(device, dtype)) for layer, f in factors.items()}
+        return {layer: tuple(_ordinary(f.to(device, dtype)) for f in own) for layer, own in factors.items()}
 
 
 def _ordinary(factors: LoraFactors) -> LoraFactors:
@@ -60,11 +108,11 @@ def _ordinary(factors: LoraFactors) -> LoraFactors:
         return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
 
     up, bias = (None if t is None else plain(t) for t in (factors.up, factors.bias))
-    return LoraFactors(plain(factors.down), up, factors.scale, bias)
+    return factors._replace(down=plain(factors.down), up=up, bias=bias)
 
 
 @contextlib.contextmanager
-def low_rank(unet: torch.nn.Module, branches: Sequence[Branch]) -> Iterator[set[str]]:
+def low_rank(network: torch.nn.Module, branches: Sequence[Branch]) -> Iterator[set[str]]:
     """Inside it, the branches are added to the layers' outputs. The hooks are always removed at the end.
 
     Yields the layers with branches that have not run yet.
@@ -76,7 +124,7 @@ def low_rank(unet: torch.nn.Module, branches: Sequence[Branch]) -> Iterator[set[
     silent = set(by_layer)
     with contextlib.ExitStack() as stack:
         for layer, parts in by_layer.items():
-            handle = unet.get_submodule(layer).register_forward_hook(_adding_hook(layer, parts, silent))
+            handle = network.get_submodule(layer).register_forward_hook(_adding_hook(layer, parts, silent))
             stack.callback(handle.remove)
         yield silent
 
@@ -84,76 +132,116 @@ def low_rank(unet: torch.nn.Module, branches: Sequence[Branch]) -> Iterator[set[
 def _adding_hook(layer: str, branches: Sequence[Branch], silent: set[str]) -> Callable[..., torch.Tensor]:
     def hook(module: WeightedLayer, inputs: HookInputs, output: torch.Tensor) -> torch.Tensor:
         silent.discard(layer)
+        first = _channels_first(module, output)
+        shape = (len(output), *output.shape[2:]) if first else output.shape[:-1]
         for branch in branches:
-            factors = branch.factors[layer]
-            if factors.down.numel():
-                _ADDED[module.weight.ndim](module, branch, factors, inputs[0], output)
-            if factors.bias is not None:
-                _add_bias(branch, factors.bias, output)
+            place = branch.place(layer, shape)
+            x, y = inputs[0][place.rows].to(output.dtype), output[place.rows]
+            for factors in branch.factors[layer]:
+                _add(module, factors, branch.strength, x, y, _over_channels(place.weights, y, first))
         return output
 
     return hook
 
 
-def _add_to_linear(
-    module: WeightedLayer, branch: Branch, factors: LoraFactors, x: torch.Tensor, y: torch.Tensor
+def _channels_first(module: object, output: torch.Tensor) -> bool:
+    """Whether a layer's output is (rows, channels, height, width), or with a further axis for time."""
+    return output.ndim > 3 and (hasattr(module, "out_channels") or isinstance(module, torch.nn.GroupNorm))
+
+
+def _over_channels(weights: torch.Tensor | None, y: torch.Tensor, channels_first: bool) -> torch.Tensor | None:
+    """The weights of tokens with an axis for the channels of ``y``, and in its dtype."""
+    return None if weights is None else weights.to(y).unsqueeze(1 - y.ndim if channels_first else -1)
+
+
+def _add(
+    module: WeightedLayer,
+    factors: LoraFactors,
+    strength: float,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    weights: torch.Tensor | None,
 ) -> None:
-    """x (rows, …, in), y (rows, …, out): changed in place, since the layer has just made it."""
-    part, scale = x[branch.rows].to(y.dtype), branch.strength * factors.scale
-    hidden = _weighted(linear(part, factors.down), branch)  # (rows, …, rank), or the whole change
+    """Adds one change to the rows ``y`` of a layer's output, in place: the layer has just made it."""
+    if factors.down.numel():
+        added = _ADDED[len(layer_shape(module))]
+        added(module, factors, strength * factors.scale, x, y, weights)
+    if factors.bias is not None:
+        bias = factors.bias.to(y.dtype)
+        shaped = bias.reshape(-1, *[1] * (y.ndim - 2)) if _channels_first(module, y) else bias
+        part = _span(y, factors)
+        part.add_(_weighted(shaped.expand_as(part), weights), alpha=strength)
+
+
+def _add_to_linear(
+    module: WeightedLayer,
+    factors: LoraFactors,
+    scale: float,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    weights: torch.Tensor | None,
+) -> None:
+    """x (rows, …, in), y (rows, …, out)."""
+    hidden = _weighted(functional.linear(x, factors.down), weights)  # (rows, …, rank), or the whole change
     if factors.up is None:
-        y[branch.rows].add_(hidden, alpha=scale)
+        _span(y, factors).add_(hidden, alpha=scale)
         return
     # a view, never a copy: an addition to a copy would be lost
-    y[branch.rows].view(-1, y.shape[-1]).addmm_(hidden.flatten(0, -2), factors.up.T, alpha=scale)
+    _span(y.view(-1, y.shape[-1]), factors).addmm_(hidden.flatten(0, -2), factors.up.T, alpha=scale)
+
+
+def _span(y: torch.Tensor, factors: LoraFactors) -> torch.Tensor:
+    """The part of a layer's output (…, out) that the factors change."""
+    return y if factors.span is None else y.narrow(-1, *factors.span)
 
 
 def _add_to_convolution(
-    module: Convolution, branch: Branch, factors: LoraFactors, x: torch.Tensor, y: torch.Tensor
+    module: Convolution,
+    factors: LoraFactors,
+    scale: float,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    weights: torch.Tensor | None,
 ) -> None:
-    """x (rows, in, h, w), y (rows, out, h', w'): changed in place."""
-    part, scale = x[branch.rows].to(y.dtype), branch.strength * factors.scale
-    hidden = _weighted(conv2d(part, factors.down, None, module.stride, module.padding, module.dilation), branch)
+    """x (rows, in, h, w), y (rows, out, h', w'); or both with an axis for time before height."""
+    convolve = functional.conv2d if y.ndim == 4 else functional.conv3d
+    hidden = convolve(x, factors.down, None, module.stride, module.padding, module.dilation)
+    hidden = _weighted(hidden, weights)
     if factors.up is not None:
-        hidden = conv2d(hidden, factors.up[:, :, None, None])
-    y[branch.rows].add_(hidden, alpha=scale)
+        hidden = convolve(hidden, factors.up.reshape(*factors.up.shape, *[1] * (y.ndim - 2)))
+    y.add_(hidden, alpha=scale)
 
 
-def _add_to_norm(module: Norm, branch: Branch, factors: LoraFactors, x: torch.Tensor, y: torch.Tensor) -> None:
+def _add_to_norm(
+    module: Norm,
+    factors: LoraFactors,
+    scale: float,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    weights: torch.Tensor | None,
+) -> None:
     """x and y (rows, tokens, channels) or (rows, channels, h, w). A norm is linear in its weight, so this is exact."""
-    part = x[branch.rows].to(y.dtype)
     if isinstance(module, torch.nn.GroupNorm):
-        change = group_norm(part, module.num_groups, factors.down, None, module.eps)
+        change = functional.group_norm(x, module.num_groups, factors.down, None, module.eps)
+    elif isinstance(module, torch.nn.LayerNorm):
+        change = functional.layer_norm(x, module.normalized_shape, factors.down, None, module.eps)
     else:
-        change = layer_norm(part, module.normalized_shape, factors.down, None, module.eps)
-    y[branch.rows].add_(_weighted(change, branch), alpha=branch.strength * factors.scale)
+        change = functional.rms_norm(x, module.normalized_shape, factors.down, module.eps)
+    y.add_(_weighted(change, weights), alpha=scale)
 
 
-def _add_bias(branch: Branch, bias: torch.Tensor, y: torch.Tensor) -> None:
-    """y (rows, …, out) or (rows, out, h, w): changed in place."""
-    part = y[branch.rows]
-    shaped = bias[:, None, None] if y.ndim == 4 else bias
-    part.add_(_weighted(shaped.to(y.dtype).expand_as(part), branch), alpha=branch.strength)
-
-
-_ADDED: Mapping[int, Callable[..., None]] = {1: _add_to_norm, 2: _add_to_linear, 4: _add_to_convolution}
+_ADDED: Mapping[int, Callable[..., None]] = {
+    1: _add_to_norm,
+    2: _add_to_linear,
+    4: _add_to_convolution,
+    5: _add_to_convolution,
+}
 """What adds a branch to a layer's output, by the number of dimensions of the layer's weight."""
 
 
-def _weighted(hidden: torch.Tensor, branch: Branch) -> torch.Tensor:
-    """The branch's activations, (rows, tokens, …) or (rows, …, h, w), times the weights of its tokens.
-
-    Raises:
-        ValueError: the branch has no weights for the layer's number of tokens.
-    """
-    if branch.tokens is None:
-        return hidden
-    grid = hidden.shape[-2:] if hidden.ndim == 4 else None
-    count = hidden.shape[1] if grid is None else grid.numel()
-    if count not in branch.tokens:
-        raise unknown_grid(count, branch.tokens)
-    mask = branch.tokens[count].to(hidden)
-    return hidden * (mask[..., None] if grid is None else mask.unflatten(-1, grid)[..., None, :, :])
+def _weighted(hidden: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """The branch's activations times the weights of its tokens, which broadcast over them."""
+    return hidden if weights is None else hidden * weights
 
 
 def unknown_grid(count: int, known: Iterable[int]) -> ValueError:

@@ -1,7 +1,7 @@
-"""A LoRA file as low-rank factors of the UNet's layers, whatever names and form it was written in.
+"""A LoRA file as low-rank factors of the network's layers, whatever names and form it was written in.
 
-The host's own key maps give the names, widened by the spellings of diffusers and PEFT that the host leaves out. A file
-that fits nothing is refused, and so is one with a change that cannot be added to a layer's output.
+The host's own key maps give the names, widened by the spellings that the host leaves out. A file that fits nothing is
+refused, and so is one with a change that cannot be added to a layer's output.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 
 from ...methods.lora import (
     LoraFactors,
+    Span,
     fitted,
     kronecker,
+    layer_shape,
     loha_factors,
     lokr_factors,
     lora_factors,
@@ -29,7 +31,8 @@ from ...methods.lora import (
     unchanged,
     whole_change,
 )
-from ..types import BaseModel, WeightedLayer
+from ...methods.lora_names import PARTS, Target, names_in, spelled, without_prefix
+from ..types import BaseModel
 from .files import LoraFile
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ _BIAS = r"(.+?)(?:\.lora_B|\.lora_B\.default|\.lora_up|\.lora\.up|_lora\.up)\.bi
 
 
 _MODEL = "diffusion_model."
+_NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.RMSNorm)
 
 
 class _Adapter(Protocol):
@@ -64,23 +68,43 @@ class _Change:
         return torch.as_tensor(own + scaled * scale)
 
 
-def unet_names(model: BaseModel) -> dict[str, str]:
-    """Every name a file may call a layer of the model's UNet by, to the name of its weight."""
-    weights = set(model.state_dict())
-    names = {n: w for n, w in comfy.lora.model_lora_keys_unet(model, {}).items() if isinstance(w, str)}
+def layer_names(model: BaseModel) -> dict[str, Target]:
+    """Every name a file may call a layer of the model's network by.
+
+    The host's own key maps give most of them, the rest are spellings that it leaves out. Of a fused matrix the host
+    says which outputs a name stands for by numbers that are wrong for some models, so the name itself is asked.
+    """
+    layers = {name for name, module in model.diffusion_model.named_modules() if hasattr(module, "weight")}
+    targets = {layer: Target(layer) for layer in sorted(layers)}
+    hosts = {name: _target(name, target) for name, target in comfy.lora.model_lora_keys_unet(model, {}).items()}
+    targets |= {without_prefix(name): target for name, target in hosts.items() if "." in name}
     for theirs, ours in comfy.utils.unet_to_diffusers(model.model_config.unet_config).items():
-        weight = f"diffusion_model.{ours}"
-        if theirs.endswith(".weight") and weight in weights:
-            names |= {f"{prefix}{theirs.removesuffix('.weight')}": weight for prefix in ("", "unet.")}
-    for weight in weights:
-        if weight.startswith("diffusion_model.") and weight.endswith(".weight"):
-            bare = weight.removeprefix("diffusion_model.").removesuffix(".weight")
-            names |= {f"{prefix}{bare}": weight for prefix in ("", "unet.")}
-    return names
+        if theirs.endswith(".weight"):
+            targets.setdefault(theirs.removesuffix(".weight"), Target(ours.removesuffix(".weight")))
+    names = hosts | spelled(targets)
+    return {name: target for name, target in names.items() if target.layer in layers and _is_whole_or_known(target)}
 
 
-def unet_factors(lora: LoraFile, model: BaseModel) -> dict[str, LoraFactors]:
-    """The factors of every layer of the model's UNet that the file changes, by the layer's name inside the UNet.
+def _span_of(model: BaseModel, target: Target) -> Span | None:
+    """The outputs of its layer that a target stands for; None: all of them, or unknown."""
+    return None
+
+
+def _is_whole_or_known(target: Target) -> bool:
+    return target.parameter in ("weight", "bias") and not target.part
+
+
+def _target(name: str, hosts: str | tuple[Any, ...]) -> Target:
+    """The target of one of the host's names. The host's is a parameter, with a span or a function for a fused one."""
+    key, *more = (hosts,) if isinstance(hosts, str) else hosts
+    layer, _, parameter = key.removeprefix(_MODEL).rpartition(".")
+    fused = bool(more) and more[0] is not None
+    part = next((p for word, p in PARTS.items() if name.endswith((f".{word}", f"_{word}"))), name) if fused else ""
+    return Target(layer, parameter, part, more[1] if len(more) > 1 else None)
+
+
+def network_factors(lora: LoraFile, model: BaseModel) -> dict[str, tuple[LoraFactors, ...]]:
+    """The factors of every layer of the model's network that the file changes, by the layer's name inside the network.
 
     Raises:
         ValueError: nothing in it fits, a layer has another size, or a change cannot be added to a layer's output.
@@ -88,70 +112,92 @@ def unet_factors(lora: LoraFile, model: BaseModel) -> dict[str, LoraFactors]:
     if lora.text_alone:
         log.info("LoRA '%s' changes the text encoder alone", lora.name)
         return {}
-    tensors = lora.unet_part()
-    changes = _changes(tensors, unet_names(model))
+    tensors = lora.network_part()
+    changes = _changes(tensors, layer_names(model))
     if not changes:
         some = next(iter(tensors), "nothing")
         raise ValueError(
             f"The LoRA '{lora.name}' matched 0 of {len(tensors)} keys: none of its layers has a counterpart in this "
-            f"model's UNet (it begins with '{some}'); load the checkpoint it was made for, or another LoRA."
+            f"model (it begins with '{some}'); load the checkpoint it was made for, or another LoRA."
         )
-    tensors.log(lora.name, "UNet")
+    tensors.log(lora.name, "model")
     modules = dict(model.diffusion_model.named_modules())
-    return {layer: _factors_of(lora.name, layer, modules[layer], change) for layer, change in changes.items()}
+    factors: dict[str, tuple[LoraFactors, ...]] = {}
+    for target, change in changes:
+        made = _factors_of(lora.name, target, modules[target.layer], _span_of(model, target), change)
+        factors[target.layer] = (*factors.get(target.layer, ()), made)
+    return factors
 
 
-def _changes(tensors: dict[str, torch.Tensor], names: Mapping[str, str]) -> dict[str, _Change]:
-    """What the file changes of each layer, by the layer's name inside the UNet."""
+def _changes(tensors: dict[str, torch.Tensor], names: Mapping[str, Target]) -> list[tuple[Target, _Change]]:
+    """What the file changes under each of the names that it uses."""
+    found = names_in(tensors, names)
     changes: dict[str, _Change] = {}
-    for target, loaded in comfy.lora.load_lora(tensors, dict(names), log_missing=False).items():
-        layer, _, part = target.removeprefix(_MODEL).rpartition(".")
-        change = changes.setdefault(layer, _Change())
-        if part == "weight":
-            change.weight = loaded
-        elif part == "bias":
-            change.bias = loaded[1][0]
+    loaded = comfy.lora.load_lora(tensors, {name: f"{name}.weight" for name in found}, log_missing=False)
+    for key, change in loaded.items():
+        name, _, parameter = key.rpartition(".")
+        own = changes.setdefault(name, _Change())
+        if "bias" in (parameter, found[name].parameter):
+            own.bias = change[1][0]
+        else:
+            own.weight = change
     for key in list(tensors):
-        found = re.fullmatch(_BIAS, key)
-        if found and found[1] in names:
-            layer = names[found[1]].removeprefix(_MODEL).removesuffix(".weight")
-            changes.setdefault(layer, _Change()).scaled_bias = tensors[key]
-    return changes
+        bias = re.fullmatch(_BIAS, key)
+        if bias and bias[1] in found:
+            changes.setdefault(bias[1], _Change()).scaled_bias = tensors[key]
+    return [(found[name], change) for name, change in changes.items()]
 
 
-def _factors_of(name: str, layer: str, module: WeightedLayer, change: _Change) -> LoraFactors:
-    """The change of one layer as factors that fit it.
+def _factors_of(name: str, target: Target, module: torch.nn.Module, span: Span | None, change: _Change) -> LoraFactors:
+    """One change of a layer, or of a span of its outputs, as factors that fit it.
 
     Raises:
         ValueError: a change of another kind or size.
     """
-    shape = tuple(module.weight.shape)
-    factors = fitted(_converted(name, layer, module, change.weight), shape)
+    shape = layer_shape(module)
+    if span is not None:
+        shape = (span.length, *shape[1:])
+    factors = fitted(_converted(name, target.layer, module, shape, change.weight), shape)
     bias, found = change.whole_bias(factors.scale), shape_of(factors)
     if bias is not None and bias.shape != shape[:1]:
         found = tuple(bias.shape)
     if found != shape:
         out, *inner = found
+        part = f" ({target.part})" if target.part else ""
         raise ValueError(
-            f"The LoRA '{name}' was made for another model: it changes {out} × {tuple(inner)} values of '{layer}', "
-            f"which has {shape[0]} × {shape[1:]}; load the checkpoint it was made for."
+            f"The LoRA '{name}' was made for another model: it changes {out} × {tuple(inner)} values of "
+            f"'{target.layer}'{part}, which has {shape[0]} × {shape[1:]}; load the checkpoint it was made for."
         )
-    return factors._replace(bias=bias)
+    return _changed(factors._replace(bias=bias, span=span), target.change)
 
 
-def _converted(name: str, layer: str, module: WeightedLayer, change: _Adapter | tuple[Any, ...] | None) -> LoraFactors:
+def _changed(factors: LoraFactors, change: Callable[[torch.Tensor], torch.Tensor] | None) -> LoraFactors:
+    """The factors whose change of the weight is this function of theirs, which acts along the outputs."""
+    if change is None:
+        return factors
+    bias = None if factors.bias is None else change(factors.bias)
+    if factors.up is None:
+        return factors._replace(down=change(factors.down), bias=bias)
+    return factors._replace(up=change(factors.up), bias=bias)
+
+
+def _converted(
+    name: str, layer: str, module: torch.nn.Module, shape: tuple[int, ...], change: _Adapter | tuple[Any, ...] | None
+) -> LoraFactors:
     """One change of a weight as the host loads it, as factors.
+
+    Args:
+        shape: of the weight, or of the part of it that changes.
 
     Raises:
         ValueError: a change of a kind that cannot be added.
     """
-    shape, norm = tuple(module.weight.shape), isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm))
     if change is None:
         return unchanged(shape)
-    if isinstance(change, tuple) and change[0] == "diff" and (norm or len(shape) in (2, 4)):
+    if isinstance(change, tuple) and change[0] == "diff" and (isinstance(module, _NORMS) or len(shape) in (2, 4, 5)):
         return LoraFactors(change[1][0], None, 1.0)
     convert = _CONVERSIONS.get(type(change))
-    if convert is None or len(shape) not in (2, 4) or getattr(module, "groups", 1) != 1:
+    if convert is None or len(shape) not in (2, 4, 5) or getattr(module, "groups", 1) != 1:
         kind = change[0] if isinstance(change, tuple) else getattr(change, "name", type(change).__name__)
         raise ValueError(
             f"The LoRA '{name}' changes '{layer}' by {kind}, which cannot be added to a layer's output; use a plain "

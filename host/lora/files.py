@@ -64,7 +64,7 @@ class LoraFile:
         """Whether it changes text encoders and nothing else."""
         return bool(self.tensors) and all(map(is_text, self.tensors))
 
-    def unet_part(self) -> Counted:
+    def network_part(self) -> Counted:
         """What is not for text encoders.
 
         Raises:

@@ -38,7 +38,7 @@ def lora(patcher, seed, pattern=("attn1.", "attn2.", "ff.net.2", "proj_in")):
             shape = module.weight.shape
             if len(shape) == 2 or shape[-1] == 1:
                 down = randn(2, *shape[1:], seed=seed, scale=0.3)
-                factors[path] = LoraFactors(down, randn(shape[0], 2, seed=seed, scale=0.3), 1.0)
+                factors[path] = (LoraFactors(down, randn(shape[0], 2, seed=seed, scale=0.3), 1.0),)
     assert factors
     return factors
 
@@ -85,7 +85,7 @@ def original(attend):
 
 def concept(seed, strength=1.0, model=None):
     tensors = {}
-    for path, f in lora(model, seed).items():
+    for path, (f,) in lora(model, seed).items():
         tensors[f"diffusion_model.{path}.lora_down.weight"] = f.down.float()
         tensors[f"diffusion_model.{path}.lora_up.weight"] = f.up.float().reshape(f.up.shape + (1,) * (f.down.ndim - 2))
     entry = [[randn(1, 5, 24, seed=seed).float(), {keys.PHRASE_POSITIONS: (1, 2)}]]

@@ -201,7 +201,7 @@ def _dense(q, k, v, heads):
 
 def _merged(made, site, name, v):
     path = f"{made.projected.module_names[site]}.{name}"
-    f = v.factors[path]
+    (f,) = v.factors[path]
     return made.unet.get_submodule(path).weight + f.up @ f.down
 
 

@@ -15,7 +15,7 @@ from comfyui_concepts.host.conduct.paths import ConceptPath, Paths
 from comfyui_concepts.host.engine.attention import sites_of
 from comfyui_concepts.host.engine.attention_patches import after_attention, after_transformers
 from comfyui_concepts.host.lora.branches import prepared
-from comfyui_concepts.host.lora.factors import unet_factors, unet_names
+from comfyui_concepts.host.lora.factors import layer_names, network_factors
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.methods.masks import MaskPyramid
 from comfyui_concepts.methods.regions import Box, Region
@@ -53,7 +53,8 @@ def conds(seed, tokens=7):
 def patched(patcher, lora, strength):
     """The model with the LoRA merged into its weights, by the host."""
     clone = patcher.clone()
-    clone.add_patches(comfy.lora.load_lora(dict(lora.tensors), unet_names(patcher.model), log_missing=False), strength)
+    weights = {name: f"diffusion_model.{t.layer}.weight" for name, t in layer_names(patcher.model).items()}
+    clone.add_patches(comfy.lora.load_lora(dict(lora.tensors), weights, log_missing=False), strength)
     before = {key: patcher.model.state_dict()[key].clone() for key in clone.patches}
     state = patcher.model.state_dict()
     with torch.no_grad():
@@ -81,7 +82,7 @@ class Setting:
     def paths(self, order=None):
         made = [ConceptPath(*self.prompts[0])]
         for n, (lora, strength) in enumerate(zip(self.loras, self.strengths, strict=True), 1):
-            factors = prepared(unet_factors(lora, self.model), torch.device("cpu"), self.dtype)
+            factors = prepared(network_factors(lora, self.model), torch.device("cpu"), self.dtype)
             made.append(ConceptPath(*self.prompts[n], factors, strength))
         return Paths(self.model, made, self.masks)
 

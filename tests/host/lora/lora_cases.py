@@ -5,8 +5,9 @@ from __future__ import annotations
 import comfy.lora
 import torch
 from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
-from comfyui_concepts.host.lora.factors import unet_factors, unet_names
+from comfyui_concepts.host.lora.factors import layer_names, network_factors
 from comfyui_concepts.host.lora.files import LoraFile
+from comfyui_concepts.methods.lora_names import Target
 
 LINEAR = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
 OUT = "output_blocks.3.1.transformer_blocks.0.attn2.to_out.0"
@@ -45,7 +46,7 @@ def file_of(patcher, name_of, ends=("lora_down.weight", "lora_up.weight"), alpha
 def by_host(patcher, tensors, strength, layer, x):
     """What the layer answers with the file merged into its weight and bias by the host's own arithmetic."""
     weight, bias = (f"diffusion_model.{layer}.{part}" for part in ("weight", "bias"))
-    names = {n: w for n, w in unet_names(patcher.model).items() if w == weight}
+    names = {n: weight for n, target in layer_names(patcher.model).items() if target == Target(layer)}
     loaded = comfy.lora.load_lora(dict(tensors), names, log_missing=False)
     module = patcher.model.diffusion_model.get_submodule(layer)
     parameters = {name: value.detach().clone() for name, value in module.named_parameters()}
@@ -67,7 +68,7 @@ def into(patcher, layer):
 
 def beside(patcher, lora, strength, layer, x, **where):
     """What the layer answers with the file's branch beside it."""
-    factors = prepared(unet_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
+    factors = prepared(network_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
     unet = patcher.model.diffusion_model
     with torch.no_grad(), low_rank(unet, [Branch(factors, strength, **where)]):
         return unet.get_submodule(layer)(x)

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 from comfyui_concepts.host import keys
-from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
+from comfyui_concepts.host.lora.branches import Branch, ImageTokens, low_rank, prepared
 from comfyui_concepts.host.lora.concept import with_text_part
-from comfyui_concepts.host.lora.factors import unet_factors
+from comfyui_concepts.host.lora.factors import network_factors
 from comfyui_concepts.host.lora.files import LoraFile, read_lora
 from comfyui_concepts.methods.lora import LoraFactors
 from safetensors.torch import save_file
@@ -37,9 +37,9 @@ def patcher(new_model):
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_gives_what_the_host_would_merge(patcher, spelling):
     tensors = SPELLINGS[spelling](patcher)
-    factors = unet_factors(LoraFile("tried", tensors), patcher.model)
+    factors = network_factors(LoraFile("tried", tensors), patcher.model)
     assert set(factors) == set(DIFFUSERS)
-    assert factors[LINEAR].scale == pytest.approx(2 / 3 if any(k.endswith("alpha") for k in tensors) else 1)
+    assert factors[LINEAR][0].scale == pytest.approx(2 / 3 if any(k.endswith("alpha") for k in tensors) else 1)
     check(patcher, tensors, 0.7, DIFFUSERS)
 
 
@@ -89,17 +89,17 @@ def test_what_cannot_be_added_is_refused_by_name(patcher, extra, word):
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     tensors = SPELLINGS["kohya"](patcher) | {f"{name}.{end}": random_tensor(*shape) for end, shape in extra.items()}
     with pytest.raises(ValueError, match=f"holds .*{word}.*use a plain LoRA"):
-        unet_factors(LoraFile("tried", tensors), patcher.model)
+        network_factors(LoraFile("tried", tensors), patcher.model)
 
 
 def test_a_file_that_fits_nothing_is_an_error_and_so_is_another_models(patcher):
     other = {f"transformer.blocks.0.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")}
     with pytest.raises(ValueError, match=r"matched 0 of 2 keys"):
-        unet_factors(LoraFile("other", other), patcher.model)
+        network_factors(LoraFile("other", other), patcher.model)
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     wrong = {f"{name}.lora_down.weight": random_tensor(4, 320), f"{name}.lora_up.weight": random_tensor(320, 4)}
     with pytest.raises(ValueError, match="made for another model: it changes 320"):
-        unet_factors(LoraFile("large", wrong), patcher.model)
+        network_factors(LoraFile("large", wrong), patcher.model)
 
 
 def _saved_by_peft(new_model, folder, **settings):
@@ -119,9 +119,9 @@ def test_a_peft_adapter_adds_what_peft_adds(new_model, patcher, tmp_path):
     )
     for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
         lora = read_lora(path)
-        factors = unet_factors(lora, patcher.model)
-        assert factors[LINEAR].scale == pytest.approx(5 / 3**0.5)
-        assert factors[OUT].scale == pytest.approx(3 / 2**0.5)
+        factors = network_factors(lora, patcher.model)
+        assert factors[LINEAR][0].scale == pytest.approx(5 / 3**0.5)
+        assert factors[OUT][0].scale == pytest.approx(3 / 2**0.5)
         for layer in (LINEAR, OUT):
             x = into(patcher, layer)
             out, expected = beside(patcher, lora, 1.0, layer, x), unet.get_submodule(layer)(x)
@@ -148,18 +148,18 @@ def test_keys_that_are_not_used_are_counted_and_told(patcher, caplog):
     tensors = SPELLINGS["kohya"](patcher) | {
         f"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")
     }
-    unet_factors(LoraFile("whole", tensors), patcher.model)
+    network_factors(LoraFile("whole", tensors), patcher.model)
     assert [(r.levelname, r.message) for r in caplog.records] == [
-        ("INFO", "LoRA 'whole': matched 15 of 15 keys of the UNet")
+        ("INFO", "LoRA 'whole': matched 15 of 15 keys of the model")
     ]
     caplog.clear()
     more = {f"lora_unet_not_a_layer.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")}
-    unet_factors(LoraFile("partly", tensors | more), patcher.model)
+    network_factors(LoraFile("partly", tensors | more), patcher.model)
     assert [(r.levelname, r.message) for r in caplog.records] == [
-        ("WARNING", "LoRA 'partly': matched 15 of 17 keys of the UNet"),
+        ("WARNING", "LoRA 'partly': matched 15 of 17 keys of the model"),
         (
             "WARNING",
-            "LoRA 'partly': 'lora_unet_not_a_layer.lora_up.weight' and others: the UNet has nothing that uses it",
+            "LoRA 'partly': 'lora_unet_not_a_layer.lora_up.weight' and others: the model has nothing that uses it",
         ),
     ]
 
@@ -167,16 +167,16 @@ def test_keys_that_are_not_used_are_counted_and_told(patcher, caplog):
 @pytest.mark.parametrize("end", ["lora_mid.bias", "delta", "rank"])
 def test_a_key_that_nobody_reads_is_told_though_its_layer_is_known(patcher, caplog, end):
     name = f"lora_unet_{DIFFUSERS[LINEAR].replace('.', '_')}.{end}"
-    unet_factors(LoraFile("more", SPELLINGS["kohya"](patcher) | {name: torch.ones(2)}), patcher.model)
-    assert "LoRA 'more': matched 15 of 16 keys of the UNet" in caplog.messages
-    assert f"LoRA 'more': '{name}': the UNet has nothing that uses it" in caplog.messages
+    network_factors(LoraFile("more", SPELLINGS["kohya"](patcher) | {name: torch.ones(2)}), patcher.model)
+    assert "LoRA 'more': matched 15 of 16 keys of the model" in caplog.messages
+    assert f"LoRA 'more': '{name}': the model has nothing that uses it" in caplog.messages
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_keys_of_every_spelling_are_counted(patcher, caplog, spelling):
     caplog.set_level("INFO")
     tensors = SPELLINGS[spelling](patcher)
-    unet_factors(LoraFile("whole", tensors), patcher.model)
+    network_factors(LoraFile("whole", tensors), patcher.model)
     assert f"matched {len(tensors)} of {len(tensors)} keys" in caplog.text
 
 
@@ -207,7 +207,7 @@ def test_the_learned_words_of_an_ed_lora_are_set_apart(tmp_path):
 
 def test_rows_of_a_branch_are_its_own_and_the_order_of_branches_does_not_matter(patcher):
     lora, unet = LoraFile("tried", SPELLINGS["kohya"](patcher)), patcher.model.diffusion_model
-    factors = prepared(unet_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
+    factors = prepared(network_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
     for layer in (LINEAR, CONV):
         x, module = into(patcher, layer), unet.get_submodule(layer)
         changed = beside(patcher, lora, 1.0, layer, x, rows=slice(1, 3))
@@ -227,17 +227,17 @@ def test_a_masked_branch_acts_on_its_tokens_and_a_full_mask_is_the_whole_lora(pa
     count = 5 if x.ndim == 3 else 48
     tokens = (lambda y: y) if x.ndim == 3 else lambda y: y.flatten(2).transpose(1, 2)
     whole, plain = (tokens(t) for t in (beside(patcher, lora, 1.0, layer, x), module(x)))
-    full = beside(patcher, lora, 1.0, layer, x, tokens={count: torch.ones(count)})
+    full = beside(patcher, lora, 1.0, layer, x, tokens=ImageTokens({count: torch.ones(count)}))
     assert torch.allclose(tokens(full), whole, rtol=0, atol=1e-12)
     half = torch.arange(count) < count // 2
-    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens={count: half}))
+    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens=ImageTokens({count: half})))
     assert torch.equal(out[:, ~half], plain[:, ~half])
     assert torch.allclose(out[:, half], whole[:, half], rtol=0, atol=1e-12)
     by_row = torch.stack([half, ~half, half])  # every row with a mask of its own
-    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens={count: by_row}))
+    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens=ImageTokens({count: by_row})))
     assert torch.equal(out[~by_row], plain[~by_row])
     with pytest.raises(ValueError, match="the regions are known for"):
-        beside(patcher, lora, 1.0, layer, x, tokens={7: torch.ones(7)})
+        beside(patcher, lora, 1.0, layer, x, tokens=ImageTokens({7: torch.ones(7)}))
 
 
 def test_masked_branches_leave_the_text_and_the_time_alone(patcher):
@@ -250,14 +250,14 @@ def test_masked_branches_leave_the_text_and_the_time_alone(patcher):
         "b.emb_layers.1",
         "b.ff.net.2",
     )
-    factors = dict.fromkeys(names, LoraFactors(torch.ones(1, 1), torch.ones(1, 1), 1.0))
-    assert list(Branch(factors, tokens={}).layers()) == ["a.attn2.to_q", "a.attn1.to_k", "b.ff.net.2"]
+    factors = dict.fromkeys(names, (LoraFactors(torch.ones(1, 1), torch.ones(1, 1), 1.0),))
+    assert list(Branch(factors, tokens=ImageTokens({})).layers()) == ["a.attn2.to_q", "a.attn1.to_k", "b.ff.net.2"]
     assert list(Branch(factors).layers()) == list(names)
 
 
 def test_the_hooks_go_even_after_an_error_and_strength_zero_hangs_none(patcher):
     lora = LoraFile("tried", SPELLINGS["kohya"](patcher))
-    factors = prepared(unet_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
+    factors = prepared(network_factors(lora, patcher.model), torch.device("cpu"), torch.float64)
     unet = patcher.model.diffusion_model
     with pytest.raises(RuntimeError, match="cancelled"), low_rank(unet, [Branch(factors)]):
         raise RuntimeError("cancelled")

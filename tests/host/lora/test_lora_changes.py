@@ -5,7 +5,8 @@ from __future__ import annotations
 import comfy.weight_adapter
 import pytest
 import torch
-from comfyui_concepts.host.lora.factors import unet_factors
+from comfyui_concepts.host.lora.branches import ImageTokens
+from comfyui_concepts.host.lora.factors import network_factors
 from comfyui_concepts.host.lora.files import LoraFile
 
 from .lora_cases import CONV, LINEAR, ONE_BY_ONE, OUT, SPELLINGS, beside, check, into, random_tensor
@@ -48,7 +49,7 @@ def test_a_masked_branch_changes_biases_and_norms_at_its_tokens(patcher, layer):
     tokens = (lambda y: y) if x.ndim == 3 else lambda y: y.flatten(2).transpose(1, 2)
     count = 5 if x.ndim == 3 else 48
     half = torch.arange(count) < count // 2
-    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens={count: half}))
+    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens=ImageTokens({count: half})))
     assert torch.equal(out[:, ~half], tokens(module(x))[:, ~half])
     torch.testing.assert_close(out[:, half], tokens(beside(patcher, lora, 1.0, layer, x))[:, half])
     row = beside(patcher, lora, 1.0, layer, x, rows=slice(1, 2))
@@ -87,8 +88,8 @@ def test_what_the_hosts_own_trainer_writes_is_what_it_would_merge(patcher, algor
 def test_factors_of_eight_bits_are_widened_before_arithmetic(patcher, parts):
     name = f"diffusion_model.{CONV if 'lora_mid.weight' in parts else LINEAR}"
     small = {f"{name}.{part}": random_tensor(*shape).to(torch.float8_e4m3fn) for part, shape in parts.items()}
-    (made,) = unet_factors(LoraFile("small", small), patcher.model).values()
-    (wide,) = unet_factors(LoraFile("wide", {k: t.float() for k, t in small.items()}), patcher.model).values()
+    ((made,),) = network_factors(LoraFile("small", small), patcher.model).values()
+    ((wide,),) = network_factors(LoraFile("wide", {k: t.float() for k, t in small.items()}), patcher.model).values()
     assert made.scale == wide.scale
     for ours, theirs in ((made.down, wide.down), (made.up, wide.up)):
         assert (ours is None) == (theirs is None)
@@ -98,4 +99,4 @@ def test_factors_of_eight_bits_are_widened_before_arithmetic(patcher, parts):
 
 def test_a_bias_of_another_size_is_of_another_model(patcher):
     with pytest.raises(ValueError, match="made for another model"):
-        unet_factors(LoraFile("other", {f"diffusion_model.{OUT}.diff_b": random_tensor(7)}), patcher.model)
+        network_factors(LoraFile("other", {f"diffusion_model.{OUT}.diff_b": random_tensor(7)}), patcher.model)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.lora.concept import make_concept
-from comfyui_concepts.host.lora.factors import unet_factors
+from comfyui_concepts.host.lora.factors import network_factors
 from comfyui_concepts.host.lora.files import LoraFile, read_lora
 from comfyui_concepts.methods.lora_file import PAIRS, check_kinds, checked
 from safetensors.torch import save_file
@@ -71,7 +71,7 @@ def test_ranks_that_do_not_fit_are_refused_before_sampling(patcher):
     """As in PEFT's block-diagonal form."""
     pair = {f"{LAYER}.lora_B.weight": torch.ones(32, 4), f"{LAYER}.lora_A.weight": torch.ones(8, 32)}
     with pytest.raises(ValueError, match=rf"two factors of '{LAYER}' whose ranks do not fit, \(32, 4\) and \(8, 32\)"):
-        unet_factors(LoraFile("blocks", pair), patcher.model)
+        network_factors(LoraFile("blocks", pair), patcher.model)
 
 
 @pytest.mark.parametrize("alpha", [{}, {"x.alpha": torch.tensor(1.0)}])
@@ -136,8 +136,8 @@ def test_the_scale_in_the_metadata_of_diffusers_counts(patcher, tmp_path, case, 
         )
     else:
         save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps(config)})
-    factors = unet_factors(read_lora(path), patcher.model)
-    assert [factors[layer].scale for layer in (LINEAR, OUT)] == pytest.approx(scales)
+    factors = network_factors(read_lora(path), patcher.model)
+    assert [factors[layer][0].scale for layer in (LINEAR, OUT)] == pytest.approx(scales)
 
 
 def _saved(folder, **settings):
@@ -188,7 +188,7 @@ def test_a_peft_file_without_its_configuration_says_what_is_missing(patcher):
     for names in (("lora_A.weight", "lora_B.weight"), ("lokr_w1", "lokr_w2")):
         tensors = {f"base_model.model.{DIFFUSERS[LINEAR]}.{name}": random_tensor(8, 8) for name in names}
         with pytest.raises(ValueError, match=r"'bare' is a PEFT adapter without its adapter_config\.json"):
-            unet_factors(LoraFile("bare", tensors), patcher.model)
+            network_factors(LoraFile("bare", tensors), patcher.model)
 
 
 @pytest.mark.parametrize("prompt", ["a {} on the left, a {} on the right", "({}:1.3), a dog"])
@@ -225,5 +225,5 @@ def test_biases_of_pefts_second_factor_are_added_with_its_scale(new_model, patch
         get_peft_model(own.model.diffusion_model, config).save_pretrained(tmp_path)
     x, lora = into(patcher, OUT), read_lora(tmp_path)
     expected = own.model.diffusion_model.get_submodule(OUT)(x)
-    assert unet_factors(lora, patcher.model)[OUT].bias.abs().max() > 0.01
+    assert network_factors(lora, patcher.model)[OUT][0].bias.abs().max() > 0.01
     torch.testing.assert_close(beside(patcher, lora, 1.0, OUT, x), expected, atol=1e-6, rtol=0)

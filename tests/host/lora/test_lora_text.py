@@ -9,7 +9,7 @@ import torch
 from comfyui_concepts.host.erase.export import export_lora
 from comfyui_concepts.host.lora.concept import make_concept, text_names, with_text_part
 from comfyui_concepts.host.lora.export import STYLES
-from comfyui_concepts.host.lora.factors import unet_factors
+from comfyui_concepts.host.lora.factors import network_factors
 from comfyui_concepts.host.lora.files import LoraFile, read_lora
 from comfyui_concepts.methods.erase.edit import Edit
 from comfyui_concepts.methods.erase.lowrank import LowRank
@@ -73,7 +73,7 @@ def test_every_spelling_of_a_text_part_is_read(demo_model, spelling, caplog):
 def test_a_file_with_a_text_part_alone_works_on_the_text(demo_model):
     model, clip, _ = demo_model
     lora = LoraFile("text", _file(clip, "transformers 5"))
-    assert unet_factors(lora, model.model) == {}
+    assert network_factors(lora, model.model) == {}
     concept = make_concept(lora, 1.0, clip, "a lion", "lion", "")
     plain = make_concept(lora, 0.0, clip, "a lion", "lion", "")
     assert not torch.allclose(concept.positive[0][0], plain.positive[0][0])
@@ -101,11 +101,11 @@ def test_the_scale_of_a_text_part_stands_in_the_metadata_too(demo_model, tmp_pat
 
 
 def test_no_name_of_a_unet_is_taken_for_a_text_encoders(demo_model):
-    from comfyui_concepts.host.lora.factors import unet_names
+    from comfyui_concepts.host.lora.factors import layer_names
     from comfyui_concepts.methods.lora_file import is_text
 
     model, clip, _ = demo_model
-    assert not any(map(is_text, unet_names(model.model)))
+    assert not any(map(is_text, layer_names(model.model)))
     assert all(map(is_text, text_names(clip.cond_stage_model)))
 
 
@@ -140,6 +140,6 @@ def test_diffusers_reads_an_edit_of_the_text_encoder(demo_model, tmp_path, namin
             torch.testing.assert_close(
                 modules[name](x) - modules[name].base_layer(x), _low(clip, layer)(x), rtol=1e-4, atol=1e-5
             )
-    assert unet_factors(read_lora(tmp_path / "a.safetensors"), model.model).keys() == {
+    assert network_factors(read_lora(tmp_path / "a.safetensors"), model.model).keys() == {
         unet.removeprefix("diffusion_model.").removesuffix(".weight")
     }

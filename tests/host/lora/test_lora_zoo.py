@@ -15,9 +15,10 @@ import peft
 import pytest
 import torch
 from comfyui_concepts.host.lora.concept import with_text_part
-from comfyui_concepts.host.lora.factors import unet_factors, unet_names
+from comfyui_concepts.host.lora.factors import layer_names, network_factors
 from comfyui_concepts.host.lora.files import LoraFile, read_lora
 from comfyui_concepts.methods.lora_file import check_kinds
+from comfyui_concepts.methods.lora_names import Target
 from comfyui_concepts.workbench.checkers import checkers
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
@@ -73,7 +74,7 @@ def _filled(module, seed=0):
 def _ours(lora, patcher):
     """The change of every layer's weight as this pack adds it."""
     changes = {}
-    for layer, f in unet_factors(lora, patcher.model).items():
+    for layer, (f,) in network_factors(lora, patcher.model).items():
         matrix = f.down.flatten(1) if f.up is None else f.up @ f.down.flatten(1)
         changes[layer] = matrix.float() * f.scale
     return changes
@@ -82,7 +83,7 @@ def _ours(lora, patcher):
 def _hosts(lora, patcher, layer):
     """The change of a layer's weight as the host adds it."""
     weight = f"diffusion_model.{layer}.weight"
-    names = {n: w for n, w in unet_names(patcher.model).items() if w == weight}
+    names = {n: weight for n, target in layer_names(patcher.model).items() if target == Target(layer)}
     patch = [(1.0, comfy.lora.load_lora(dict(lora.tensors), names, log_missing=False)[weight], 1.0, None, None)]
     return comfy.lora.calculate_weight(patch, torch.zeros_like(patcher.model.state_dict()[weight]), weight).flatten(1)
 
@@ -169,7 +170,7 @@ def test_what_lycoris_adds_is_added(lycoris, network, patcher, tmp_path, kind):
 def test_what_lycoris_does_besides_is_refused_by_its_name(lycoris, patcher, tmp_path, settings, name):
     _by_lycoris(lycoris, _network(patcher, [LINEAR]), tmp_path / "x.safetensors", **settings)
     with pytest.raises(ValueError, match=f"'x' holds {name} "):
-        unet_factors(read_lora(tmp_path / "x.safetensors"), patcher.model)
+        network_factors(read_lora(tmp_path / "x.safetensors"), patcher.model)
 
 
 def _by_peft(network, folder, config):
@@ -294,10 +295,10 @@ def test_pefts_other_kinds_are_refused_by_name_with_and_without_their_configurat
         read_lora(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="without its adapter_config"):
-        unet_factors(LoraFile("bare", tensors), patcher.model)
+        network_factors(LoraFile("bare", tensors), patcher.model)
     named = {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()}
     with pytest.raises(ValueError, match=rf"holds (PEFT's {name}|\(IA\)³) "):
-        unet_factors(LoraFile("renamed", named), patcher.model)
+        network_factors(LoraFile("renamed", named), patcher.model)
 
 
 def test_every_kind_of_peft_is_refused_by_name_or_read():
