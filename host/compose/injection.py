@@ -15,13 +15,14 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 
 from ...methods.compose.settings import Compose
+from ...methods.lora_tokens import ImageTokens
 from ...methods.masks import MaskPyramid
 from .. import keys
 from ..engine.attention import CROSS, SELF, Site
 from ..engine.attention_patches import Attend, OutputSite, after_attention, override_attention
 from ..engine.model_call import ModelCall, RunCall, around_model_call
 from ..engine.reach import check_answered
-from ..lora.branches import Branch, ImageTokens, low_rank
+from ..lora.branches import Branch, low_rank
 from ..lora.concept import Concept
 from ..registry import unet_of
 from ..types import BaseModel, Conds, ModelOptions, TransformerOptions

@@ -12,10 +12,11 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...methods.lora import LayerLoras, LoraFactors
+from ...methods.lora_tokens import unknown_grid
 from .. import keys
 from ..engine.attention import CROSS, Site, find_sites, sites_of
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
-from ..lora.branches import prepared, unknown_grid
+from ..lora.branches import prepared
 from ..lora.concept import Concept, check_layers
 from ..lora.factors import network_factors
 from ..registry import unet_of

@@ -31,7 +31,7 @@ from ...methods.lora import (
     unchanged,
     whole_change,
 )
-from ...methods.lora_names import PARTS, Target, names_in, spelled, without_prefix
+from ...methods.lora_names import Target, names_in, other_names, part_of, spelled, without_prefix
 from ..types import BaseModel
 from .files import LoraFile
 
@@ -81,25 +81,35 @@ def layer_names(model: BaseModel) -> dict[str, Target]:
     for theirs, ours in comfy.utils.unet_to_diffusers(model.model_config.unet_config).items():
         if theirs.endswith(".weight"):
             targets.setdefault(theirs.removesuffix(".weight"), Target(ours.removesuffix(".weight")))
+    parts = {layer: _spans(model, layer) for layer in layers}
+    for theirs, layer in other_names(layers):
+        part = part_of(theirs)
+        targets.setdefault(theirs, Target(layer, part=part if part in parts[layer] else ""))
     names = hosts | spelled(targets)
-    return {name: target for name, target in names.items() if target.layer in layers and _is_whole_or_known(target)}
+    return {
+        name: target
+        for name, target in names.items()
+        if target.parameter in ("weight", "bias") and target.layer in layers
+        if not target.part or target.part in parts[target.layer]
+    }
 
 
-def _span_of(model: BaseModel, target: Target) -> Span | None:
-    """The outputs of its layer that a target stands for; None: all of them, or unknown."""
-    return None
-
-
-def _is_whole_or_known(target: Target) -> bool:
-    return target.parameter in ("weight", "bias") and not target.part
+def _spans(model: BaseModel, layer: str) -> dict[str, Span]:
+    module = model.diffusion_model.get_submodule(layer)
+    if not layer.endswith((".qkv", ".linear1")):
+        return {}
+    out, inner = layer_shape(module)[:2]
+    other = inner if layer.endswith(".linear1") else (out - inner) // 2
+    spans = {"q": Span(0, inner), "k": Span(inner, other), "v": Span(inner + other, other)}
+    end = inner + 2 * other
+    return spans | {"qkv": Span(0, end)} | ({"mlp": Span(end, out - end)} if end < out else {})
 
 
 def _target(name: str, hosts: str | tuple[Any, ...]) -> Target:
     """The target of one of the host's names. The host's is a parameter, with a span or a function for a fused one."""
     key, *more = (hosts,) if isinstance(hosts, str) else hosts
     layer, _, parameter = key.removeprefix(_MODEL).rpartition(".")
-    fused = bool(more) and more[0] is not None
-    part = next((p for word, p in PARTS.items() if name.endswith((f".{word}", f"_{word}"))), name) if fused else ""
+    part = part_of(name) or "unknown" if more and more[0] is not None else ""
     return Target(layer, parameter, part, more[1] if len(more) > 1 else None)
 
 
@@ -124,7 +134,8 @@ def network_factors(lora: LoraFile, model: BaseModel) -> dict[str, tuple[LoraFac
     modules = dict(model.diffusion_model.named_modules())
     factors: dict[str, tuple[LoraFactors, ...]] = {}
     for target, change in changes:
-        made = _factors_of(lora.name, target, modules[target.layer], _span_of(model, target), change)
+        span = _spans(model, target.layer).get(target.part)
+        made = _factors_of(lora.name, target, modules[target.layer], span, change)
         factors[target.layer] = (*factors.get(target.layer, ()), made)
     return factors
 

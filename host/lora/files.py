@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from ...methods.lora_file import PAIRS, PEFT_PREFIX, Counted, check_kinds, checked, is_text
+from ...methods.lora_names import renamed
 from ..types import Options
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class LoraFile:
         Raises:
             ValueError: as ``checked`` and ``check_kinds``.
         """
-        tensors = comfy.lora_convert.convert_lora(checked(self.name, self.tensors))
+        tensors = comfy.lora_convert.convert_lora(checked(self.name, renamed(self.tensors)))
         check_kinds(self.name, tensors)
         return Counted({key: tensor for key, tensor in tensors.items() if not is_text(key)})
 

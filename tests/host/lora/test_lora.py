@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 from comfyui_concepts.host import keys
-from comfyui_concepts.host.lora.branches import Branch, ImageTokens, low_rank, prepared
+from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
 from comfyui_concepts.host.lora.concept import with_text_part
 from comfyui_concepts.host.lora.factors import network_factors
 from comfyui_concepts.host.lora.files import LoraFile, read_lora
 from comfyui_concepts.methods.lora import LoraFactors
+from comfyui_concepts.methods.lora_tokens import ImageTokens
 from safetensors.torch import save_file
 
 from .lora_cases import (

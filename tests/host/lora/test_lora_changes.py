@@ -5,9 +5,9 @@ from __future__ import annotations
 import comfy.weight_adapter
 import pytest
 import torch
-from comfyui_concepts.host.lora.branches import ImageTokens
 from comfyui_concepts.host.lora.factors import network_factors
 from comfyui_concepts.host.lora.files import LoraFile
+from comfyui_concepts.methods.lora_tokens import ImageTokens
 
 from .lora_cases import CONV, LINEAR, ONE_BY_ONE, OUT, SPELLINGS, beside, check, into, random_tensor
 

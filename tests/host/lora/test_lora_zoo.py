@@ -239,7 +239,7 @@ def test_pefts_loha_and_lokr_add_what_merging_them_adds(network, patcher, tmp_pa
     # torch.kron of torch 2.14.1 refuses the strides of what the host makes of a core and its factors
     _check(lora, patcher, wanted, atol=1e-6, host_fails=[CONV] if kind == "lokr with a core" else ())
     with pytest.raises(ValueError, match="without its adapter_config"):
-        unet_factors(LoraFile("bare", load_file(tmp_path / "adapter_model.safetensors")), patcher.model)
+        network_factors(LoraFile("bare", load_file(tmp_path / "adapter_model.safetensors")), patcher.model)
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
