@@ -24,7 +24,7 @@ from ..engine.model_call import ModelCall, RunCall, around_model_call
 from ..engine.reach import check_answered
 from ..lora.branches import Branch, low_rank
 from ..lora.concept import Concept
-from ..registry import unet_of
+from ..registry import architecture_of, unet_of
 from ..types import BaseModel, Conds, ModelOptions, TransformerOptions
 from .projections import PreparedConcept, ProjectedConcepts, grid_of, prepared_concepts, with_patched_words
 
@@ -219,11 +219,12 @@ class Injection:
     def _branches(self, height: int, width: int) -> list[Branch]:
         """Each LoRA on the tokens of its region, without the layers that cross-attention already applies."""
         weights = {h * w: self.masks.weights((h, w)) for h, w in reversed(_grids(height, width))}
+        kind = architecture_of(self.model).kind
         return [
             Branch(
                 {name: f for name, f in concept.factors.items() if not name.endswith(_CROSS_LAYERS)},
                 concept.strength,
-                tokens=ImageTokens({count: each[number] for count, each in weights.items()}),
+                tokens=ImageTokens(kind, {count: each[number] for count, each in weights.items()}),
             )
             for number, concept in enumerate(self.projected.concepts, 1)
         ]

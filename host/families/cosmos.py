@@ -11,6 +11,9 @@ ANIMA_TEXT = 512
 """Rows that Anima's adapter brings every shorter prompt to, with zeros behind."""
 
 
+_ATTENTION = (("to_q", "q_proj"), ("to_k", "k_proj"), ("to_v", "v_proj"), ("to_out.0", "output_proj"))
+
+
 class Cosmos(Architecture):
     """Image and text never share a sequence. MLPs see the image as (batch, frames, rows, columns, channels)."""
 
@@ -31,6 +34,16 @@ class Cosmos(Architecture):
         "attention": r"^blocks\.\d+\.\w+_attn\.([qkv]|output)_proj$",
         "all": r"^blocks\.\d+\.(\w+_attn\.([qkv]|output)_proj|mlp\.layer[12])$",
     }
+
+    names = (
+        *(
+            (f"transformer_blocks.{{}}.{theirs}.{name}", f"blocks.{{}}.{ours}.{layer}", ())
+            for theirs, ours in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+            for name, layer in _ATTENTION
+        ),
+        ("transformer_blocks.{}.ff.net.0.proj", "blocks.{}.mlp.layer1", ()),
+        ("transformer_blocks.{}.ff.net.2", "blocks.{}.mlp.layer2", ()),
+    )
 
     @property
     def patch(self) -> int:

@@ -49,6 +49,7 @@ _XLABS = (
     ("double_blocks.{}.processor.proj_lora1", "double_blocks.{}.img_attn.proj", ()),
     ("double_blocks.{}.processor.proj_lora2", "double_blocks.{}.txt_attn.proj", ()),
     ("single_blocks.{}.processor.qkv_lora", "single_blocks.{}.linear1", QKV),
+    ("single_blocks.{}.processor.proj_lora", "single_blocks.{}.linear2", ()),
 )
 _SINGLE = (
     ("attn.to_q", "linear1", ("q",)),

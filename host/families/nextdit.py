@@ -17,7 +17,15 @@ _BLOCK = (
     ("attention.to_out", "attention.out", ()),
     ("attention.norm_q", "attention.q_norm", ()),
     ("attention.norm_k", "attention.k_norm", ()),
+    ("attn.to_q", "attention.qkv", ("q",)),
+    ("attn.to_k", "attention.qkv", ("k",)),
+    ("attn.to_v", "attention.qkv", ("v",)),
+    ("attn.to_out.0", "attention.out", ()),
+    ("feed_forward.linear_1", "feed_forward.w1", ()),
+    ("feed_forward.linear_2", "feed_forward.w2", ()),
+    ("feed_forward.linear_3", "feed_forward.w3", ()),
 )
+"""Z-Image in diffusers, then Lumina 2 there."""
 
 
 class NextDiT(Architecture):

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from ..architecture import Architecture, Attention, Layout, Part, Size
 
 
+_ATTENTION = (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
+
+
 class Wan(Architecture):
     """Image and text never share a sequence."""
 
@@ -27,6 +30,16 @@ class Wan(Architecture):
         "attention": r"_attn\.[qkvo]$",
         "all": r"\.((self|cross)_attn\.[qkvo]|ffn\.[02])$",
     }
+
+    names = (
+        *(
+            (f"blocks.{{}}.{theirs}.{name}", f"blocks.{{}}.{ours}.{layer}", ())
+            for theirs, ours in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+            for name, layer in _ATTENTION
+        ),
+        ("blocks.{}.ffn.net.0.proj", "blocks.{}.ffn.0", ()),
+        ("blocks.{}.ffn.net.2", "blocks.{}.ffn.2", ()),
+    )
 
     @property
     def patch(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -31,7 +31,9 @@ from ...methods.lora import (
     unchanged,
     whole_change,
 )
-from ...methods.lora_names import Target, names_in, other_names, part_of, spelled, without_prefix
+from ...methods.lora_names import Target, names_in, spelled, without_prefix
+from ..architecture import Part
+from ..registry import architecture_of
 from ..types import BaseModel
 from .files import LoraFile
 
@@ -71,46 +73,32 @@ class _Change:
 def layer_names(model: BaseModel) -> dict[str, Target]:
     """Every name a file may call a layer of the model's network by.
 
-    The host's own key maps give most of them, the rest are spellings that it leaves out. Of a fused matrix the host
-    says which outputs a name stands for by numbers that are wrong for some models, so the name itself is asked.
+    The host's own key maps give most of them, the architecture those that the host leaves out, and all that stand for
+    a part of a fused matrix: the host's numbers for these are wrong where keys are fewer than queries.
+
+    Raises:
+        ValueError: the network is of an unknown architecture.
     """
     layers = {name for name, module in model.diffusion_model.named_modules() if hasattr(module, "weight")}
+    hosts = dict(_hosts_names(model))
     targets = {layer: Target(layer) for layer in sorted(layers)}
-    hosts = {name: _target(name, target) for name, target in comfy.lora.model_lora_keys_unet(model, {}).items()}
     targets |= {without_prefix(name): target for name, target in hosts.items() if "." in name}
     for theirs, ours in comfy.utils.unet_to_diffusers(model.model_config.unet_config).items():
         if theirs.endswith(".weight"):
             targets.setdefault(theirs.removesuffix(".weight"), Target(ours.removesuffix(".weight")))
-    parts = {layer: _spans(model, layer) for layer in layers}
-    for theirs, layer in other_names(layers):
-        part = part_of(theirs)
-        targets.setdefault(theirs, Target(layer, part=part if part in parts[layer] else ""))
+    for theirs, part in architecture_of(model).other_names().items():
+        targets.setdefault(theirs, Target(part.layer, spans=part.spans))
     names = hosts | spelled(targets)
-    return {
-        name: target
-        for name, target in names.items()
-        if target.parameter in ("weight", "bias") and target.layer in layers
-        if not target.part or target.part in parts[target.layer]
-    }
+    return {n: t for n, t in names.items() if t.layer in layers and t.parameter in ("weight", "bias")}
 
 
-def _spans(model: BaseModel, layer: str) -> dict[str, Span]:
-    module = model.diffusion_model.get_submodule(layer)
-    if not layer.endswith((".qkv", ".linear1")):
-        return {}
-    out, inner = layer_shape(module)[:2]
-    other = inner if layer.endswith(".linear1") else (out - inner) // 2
-    spans = {"q": Span(0, inner), "k": Span(inner, other), "v": Span(inner + other, other)}
-    end = inner + 2 * other
-    return spans | {"qkv": Span(0, end)} | ({"mlp": Span(end, out - end)} if end < out else {})
-
-
-def _target(name: str, hosts: str | tuple[Any, ...]) -> Target:
-    """The target of one of the host's names. The host's is a parameter, with a span or a function for a fused one."""
-    key, *more = (hosts,) if isinstance(hosts, str) else hosts
-    layer, _, parameter = key.removeprefix(_MODEL).rpartition(".")
-    part = part_of(name) or "unknown" if more and more[0] is not None else ""
-    return Target(layer, parameter, part, more[1] if len(more) > 1 else None)
+def _hosts_names(model: BaseModel) -> Iterator[tuple[str, Target]]:
+    """The host's names without those of parts. Its targets are parameters, some of them with a span or a function."""
+    for name, target in comfy.lora.model_lora_keys_unet(model, {}).items():
+        key, span, *change = (target, None) if isinstance(target, str) else target
+        layer, _, parameter = key.removeprefix(_MODEL).rpartition(".")
+        if span is None:
+            yield name, Target(layer, parameter, change=change[0] if change else None)
 
 
 def network_factors(lora: LoraFile, model: BaseModel) -> dict[str, tuple[LoraFactors, ...]]:
@@ -131,11 +119,11 @@ def network_factors(lora: LoraFile, model: BaseModel) -> dict[str, tuple[LoraFac
             f"model (it begins with '{some}'); load the checkpoint it was made for, or another LoRA."
         )
     tensors.log(lora.name, "model")
-    modules = dict(model.diffusion_model.named_modules())
+    modules, architecture = dict(model.diffusion_model.named_modules()), architecture_of(model)
     factors: dict[str, tuple[LoraFactors, ...]] = {}
     for target, change in changes:
-        span = _spans(model, target.layer).get(target.part)
-        made = _factors_of(lora.name, target, modules[target.layer], span, change)
+        span = architecture.span(Part(target.layer, target.spans))
+        made = _factors_of(lora.name, target, modules[target.layer], span and Span(*span), change)
         factors[target.layer] = (*factors.get(target.layer, ()), made)
     return factors
 
@@ -174,7 +162,7 @@ def _factors_of(name: str, target: Target, module: torch.nn.Module, span: Span |
         found = tuple(bias.shape)
     if found != shape:
         out, *inner = found
-        part = f" ({target.part})" if target.part else ""
+        part = f" ({', '.join(target.spans)})" if target.spans else ""
         raise ValueError(
             f"The LoRA '{name}' was made for another model: it changes {out} × {tuple(inner)} values of "
             f"'{target.layer}'{part}, which has {shape[0]} × {shape[1:]}; load the checkpoint it was made for."
