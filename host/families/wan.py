@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from ..architecture import Architecture, Attention, Layout, Part, Size
 
-
 _ATTENTION = (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
 
 

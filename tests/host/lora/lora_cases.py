@@ -7,7 +7,9 @@ import torch
 from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
 from comfyui_concepts.host.lora.factors import layer_names, network_factors
 from comfyui_concepts.host.lora.files import LoraFile
+from comfyui_concepts.host.registry import architecture_of
 from comfyui_concepts.methods.lora_names import Target
+from comfyui_concepts.methods.lora_tokens import ImageTokens
 
 LINEAR = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
 OUT = "output_blocks.3.1.transformer_blocks.0.attn2.to_out.0"
@@ -72,6 +74,11 @@ def beside(patcher, lora, strength, layer, x, **where):
     unet = patcher.model.diffusion_model
     with torch.no_grad(), low_rank(unet, [Branch(factors, strength, **where)]):
         return unet.get_submodule(layer)(x)
+
+
+def image_tokens(patcher, weights):
+    """Weights of image tokens, by how many a layer of the patcher's UNet has."""
+    return ImageTokens(architecture_of(patcher.model).kind, weights)
 
 
 def check(patcher, tensors, strength, layers):

@@ -11,9 +11,7 @@ from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
 from comfyui_concepts.host.lora.concept import with_text_part
 from comfyui_concepts.host.lora.factors import network_factors
 from comfyui_concepts.host.lora.files import LoraFile, read_lora
-from comfyui_concepts.host.registry import architecture_of
 from comfyui_concepts.methods.lora import LoraFactors
-from comfyui_concepts.methods.lora_tokens import ImageTokens
 from safetensors.torch import save_file
 
 from .lora_cases import (
@@ -26,6 +24,7 @@ from .lora_cases import (
     beside,
     check,
     file_of,
+    image_tokens,
     into,
     random_tensor,
 )
@@ -229,17 +228,24 @@ def test_a_masked_branch_acts_on_its_tokens_and_a_full_mask_is_the_whole_lora(pa
     count = 5 if x.ndim == 3 else 48
     tokens = (lambda y: y) if x.ndim == 3 else lambda y: y.flatten(2).transpose(1, 2)
     whole, plain = (tokens(t) for t in (beside(patcher, lora, 1.0, layer, x), module(x)))
-    full = beside(patcher, lora, 1.0, layer, x, tokens=ImageTokens(architecture_of(patcher.model).kind, {count: torch.ones(count)}))
+    full = beside(
+        patcher,
+        lora,
+        1.0,
+        layer,
+        x,
+        tokens=image_tokens(patcher, {count: torch.ones(count)}),
+    )
     assert torch.allclose(tokens(full), whole, rtol=0, atol=1e-12)
     half = torch.arange(count) < count // 2
-    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens=ImageTokens(architecture_of(patcher.model).kind, {count: half})))
+    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens=image_tokens(patcher, {count: half})))
     assert torch.equal(out[:, ~half], plain[:, ~half])
     assert torch.allclose(out[:, half], whole[:, half], rtol=0, atol=1e-12)
     by_row = torch.stack([half, ~half, half])  # every row with a mask of its own
-    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens=ImageTokens(architecture_of(patcher.model).kind, {count: by_row})))
+    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens=image_tokens(patcher, {count: by_row})))
     assert torch.equal(out[~by_row], plain[~by_row])
     with pytest.raises(ValueError, match="the regions are known for"):
-        beside(patcher, lora, 1.0, layer, x, tokens=ImageTokens(architecture_of(patcher.model).kind, {7: torch.ones(7)}))
+        beside(patcher, lora, 1.0, layer, x, tokens=image_tokens(patcher, {7: torch.ones(7)}))
 
 
 def test_masked_branches_leave_the_text_and_the_time_alone(patcher):
@@ -254,7 +260,11 @@ def test_masked_branches_leave_the_text_and_the_time_alone(patcher):
         f"{block}.ff.net.2",
     )
     factors = dict.fromkeys(names, (LoraFactors(torch.ones(1, 1), torch.ones(1, 1), 1.0),))
-    assert list(Branch(factors, tokens=ImageTokens(architecture_of(patcher.model).kind, {})).layers()) == [names[2], names[3], names[6]]
+    assert list(Branch(factors, tokens=image_tokens(patcher, {})).layers()) == [
+        names[2],
+        names[3],
+        names[6],
+    ]
     assert list(Branch(factors).layers()) == list(names)
 
 

@@ -7,10 +7,8 @@ import pytest
 import torch
 from comfyui_concepts.host.lora.factors import network_factors
 from comfyui_concepts.host.lora.files import LoraFile
-from comfyui_concepts.host.registry import architecture_of
-from comfyui_concepts.methods.lora_tokens import ImageTokens
 
-from .lora_cases import CONV, LINEAR, ONE_BY_ONE, OUT, SPELLINGS, beside, check, into, random_tensor
+from .lora_cases import CONV, LINEAR, ONE_BY_ONE, OUT, SPELLINGS, beside, check, image_tokens, into, random_tensor
 
 NORM = "input_blocks.1.0.in_layers.0"
 LAYER_NORM = "input_blocks.1.1.transformer_blocks.0.norm1"
@@ -50,7 +48,7 @@ def test_a_masked_branch_changes_biases_and_norms_at_its_tokens(patcher, layer):
     tokens = (lambda y: y) if x.ndim == 3 else lambda y: y.flatten(2).transpose(1, 2)
     count = 5 if x.ndim == 3 else 48
     half = torch.arange(count) < count // 2
-    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens=ImageTokens(architecture_of(patcher.model).kind, {count: half})))
+    out = tokens(beside(patcher, lora, 1.0, layer, x, tokens=image_tokens(patcher, {count: half})))
     assert torch.equal(out[:, ~half], tokens(module(x))[:, ~half])
     torch.testing.assert_close(out[:, half], tokens(beside(patcher, lora, 1.0, layer, x))[:, half])
     row = beside(patcher, lora, 1.0, layer, x, rows=slice(1, 2))

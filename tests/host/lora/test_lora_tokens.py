@@ -1,13 +1,12 @@
-"""A LoRA in a region of a transformer: the weight of each token by the kind of the layer, and what the network makes."""
+"""A LoRA in a region of a transformer: the weight of each token by the layer's kind, and what the network makes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from comfyui_concepts.host.lora.branches import Branch, low_rank, prepared
+from comfyui_concepts.host.lora.branches import Branch, TokensByKind, low_rank, prepared
 from comfyui_concepts.host.lora.factors import network_factors
 from comfyui_concepts.host.lora.files import LoraFile
-from comfyui_concepts.host.lora.tokens import TokensByKind
 from comfyui_concepts.host.registry import architecture_of
 
 from ..tiny_transformers import names, noise, predict, shared_transformer
