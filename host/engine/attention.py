@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
+from ..families.unet import transformer_at, transformers_of
 from ..types import HookInputs
 
 SELF, CROSS = "self", "cross"
@@ -54,17 +54,11 @@ class Site(NamedTuple):
 def sites_of(unet: UNetModel) -> list[Site]:
     """Every attention in the order it runs: first the self-, then the cross-attention of a transformer block."""
     sites: list[Site] = []
-    factor, layer = 1, 0
-    for block, modules in _blocks(unet):
-        for module in modules:
-            if isinstance(module, SpatialTransformer):
-                for depth in range(len(module.transformer_blocks)):
-                    sites += [Site(block, depth, kind, factor, layer) for kind in (SELF, CROSS)]
-                    layer += 1
-            elif isinstance(module, Downsample):
-                factor *= 2
-            elif isinstance(module, Upsample):
-                factor //= 2
+    layer = 0
+    for block, transformer, factor in transformers_of(unet):
+        for depth in range(len(transformer.transformer_blocks)):
+            sites += [Site(block, depth, kind, factor, layer) for kind in (SELF, CROSS)]
+            layer += 1
     return sites
 
 
@@ -170,17 +164,3 @@ def _grid_hook(seen: Captured, site: Site) -> Callable[..., None]:
         seen.grids[site] = (int(inputs[0].shape[-2]), int(inputs[0].shape[-1]))
 
     return hook
-
-
-def _blocks(unet: UNetModel) -> Iterator[tuple[tuple[str, int], torch.nn.Sequential]]:
-    yield from ((("input", number), block) for number, block in enumerate(unet.input_blocks))
-    if unet.middle_block is not None:
-        yield ("middle", 0), unet.middle_block
-    yield from ((("output", number), block) for number, block in enumerate(unet.output_blocks))
-
-
-def transformer_at(unet: UNetModel, block: tuple[str, int]) -> SpatialTransformer:
-    """The transformer of a block of the UNet, by the host's name and number."""
-    name, number = block
-    modules = unet.middle_block if name == "middle" else getattr(unet, f"{name}_blocks")[number]
-    return next(module for module in modules if isinstance(module, SpatialTransformer))

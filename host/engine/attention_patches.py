@@ -13,8 +13,9 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from .. import keys
+from ..families.unet import transformer_at
 from ..types import HookInputs, ModelOptions, TransformerOptions
-from .attention import MODULES, AttentionModule, Site, find_sites, transformer_at
+from .attention import MODULES, AttentionModule, Site, find_sites
 from .model_call import ModelCall, RunCall, around_model_call
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 
 from ..architecture import (
     Architecture,
@@ -15,6 +20,9 @@ from ..architecture import (
     image_layout,
     text_layout,
 )
+
+Block: TypeAlias = tuple[str, int]
+"""The host's name and number of a block: ``("output", 3)``."""
 
 _BLOCK = r"transformer_blocks\.\d+"
 _KINDS: tuple[tuple[AttentionKind, str], ...] = (("self", "attn1"), ("cross", "attn2"))
@@ -81,3 +89,30 @@ class UNet(Architecture):
             raise self.lacks("A picture beside the latent", "remove the reference latents")
         rows, columns = self.grid(*size, layer)
         return text_layout(text), image_layout(rows * columns)
+
+
+def transformers_of(unet: UNetModel) -> Iterator[tuple[Block, SpatialTransformer, int]]:
+    """Every transformer in the order they run: its block, itself, and the side of one of its tokens in cells."""
+    factor = 1
+    for block, modules in _blocks(unet):
+        for module in modules:
+            if isinstance(module, SpatialTransformer):
+                yield block, module, factor
+            elif isinstance(module, Downsample):
+                factor *= 2
+            elif isinstance(module, Upsample):
+                factor //= 2
+
+
+def transformer_at(unet: UNetModel, block: Block) -> SpatialTransformer:
+    """The transformer of a block of the UNet."""
+    name, number = block
+    modules = unet.middle_block if name == "middle" else getattr(unet, f"{name}_blocks")[number]
+    return next(module for module in modules if isinstance(module, SpatialTransformer))
+
+
+def _blocks(unet: UNetModel) -> Iterator[tuple[Block, torch.nn.Sequential]]:
+    yield from ((("input", number), block) for number, block in enumerate(unet.input_blocks))
+    if unet.middle_block is not None:
+        yield ("middle", 0), unet.middle_block
+    yield from ((("output", number), block) for number, block in enumerate(unet.output_blocks))

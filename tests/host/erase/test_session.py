@@ -35,6 +35,8 @@ KINDS = ["EPS", "V_PREDICTION", "FLOW"]
 class TinyClip:
     """Stands in for a text encoder of the tiny models' width, which there is none of: a text to fixed random rows."""
 
+    use_clip_schedule = False
+
     def tokenize(self, text, **options):
         return text
 
