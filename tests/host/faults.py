@@ -16,6 +16,12 @@ FAULTS = {
 """Name to what makes the exception."""
 
 
+def faults_at(places):
+    """Pairs of place and fault: an exception at every place, the others at one place after the other in turn."""
+    others = ("cancel", "out of memory")
+    return [*((place, "exception") for place in places), *((p, others[n % 2]) for n, p in enumerate(places))]
+
+
 def tensors_of(model):
     """Every parameter and buffer: which object it is, and a copy of it."""
     tensors = {**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}

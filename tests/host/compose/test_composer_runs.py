@@ -18,7 +18,7 @@ from comfyui_concepts.host.engine.latent_edits import EditSchedule
 from comfyui_concepts.methods.compose.reinit import Window
 from comfyui_concepts.methods.compose.settings import Compose
 
-from ..faults import FAULTS, assert_as_before, load_off_the_device, tensors_of
+from ..faults import FAULTS, assert_as_before, faults_at, load_off_the_device, tensors_of
 from .composer_cases import SIZE, concept, guider_of, halves, randn, run, sample
 
 PULLED = Compose(stop="never", end=0.6)  # at two levels of three
@@ -205,8 +205,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("where", PLACES)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("where", "fault"), faults_at(PLACES))
 def test_the_host_is_as_it_was_whatever_happens(model, two, where, fault, monkeypatch):
     before, options = tensors_of(model), str(model.model_options)
     monkeypatch.setattr(comfy.model_management, "NUM_STREAMS", 2)  # as on a GPU

@@ -30,7 +30,7 @@ from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.methods.conduct.settings import Conduct
 from comfyui_concepts.methods.regions import Box, Region
 
-from ..faults import FAULTS, assert_as_before, load_off_the_device, tensors_of
+from ..faults import FAULTS, assert_as_before, faults_at, load_off_the_device, tensors_of
 
 HALVES = [Region("left", (Box(0, 0, 0.5, 1),)), Region("right", (Box(0.5, 0, 0.5, 1),))]
 QUICK = Conduct(iterations=1, guidance_end=0.6, refine_start=0.2, refine_end=0.9)
@@ -378,8 +378,7 @@ def test_a_sampling_without_steps_makes_no_trajectory_and_keeps_the_known_one(mo
 PLACES = ["inverting", "at points", "aligning", "asking", "refining", "two phases", "whole transformers"]
 
 
-@pytest.mark.parametrize("where", PLACES)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("where", "fault"), faults_at(PLACES))
 def test_the_model_is_as_it_was_whatever_happens(model, where, fault, monkeypatch):
     before, options, error = tensors_of(model), str(model.model_options), FAULTS[fault]()
     owner, name = {
