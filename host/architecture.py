@@ -119,14 +119,11 @@ class TextEntry(NamedTuple):
 
 
 class EqualLengths(NamedTuple):
-    """How prompts of unequal length become rows of one call.
+    """How unequal prompts become rows of one call: by the ``host``, a ``mask`` of what is filled in, or a ``token``.
 
-    - ``host``: they are of one length already, or the host makes them so;
-    - ``mask``: padding behind the text, and a mask of its keys for each row;
-    - ``token``: the network's own padding, the parameter ``token``, behind the text after the module ``after``. All
-      prompts must end in the same multiple of ``multiple``.
-
-    ``shifts``: the image's positions follow the text's length. ``counts``: the condition that holds this length.
+    ``shifts``: the image lies behind the text. ``counts``: the condition that holds its length. ``attentions``: modules
+    with all text tokens first among the keys (a pattern; empty: no mask gets there), up to the layer ``until``.
+    ``not_with``: conditions with more text. ``token`` is a parameter, set after a module, up to a ``multiple``.
     """
 
     by: Literal["host", "mask", "token"]
@@ -135,6 +132,9 @@ class EqualLengths(NamedTuple):
     multiple: int = 1
     shifts: bool = False
     counts: str = ""
+    attentions: str = ""
+    until: str = ""
+    not_with: tuple[str, ...] = ()
 
 
 class Architecture(ABC):

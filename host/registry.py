@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -25,15 +28,22 @@ def architecture_of(model: BaseModel | torch.nn.Module) -> Architecture:
     Raises:
         ValueError: its network is not a known one; the message names its class and the families that are.
     """
-    network = getattr(model, "diffusion_model", model)
-    family = _family_of(network)
-    if family is None:
+    architecture = known_architecture(model)
+    if architecture is None:
+        network = getattr(model, "diffusion_model", model)
         known = "; ".join(known.title for known in FAMILIES)
         raise ValueError(
             f"This works inside the network, and a {type(network).__name__} is not known to it; load a model of one of "
             f"these families: {known}."
         )
-    return family(network)
+    return architecture
+
+
+def known_architecture(model: BaseModel | torch.nn.Module) -> Architecture | None:
+    """The architecture of the host's model, or of the network inside it; None if its network is not a known one."""
+    network = getattr(model, "diffusion_model", model)
+    family = _family_of(network)
+    return None if family is None else family(network)
 
 
 def unet_of(model: BaseModel | UNetModel) -> UNetModel:
@@ -49,6 +59,27 @@ def unet_of(model: BaseModel | UNetModel) -> UNetModel:
             "checkpoint."
         )
     return network
+
+
+@contextlib.contextmanager
+def refused_size(model: BaseModel, x: torch.Tensor) -> Iterator[None]:
+    """Says in words what some hosts only assert: that a network takes no latent with half an image token.
+
+    Raises:
+        ValueError: an assertion failed inside it, and the sides of ``x`` (batch, channels, …, height, width) are odd.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        architecture = known_architecture(model)
+        patch = 1 if architecture is None else architecture.patch
+        if architecture is None or not (x.shape[-2] % patch or x.shape[-1] % patch):
+            raise
+        pixels = patch * getattr(model.latent_format, "spacial_downscale_ratio", 8)
+        raise ValueError(
+            f"This ComfyUI gives {architecture.title} models only latents whose sides are multiples of {patch} cells, "
+            f"and this one is {x.shape[-1]} × {x.shape[-2]}; set width and height to multiples of {pixels}."
+        ) from error
 
 
 def _family_of(network: object) -> type[Architecture] | None:

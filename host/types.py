@@ -108,6 +108,7 @@ class BaseModel(HasModules, Protocol):
     model_sampling: ModelSampling
     model_config: Any
     manual_cast_dtype: torch.dtype | None
+    latent_format: Any
     current_patcher: ModelPatcher
     """Who samples the model at the moment. Only while it samples."""
     extra_conds: Callable[..., Options]

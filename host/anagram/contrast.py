@@ -50,7 +50,7 @@ def _guided_away(prompt: ViewPrompt, others: Conditioning, strength: float) -> V
         for binding in _bindings(prompt, strength)
         for entry in node_helpers.conditioning_set_values(bare, binding)
     ]
-    return replace(prompt, negative=[*prompt.negative, *away])
+    return replace(prompt, negative=[*prompt.negative, *away], contrasted=True)
 
 
 def _bindings(prompt: ViewPrompt, strength: float) -> list[Options]:

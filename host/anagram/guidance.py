@@ -5,6 +5,7 @@ Under its options one evaluation of the host evaluates every view and returns on
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from ..engine.gradients import plain_patcher
 from ..engine.model_call import evaluate, with_evaluation
 from ..engine.sampling import percent_of, signal_and_noise, step_of
 from ..engine.vae import PIXEL_CHANNELS
+from ..registry import known_architecture, refused_size
+from ..text.equal_lengths import with_equal_lengths
 from ..types import BaseModel, Conds, EvaluationArguments, Executor, ModelOptions, ModelPatcher
 from .anti_segregation import AntiSegregator, SamplerUse, anti_segregator_for
 from .views import (
@@ -34,6 +37,12 @@ from .views import (
     in_frames,
     needs_own_frame,
     predict_views,
+)
+
+log = logging.getLogger(__name__)
+_IDLE = (
+    "Contrast does nothing at cfg 1, because no negative is evaluated there; set the sampler's cfg above 1, or leave "
+    "the contrast out."
 )
 
 
@@ -80,6 +89,9 @@ def check_view(view: View, model_patcher: ModelPatcher, latent: torch.Tensor) ->
         )
     check_latent(latent)
     view.check(*latent.shape[-2:])
+    architecture = known_architecture(model_patcher.model)
+    if architecture is not None:
+        view.check_patches(*latent.shape[-2:], architecture.patch)
 
 
 def check_own_cfg(prompts: Sequence[ViewPrompt], cfg: float, model_options: ModelOptions) -> None:
@@ -112,6 +124,8 @@ class AnagramRun:
     Attributes:
         segregator: takes the gradient step before a prediction, if there is one.
         memory: the scores of the views so far.
+        contrasted: whether a negative holds the other views' prompts.
+        said: what the user was told in this sampling.
     """
 
     model: BaseModel
@@ -119,6 +133,8 @@ class AnagramRun:
     combine: Combine
     segregator: AntiSegregator | None = None
     memory: ScoreMemory = field(default_factory=ScoreMemory)
+    contrasted: bool = False
+    said: set[str] = field(default_factory=set)
 
     def edited_latent(self, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> torch.Tensor:
         """The latent to predict at."""
@@ -132,6 +148,20 @@ class AnagramRun:
         """
         moment = _Moment(self, cfg, model_options)
         return with_evaluation(moment.options_for_repeated_calls(), moment.evaluate_views)
+
+    def with_equal_lengths(
+        self, conds: list[Conds | None], x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions
+    ) -> tuple[list[Conds | None], ModelOptions]:
+        """Prompts of one length, so that all views share a call. A view alone stays as it would be without us."""
+        if len(self.views) < 2:
+            return conds, options
+        return with_equal_lengths(self.model, conds, x, sigma, options)
+
+    def say_without_negative(self) -> None:
+        """Tells once per sampling that a contrast does nothing where no negative is evaluated."""
+        if self.contrasted and _IDLE not in self.said:
+            self.said.add(_IDLE)
+            log.warning(_IDLE)
 
 
 def begin_run(
@@ -149,7 +179,7 @@ def begin_run(
     """
     weighty = [v for v, prompt in zip(views, prompts, strict=True) if prompt.has_weight]
     segregator = None if step is None else anti_segregator_for(model, weighty, step, sampling)
-    return AnagramRun(model, tuple(views), combine, segregator)
+    return AnagramRun(model, tuple(views), combine, segregator, contrasted=any(p.contrasted for p in prompts))
 
 
 @dataclass(frozen=True)
@@ -166,8 +196,13 @@ class _Moment:
         skip_negative = args["conds"][1] is None
         views = [replace(v, negative=None) for v in self.run.views] if skip_negative else self.run.views
 
+        if skip_negative:
+            self.run.say_without_negative()
+
         def evaluate_one(conds: list[Conds | None], z: torch.Tensor, options: ModelOptions) -> list[torch.Tensor]:
-            return evaluate(self.run.model, conds, z, sigma, options)
+            conds, options = self.run.with_equal_lengths(conds, z, sigma, options)
+            with refused_size(self.run.model, z):
+                return evaluate(self.run.model, conds, z, sigma, options)
 
         positive, negative = predict_views(evaluate_one, views, x, self.options)
         return self.combined(x, sigma, positive, None if skip_negative else negative)
@@ -230,6 +265,7 @@ class _Moment:
         views = self.run.views
 
         def evaluate_one(conds: list[Conds | None], z: torch.Tensor, options: ModelOptions) -> list[torch.Tensor]:
+            conds, options = self.run.with_equal_lengths(conds, z, sigma, options)
             return executor(model, conds, z, sigma, options)
 
         def prediction_of(number: int, cond: Conds | None) -> torch.Tensor:

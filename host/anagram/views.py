@@ -42,6 +42,7 @@ class ViewPrompt:
             (1 or batch, channels, …, height, width).
         cfg: the view's own guidance scale, None for the sampler's.
         weight: how much the view counts. A view of weight 0 is shown only: contrast and gradient step leave it out.
+        contrasted: whether the negative holds the other views' prompts.
     """
 
     view: View
@@ -50,6 +51,7 @@ class ViewPrompt:
     reference_latent: torch.Tensor | None = None
     cfg: float | None = None
     weight: float = 1.0
+    contrasted: bool = False
 
     @property
     def has_weight(self) -> bool:

@@ -71,4 +71,4 @@ class Cosmos(Architecture):
 
     @property
     def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
-        return EqualLengths("host" if self.has_adapter else "mask")
+        return EqualLengths("host" if self.has_adapter else "mask", attentions=r"^blocks\.\d+\.cross_attn$")

@@ -137,7 +137,7 @@ class Flux(Architecture):
 
     @property
     def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
-        return EqualLengths("host" if self.is_flux2 else "mask")
+        return EqualLengths("host" if self.is_flux2 else "mask", attentions=r"^(double|single)_blocks\.\d+$")
 
     def text_positions(self, text: int, size: Size) -> torch.Tensor:
         rows = max(text, FLUX2_TEXT) if self.is_flux2 else text

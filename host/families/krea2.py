@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..architecture import Architecture, Attention, Part, Size
+from ..architecture import Architecture, Attention, EqualLengths, Part, Size
 
 _BLOCK = (
     ("attn.to_q", "attn.wq"),
@@ -59,6 +59,8 @@ class Krea2(Architecture):
         "attention": r"^(txtfusion\.refiner_)?blocks\.\d+\.attn\.(w[qkvo]|gate)$",
         "all": r"^(txtfusion\.refiner_)?blocks\.\d+\.(attn\.(w[qkvo]|gate)|mlp\.(gate|up|down))$",
     }
+
+    equal_lengths = EqualLengths("mask", attentions=r"^(blocks|txtfusion\.refiner_blocks)\.\d+\.attn$")
 
     @property
     def patch(self) -> int:

@@ -93,9 +93,17 @@ class NextDiT(Architecture):
 
     @property
     def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
-        if self.multiple == 1:
-            return EqualLengths("mask", shifts=True, counts="num_tokens")
-        return EqualLengths("token", "cap_pad_token", "cap_embedder", self.multiple, shifts=True, counts="num_tokens")
+        plain = self.multiple == 1
+        return EqualLengths(
+            "mask" if plain else "token",
+            token="" if plain else "cap_pad_token",
+            after="" if plain else "cap_embedder",
+            multiple=self.multiple,
+            shifts=True,
+            counts="num_tokens",
+            attentions=r"^(layers|context_refiner)\.\d+\.attention$",
+            not_with=("ref_latents", "ref_contexts", "siglip_feats"),
+        )
 
     def text_positions(self, text: int, size: Size) -> torch.Tensor:
         """Of padding too. The image lies one behind the last of them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..architecture import Architecture, Attention, Part, Size
+from ..architecture import Architecture, Attention, EqualLengths, Part, Size
 
 
 class Qwen(Architecture):
@@ -28,6 +28,8 @@ class Qwen(Architecture):
         "attention": r"\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",
         "all": r"\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$|\.(img|txt)_mlp\.net\.(0\.proj|2)$",
     }
+
+    equal_lengths = EqualLengths("mask", attentions=r"^transformer_blocks\.\d+\.attn$")
 
     @property
     def patch(self) -> int:

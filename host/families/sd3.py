@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..architecture import Architecture, Attention, Between, Kind, Part, Size, tiled, weight_rows
+from ..architecture import Architecture, Attention, Between, EqualLengths, Kind, Part, Size, tiled, weight_rows
 
 _TWO: tuple[Kind, Kind] = ("text", "image")
 _BLOCKS = r"joint_blocks\.\d+"
@@ -83,3 +83,9 @@ class SD3(Architecture):
     @property
     def between(self) -> Between:  # type: ignore[override]
         return "nothing" if self.network.context_processor is None else "network"
+
+    @property
+    def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
+        if self.network.context_processor is not None or self.network.register_length:  # no mask gets there
+            return EqualLengths("mask")
+        return EqualLengths("mask", attentions=r"^joint_blocks\.\d+$", until="context_block.attn.proj")

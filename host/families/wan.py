@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..architecture import Architecture, Attention, Layout, Part, Size
+from ..architecture import Architecture, Attention, EqualLengths, Layout, Part, Size
 
 _ATTENTION = (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
 
@@ -48,3 +48,9 @@ class Wan(Architecture):
         if references:
             raise self.lacks("A picture beside the latent", "remove the reference latents")
         return super().streams(layer, text, size, references)
+
+    @property
+    def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
+        if getattr(self.network, "img_emb", None) is not None:  # its keys begin with those of a picture
+            return EqualLengths("mask")
+        return EqualLengths("mask", attentions=r"^blocks\.\d+\.cross_attn$")

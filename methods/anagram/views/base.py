@@ -121,6 +121,36 @@ class View:
                 f"{height} (pixels, or cells of a latent) does not divide so; {advice}."
             )
 
+    def check_patches(self, height: int, width: int, patch: int) -> None:
+        """Refuses pieces that do not start where the model's squares of cells do; height and width in latent cells.
+
+        A square with cells of two pieces is neither. Outlines, such as a jigsaw's tabs, may cross squares.
+
+        Args:
+            patch: the side in cells of what the model takes for one token.
+
+        Raises:
+            ValueError: such a piece, with the numbers of parts that fit.
+        """
+        if self.parts < 2 or not (height // self.parts % patch or width // self.parts % patch):
+            return
+        if not (height % patch or width % patch) and self._keeps_patches(height, width, patch):
+            return
+        common = math.gcd(height, width)
+        fitting = [str(n) for n in range(2, min(common, 64) + 1) if common % n == 0 and common // n % patch == 0]
+        advice = f"try parts = {' or '.join(fitting)}" if self.adjustable and fitting else "choose another size"
+        raise ValueError(
+            f"The view '{self.name}' cuts the latent into pieces of {width // self.parts} × {height // self.parts} "
+            f"cells, and this model sees squares of {patch} × {patch} cells, which would mix two pieces; {advice}."
+        )
+
+    def _keeps_patches(self, height: int, width: int, patch: int) -> bool:
+        """Whether the view moves whole squares of cells: all cells of one come from one."""
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        squares = self.forward(rows // patch * width + columns // patch)
+        by_square = squares.unflatten(0, (-1, patch)).unflatten(2, (-1, patch))  # (rows, patch, columns, patch)
+        return bool((by_square == by_square[:, :1, :, :1]).all())
+
 
 def permutation(
     name: str,
