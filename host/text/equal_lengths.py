@@ -15,6 +15,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 import comfy.conds
+import comfy.model_base
 import torch
 import torch.nn.functional as F
 from torch.utils.hooks import RemovableHandle
@@ -63,7 +64,7 @@ def with_equal_lengths(
     padding = architecture.equal_lengths
     active = [entry for cond in conds for entry in active_entries(cond or [], sigma)]
     lengths = {entry["uuid"]: _length(entry) for entry in active if _may_grow(entry, padding)}
-    if len(set(lengths.values())) < 2 or is_compiled(model):
+    if len(set(lengths.values())) < 2 or is_compiled(model) or _has_own_call(model):
         return list(conds), options
     network = _Network(model.diffusion_model, padding)
     if not network.sites:
@@ -79,6 +80,11 @@ def with_equal_lengths(
         return _Masking(network, found, len(call.x)).run(call, run) if found else run(call)
 
     return grown, around_model_call(options, keys.EQUAL_LENGTHS, masked)
+
+
+def _has_own_call(model: BaseModel) -> bool:
+    """Whether its class does something of its own with the prompt first: 0.33.0's LongCat-Image asks for its length."""
+    return type(model)._apply_model is not comfy.model_base.BaseModel._apply_model
 
 
 class _Network:

@@ -105,6 +105,23 @@ def test_z_image_s_prompts_of_different_multiples_stay_apart_where_the_image_is_
     assert _furthest(together, apart) < 1e-6
 
 
+def test_a_model_that_looks_at_the_prompts_length_itself_keeps_its_calls(monkeypatch):
+    """ComfyUI 0.33.0's LongCat-Image is a Flux that places the picture by the length of its text."""
+    patcher = shared_transformer("flux")
+
+    class OfItsOwn(type(patcher.model)):
+        def _apply_model(self, x, t, c_concat=None, c_crossattn=None, *rest, **kwargs):
+            return super()._apply_model(x, t, c_concat, c_crossattn, *rest, **kwargs) * c_crossattn.shape[1]
+
+    monkeypatch.setattr(patcher.model, "__class__", OfItsOwn)
+    latent = noise(patcher)
+    conds = _conds("flux", patcher, latent)
+    apart, _ = _predictions(patcher, conds, latent, equal=False)
+    asked, several = _predictions(patcher, conds, latent, equal=True)
+    assert several == [1, 1, 1]
+    assert _furthest(asked, apart) == 0
+
+
 def test_another_pack_s_function_around_attentions_is_called_inside_ours():
     patcher = shared_transformer("qwen")
     latent = noise(patcher)
