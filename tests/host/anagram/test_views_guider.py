@@ -196,7 +196,8 @@ def test_turning_the_frame_turns_the_picture(tiny_models, name):
     combine = _combine(1, 1)
 
     class Undo:
-        forward, inverse, check, latent = view.inverse, view.forward, view.check, view.latent
+        forward, inverse, latent = view.inverse, view.forward, view.latent
+        check, check_patches = view.check, view.check_patches
 
     first = [ViewPrompt(VIEWS["identity"], _cond(0), _cond(99)), ViewPrompt(view, _cond(1), _cond(99))]
     second = [ViewPrompt(Undo, _cond(0), _cond(99)), ViewPrompt(VIEWS["identity"], _cond(1), _cond(99))]
