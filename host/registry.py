@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -30,7 +31,7 @@ def architecture_of(model: BaseModel | torch.nn.Module) -> Architecture:
     """
     architecture = known_architecture(model)
     if architecture is None:
-        network = getattr(model, "diffusion_model", model)
+        network = _network_in(model)
         known = "; ".join(known.title for known in FAMILIES)
         raise ValueError(
             f"This works inside the network, and a {type(network).__name__} is not known to it; load a model of one of "
@@ -41,7 +42,7 @@ def architecture_of(model: BaseModel | torch.nn.Module) -> Architecture:
 
 def known_architecture(model: BaseModel | torch.nn.Module) -> Architecture | None:
     """The architecture of the host's model, or of the network inside it; None if its network is not a known one."""
-    network = getattr(model, "diffusion_model", model)
+    network = _network_in(model)
     family = _family_of(network)
     return None if family is None else family(network)
 
@@ -52,7 +53,7 @@ def unet_of(model: BaseModel | UNetModel) -> UNetModel:
     Raises:
         ValueError: the model has another network (Flux, SD3, …).
     """
-    network = getattr(model, "diffusion_model", model)
+    network = _network_in(model)
     if _family_of(network) is not UNet:
         raise ValueError(
             f"This needs a UNet model ({UNet.title}), and this one is a {type(network).__name__}; load such a "
@@ -80,6 +81,12 @@ def refused_size(model: BaseModel, x: torch.Tensor) -> Iterator[None]:
             f"This ComfyUI gives {architecture.title} models only latents whose sides are multiples of {patch} cells, "
             f"and this one is {x.shape[-1]} × {x.shape[-2]}; set width and height to multiples of {pixels}."
         ) from error
+
+
+def _network_in(model: Any) -> Any:
+    """The network, also where it is compiled: torch.compile puts a module of its own around it."""
+    network = getattr(model, "diffusion_model", model)
+    return getattr(network, "_orig_mod", network)
 
 
 def _family_of(network: object) -> type[Architecture] | None:

@@ -1,12 +1,13 @@
 """A real browser on the real host, in the classic and in the new node renderer, on one page or on all.
 
-With ``CONCEPTS_PAGES=own`` they run on the host's own page, else on all. What a test asks for says where it runs.
-``page`` alone: in both renderers on each of them. With the mark ``own_page``: on the host's own page only. With the
-mark ``one_renderer``: in the classic renderer only.
+On the host's own page all of them run, and on the later ones those with the mark ``every_page``: what a person meets
+first, and what has failed there. With ``CONCEPTS_PAGES=all`` all run on all pages but those with the mark ``own_page``;
+with ``CONCEPTS_PAGES=own`` none on the later ones. All run in both renderers but those with the mark ``one_renderer``.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 
@@ -17,6 +18,7 @@ DRIVER = shutil.which("chromedriver")
 INSTALL = "apt-get install -y chromium chromium-driver"
 RENDERERS = ("classic", "modern")
 MARKS = (
+    "every_page: on the later pages too; the others only with CONCEPTS_PAGES=all",
     "own_page: on the host's own page only; what it tests is the host's or the pack's, not the page's",
     "one_renderer: in the classic renderer only; no node is drawn in it, or the graph is the same",
     "area(name): the column of the table of pages in docs/RESULTS.md",
@@ -43,7 +45,8 @@ def pytest_generate_tests(metafunc):
     from comfyui_concepts.workbench.pages import all_pages
 
     marked = metafunc.definition.get_closest_marker
-    pages = list(all_pages())[: 1 if marked("own_page") else None]
+    everywhere = marked("every_page") or (os.environ.get("CONCEPTS_PAGES") == "all" and not marked("own_page"))
+    pages = list(all_pages())[: None if everywhere else 1]
     renderers = RENDERERS[: 1 if marked("one_renderer") else None]
     wanted = [(version, renderer) for version in pages for renderer in renderers]
     metafunc.parametrize("loaded", wanted, indirect=True, scope="session", ids="-".join)

@@ -25,6 +25,7 @@ def _boxes(page):
     return {one["label"]: one["boxes"] for one in json.loads(page.js(REGIONS))["regions"]}
 
 
+@pytest.mark.every_page
 def test_the_app_is_the_graph_that_it_says(as_before, page):
     """Also on page 1.32.9, whose form is an early one. The second app is for a checkpoint, which is not here."""
     for path in APPS:
@@ -33,6 +34,7 @@ def test_the_app_is_the_graph_that_it_says(as_before, page):
         assert _classes(page.api_graph()) == _classes(json.loads(api.read_text()))
 
 
+@pytest.mark.every_page
 @pytest.mark.one_renderer
 def test_two_boxes_are_dragged_on_the_form_and_run_makes_a_picture(as_before, loaded, bare_errors, until):
     if loaded.age < FIRST:

@@ -13,6 +13,7 @@ EDITOR = "app.graph.nodes.find(node => node.type === 'ConceptsRegionEditor')"
 pytestmark = [pytest.mark.slow, pytest.mark.one_renderer]
 
 
+@pytest.mark.every_page
 def test_boxes_are_linked_and_never_a_widget(page):
     """Newer pages have a widget for BOUNDING_BOX, whose box would be a region of every graph."""
     widgets, inputs = page.js(

@@ -206,6 +206,7 @@ def _look_at(page, zoom: float) -> None:
     )
 
 
+@pytest.mark.every_page
 @pytest.mark.parametrize("zoom", [0.6, 1.5])
 def test_the_mouse_draws_moves_and_resizes_where_it_is_at_any_zoom(page, zoom):
     _look_at(page, zoom)
@@ -252,6 +253,7 @@ def test_the_wheel_and_the_middle_button_over_the_editor_move_the_canvas(editor,
     assert editor.boxes == []
 
 
+@pytest.mark.every_page
 def test_regions_survive_saving_and_loading(editor, page):
     editor.put(_two(strokes=[{"radius": 0.1, "points": [0.5, 0.5, 0.6, 0.6]}]))
     before, saved = editor.text, page.workflow()
@@ -300,6 +302,7 @@ def test_regions_survive_a_subgraph(editor, page, until):
     page.load()
 
 
+@pytest.mark.every_page
 def test_hostile_texts_are_shown_not_run_and_not_lost(editor, page):
     """The editor says what is wrong with each, and hands back for saving what it was given."""
     page.js("window.hacked = undefined; window.alert = () => { window.hacked = true }")
@@ -320,6 +323,7 @@ def test_hostile_texts_are_shown_not_run_and_not_lost(editor, page):
     assert page.js(NODE + "return widget.value", editor.node) == '{"version":1,"regions":[]}'
 
 
+@pytest.mark.every_page
 def test_a_script_in_a_label_is_text(editor, page):
     label = "</text></svg><img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
     editor.put(json.dumps({"version": 1, "regions": [{"label": label, "boxes": [[0.2, 0.2, 0.5, 0.5]]}]}))
@@ -329,6 +333,7 @@ def test_a_script_in_a_label_is_text(editor, page):
     assert page.js("return window.hacked ?? null") is None
 
 
+@pytest.mark.every_page
 def test_the_side_panel_leaves_the_editor_on_its_node(editor, page, until):
     """An element is in one place only: a panel that took it would leave a hole in the node."""
     page.js(NODE + "app.canvas.selectNode(node)", editor.node)
@@ -346,6 +351,7 @@ def test_the_side_panel_leaves_the_editor_on_its_node(editor, page, until):
     page.shot("editor-side-panel")
 
 
+@pytest.mark.every_page
 def test_a_linked_text_is_not_edited_here(editor, page):
     page.js(
         NODE

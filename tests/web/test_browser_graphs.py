@@ -53,6 +53,7 @@ def _card(page, until, name: str):
     return until(there, what=f"the card of {name}")
 
 
+@pytest.mark.every_page
 @pytest.mark.area("templates")
 @pytest.mark.one_renderer
 def test_the_template_dialog_shows_ours_with_their_pictures(page, until):
@@ -64,12 +65,14 @@ def test_the_template_dialog_shows_ours_with_their_pictures(page, until):
     page.shot("templates")
 
 
+@pytest.mark.every_page
 @pytest.mark.area("drop")
 def test_a_dropped_workflow_file_restores_the_graph(page, until):
     page.drop("mine.json", (ROOT / "workflows" / "regions_by_hand.json").read_bytes(), "application/json")
     until(lambda: _classes(page.api_graph()) == _classes(_api("regions_by_hand")), what="the dropped graph")
 
 
+@pytest.mark.every_page
 @pytest.mark.area("drop")
 def test_a_dropped_picture_restores_the_graph_it_was_made_with(page, finished, until):
     picture = finished("regions_by_hand").pictures[0]
@@ -120,6 +123,7 @@ def _newcomer(page, until) -> None:
     page.shot("newcomer-4-made", whole=True)
 
 
+@pytest.mark.every_page
 @pytest.mark.area("run")
 def test_from_the_template_dialog_to_a_picture_of_two_concepts_by_mouse_alone(page, until):
     _newcomer(page, until)
@@ -169,6 +173,7 @@ def test_a_template_for_a_checkpoint_opens_as_it_was_made(page, path):
     page.shot(f"{path.stem}-open", whole=True)
 
 
+@pytest.mark.every_page
 @pytest.mark.area("help")
 @pytest.mark.parametrize("node", ["ConceptsRegionEditor", "ConceptsAnagramView"])
 def test_the_help_panel_shows_our_page(page, until, node):

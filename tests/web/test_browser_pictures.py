@@ -64,6 +64,7 @@ def test_the_film_plays_under_the_pointer_and_turns_by_click_and_key(page, until
     assert len(page.workflow()["nodes"]) == 6
 
 
+@pytest.mark.every_page
 @pytest.mark.area("run")
 def test_the_sampler_shows_every_view_while_it_works(page, until, object_info):
     graph = json.loads((ROOT / "workflows" / "api" / "anagram_turn.json").read_text())
@@ -133,6 +134,7 @@ def test_new_regions_take_names_and_colours_from_the_connected_concepts(page):
     )
 
 
+@pytest.mark.every_page
 @pytest.mark.parametrize("value", [12, None, True, {"regions": "all"}, [[1, 2], "x"]], ids=lambda v: type(v).__name__)
 def test_a_workflow_with_another_type_where_the_regions_should_be_is_refused_and_kept(page, until, value):
     node = page.js("const n = LiteGraph.createNode('ConceptsRegionEditor'); app.graph.add(n); return n.id")
