@@ -7,12 +7,12 @@
 # so such a layer of the LoRA does nothing.
 #
 # Installs pinned public packages into a temporary folder, runs them without this pack, and fails if that changes.
-# PYTHON may name an interpreter that has torch; without one, torch 2.14.1 is installed too (3 GB).
+# PYTHON may name an interpreter that has torch 2.14.1; without one, it is installed too (3 GB).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python=${PYTHON:-python3}
-if ! "$python" -c 'import torch' 2>/dev/null; then
+if ! "$python" -c 'import torch; assert torch.__version__.startswith("2.14.1")' 2>/dev/null; then
     "$python" -m venv "$folder/venv"
     python="$folder/venv/bin/python"
     "$python" -m pip install --quiet torch==2.14.1 numpy

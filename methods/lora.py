@@ -92,7 +92,7 @@ def lokr_factors(
 ) -> LoraFactors:
     """LoKr, w1 ⊗ w2: low-rank if both are, since (a b) ⊗ (c d) = (a ⊗ c)(b ⊗ d)."""
     (w1a, w1b), (w2a, w2b) = first, second
-    return LoraFactors(torch.kron(w1b, w2b), torch.kron(w1a, w2a), _scale(alpha, w2b.shape[0]))
+    return LoraFactors(kronecker(w1b, w2b), kronecker(w1a, w2a), _scale(alpha, w2b.shape[0]))
 
 
 def rebuilt(a: torch.Tensor, b: torch.Tensor, core: torch.Tensor | None = None) -> torch.Tensor:
@@ -103,7 +103,7 @@ def rebuilt(a: torch.Tensor, b: torch.Tensor, core: torch.Tensor | None = None) 
 def kronecker(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """``first ⊗ second`` of (a, b) and (c, d[, kh, kw]): (a c, b d[, kh, kw])."""
     spread = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
-    return torch.kron(spread, second.contiguous())  # torch 2.14.1 refuses strides of another order
+    return torch.kron(spread.contiguous(), second.contiguous())  # torch 2.14.1 refuses strides of another order
 
 
 def whole_change(change: torch.Tensor, alpha: float | None, rank: int | None) -> LoraFactors:
