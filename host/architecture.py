@@ -28,7 +28,6 @@ Size: TypeAlias = tuple[int, int]
 
 NOWHERE = slice(0, 0)
 
-
 Between: TypeAlias = Literal["nothing", "norm", "network"]
 """What is between the conditioning and the first layers that the text goes through."""
 
@@ -161,6 +160,8 @@ class Architecture(ABC):
     position_embedder: ClassVar[str | None] = None
     """The module that gets the positions of all tokens, where text has some."""
     equal_lengths: EqualLengths = EqualLengths("mask")
+    takes_references: ClassVar[bool] = True
+    """Whether pictures may lie behind the image."""
 
     def __init__(self, network: Any) -> None:
         self.network = network
@@ -212,6 +213,8 @@ class Architecture(ABC):
         kind = self.kind(layer)
         if kind == "global":
             raise ValueError(f"The layer '{layer}' of a {self.title} model has no tokens; leave it out of regions.")
+        if references and not self.takes_references:
+            raise self.lacks("A picture beside the latent", "remove the reference latents")
         words, image = self.streams(layer, text, size, references)
         if kind == "joint":
             return image.after(words)
@@ -293,8 +296,3 @@ def tiled(lengths: Iterable[tuple[str, int]]) -> dict[str, Size]:
         found[name] = (start, length)
         start += length
     return found
-
-
-def weight_rows(layer: Any) -> int:
-    """How many outputs a linear layer has, in any storage: packed weights have another shape."""
-    return int(layer.out_features if hasattr(layer, "out_features") else layer.weight.shape[0])

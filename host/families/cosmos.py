@@ -19,6 +19,7 @@ class Cosmos(Architecture):
 
     title = "Cosmos and Anima"
     classes = ("MiniTrainDIT", "Anima")
+    takes_references = False
     kinds = (
         ("text", r"^llm_adapter\.|\.cross_attn\.(k_proj|v_proj|k_norm|v_norm)$"),
         ("global", r"^t_embed|\.adaln_modulation"),
@@ -50,8 +51,6 @@ class Cosmos(Architecture):
         return int(self.network.patch_spatial)
 
     def streams(self, layer: str, text: int, size: Size, references: Sequence[Size]) -> tuple[Layout, Layout]:
-        if references:
-            raise self.lacks("A picture beside the latent", "remove the reference latents")
         words, image = super().streams(layer, text, size, references)
         if self.has_adapter and not self.before_call(layer):
             words = text_layout(text, max(text, ANIMA_TEXT))

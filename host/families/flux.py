@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ...methods.lora import layer_shape
 from ..architecture import (
     Architecture,
     Attention,
@@ -17,7 +18,6 @@ from ..architecture import (
     Size,
     image_layout,
     tiled,
-    weight_rows,
 )
 
 QKV = ("q", "k", "v")
@@ -124,7 +124,7 @@ class Flux(Architecture):
         if layer.endswith("_attn.qkv"):
             return tiled(qkv)
         if layer.endswith(".linear1"):  # Flux.2's MLP is gated: its rows are counted, not derived
-            return tiled([*qkv, ("mlp", weight_rows(self.network.get_submodule(layer)) - 3 * hidden)])
+            return tiled([*qkv, ("mlp", layer_shape(self.network.get_submodule(layer))[0] - 3 * hidden)])
         return {}
 
     def streams(self, layer: str, text: int, size: Size, references: Sequence[Size]) -> tuple[Layout, Layout]:

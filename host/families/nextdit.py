@@ -33,6 +33,7 @@ class NextDiT(Architecture):
 
     title = "Lumina 2 and Z-Image"
     classes = ("NextDiT",)
+    takes_references = False
     kinds = (
         ("global", r"^t_embedder\b|adaLN_modulation|^time_text_embed\b|^clip_text_pooled_proj\b"),
         ("text", r"^cap_embedder\b|^context_refiner\.|^siglip_"),
@@ -81,8 +82,6 @@ class NextDiT(Architecture):
         return tiled([("q", queries), ("k", keys), ("v", keys)])
 
     def streams(self, layer: str, text: int, size: Size, references: Sequence[Size]) -> tuple[Layout, Layout]:
-        if references:
-            raise self.lacks("A picture beside the latent", "remove the reference latents")
         image, _ = self.image_tokens(size)
         if layer.startswith(("cap_embedder", "x_embedder")):  # what fills up comes behind them
             return text_layout(text), image_layout(image)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..architecture import Architecture, Attention, Between, EqualLengths, Kind, Part, Size, tiled, weight_rows
+from ...methods.lora import layer_shape
+from ..architecture import Architecture, Attention, Between, EqualLengths, Kind, Part, Size, tiled
 
 _TWO: tuple[Kind, Kind] = ("text", "image")
 _BLOCKS = r"joint_blocks\.\d+"
@@ -77,7 +78,7 @@ class SD3(Architecture):
     def spans(self, layer: str) -> Mapping[str, Size]:
         if not layer.endswith(".qkv"):
             return {}
-        width = weight_rows(self.network.get_submodule(layer)) // 3
+        width = layer_shape(self.network.get_submodule(layer))[0] // 3
         return tiled([("q", width), ("k", width), ("v", width)])
 
     @property

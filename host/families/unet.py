@@ -33,6 +33,7 @@ class UNet(Architecture):
 
     title = "SD 1.x, SD 2.x and SDXL"
     classes = ("UNetModel",)
+    takes_references = False
     kinds = (
         ("global", r"\bemb_layers\b|^time_embed\b|^label_emb\b"),
         ("text", r"\.attn2\.to_[kv]$"),
@@ -85,8 +86,6 @@ class UNet(Architecture):
         ]
 
     def streams(self, layer: str, text: int, size: Size, references: Sequence[Size]) -> tuple[Layout, Layout]:
-        if references:
-            raise self.lacks("A picture beside the latent", "remove the reference latents")
         rows, columns = self.grid(*size, layer)
         return text_layout(text), image_layout(rows * columns)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ..architecture import Architecture, Attention, EqualLengths, Layout, Part, Size
+from ..architecture import Architecture, Attention, EqualLengths, Part
 
 _ATTENTION = (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
 
@@ -14,6 +12,7 @@ class Wan(Architecture):
 
     title = "Wan"
     classes = ("WanModel",)
+    takes_references = False
     kinds = (
         ("global", r"^time_(embedding|projection)\b"),
         ("text", r"^text_embedding\b|^img_emb\b|\.cross_attn\.(k|v|norm_k)(_img)?$"),
@@ -43,11 +42,6 @@ class Wan(Architecture):
     @property
     def patch(self) -> int:
         return int(self.network.patch_size[-1])
-
-    def streams(self, layer: str, text: int, size: Size, references: Sequence[Size]) -> tuple[Layout, Layout]:
-        if references:
-            raise self.lacks("A picture beside the latent", "remove the reference latents")
-        return super().streams(layer, text, size, references)
 
     @property
     def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
