@@ -24,7 +24,6 @@ from ..engine.model_call import evaluate, with_evaluation
 from ..engine.sampling import percent_of, signal_and_noise, step_of
 from ..engine.vae import PIXEL_CHANNELS
 from ..registry import known_architecture, refused_size
-from ..text.equal_lengths import with_equal_lengths
 from ..types import BaseModel, Conds, EvaluationArguments, Executor, ModelOptions, ModelPatcher
 from .anti_segregation import AntiSegregator, SamplerUse, anti_segregator_for
 from .views import (
@@ -35,6 +34,7 @@ from .views import (
     frames_of,
     in_canonical_frame,
     in_frames,
+    in_one_call,
     needs_own_frame,
     predict_views,
 )
@@ -149,14 +149,6 @@ class AnagramRun:
         moment = _Moment(self, cfg, model_options)
         return with_evaluation(moment.options_for_repeated_calls(), moment.evaluate_views)
 
-    def with_equal_lengths(
-        self, conds: list[Conds | None], x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions
-    ) -> tuple[list[Conds | None], ModelOptions]:
-        """Prompts of one length, so that all views share a call. A view alone stays as it would be without us."""
-        if len(self.views) < 2:
-            return conds, options
-        return with_equal_lengths(self.model, conds, x, sigma, options)
-
     def say_without_negative(self) -> None:
         """Tells once per sampling that a contrast does nothing where no negative is evaluated."""
         if self.contrasted and _IDLE not in self.said:
@@ -200,7 +192,7 @@ class _Moment:
             self.run.say_without_negative()
 
         def evaluate_one(conds: list[Conds | None], z: torch.Tensor, options: ModelOptions) -> list[torch.Tensor]:
-            conds, options = self.run.with_equal_lengths(conds, z, sigma, options)
+            conds, options = in_one_call(self.run.model, self.run.views, conds, z, sigma, options)
             with refused_size(self.run.model, z):
                 return evaluate(self.run.model, conds, z, sigma, options)
 
@@ -265,7 +257,7 @@ class _Moment:
         views = self.run.views
 
         def evaluate_one(conds: list[Conds | None], z: torch.Tensor, options: ModelOptions) -> list[torch.Tensor]:
-            conds, options = self.run.with_equal_lengths(conds, z, sigma, options)
+            conds, options = in_one_call(self.run.model, self.run.views, conds, z, sigma, options)
             return executor(model, conds, z, sigma, options)
 
         def prediction_of(number: int, cond: Conds | None) -> torch.Tensor:

@@ -32,10 +32,9 @@ from ..engine.model_call import (
 from ..engine.preview import Painter
 from ..engine.sampling import guides_by_negative, sampler_name, step_of
 from ..engine.vae import cell_side, decoded_pictures, encoded_latents
-from ..text.equal_lengths import with_equal_lengths
 from ..types import VAE, BaseModel, EvaluationArguments, ModelOptions, ModelPatcher, Sampler
 from .guider import AnagramRun, ViewsGuider
-from .views import ViewConds, ViewPrompt, check_latent, extent_of, in_canonical_frame, needs_own_frame
+from .views import ViewConds, ViewPrompt, check_latent, extent_of, in_canonical_frame, in_one_call, needs_own_frame
 
 _SEES_ONE_LATENT = (EVALUATION_SLOT, "context_handler", "model_function_wrapper")
 """Options by which other packs may cut up the latents they see."""
@@ -211,8 +210,7 @@ class _SharedEvaluation:
         }
         numbers = cond_or_uncond_of((v.positive for v in views), (v.negative for v in views))
         conds, options = with_cond_or_uncond(conds, _with_latents(self.options, own), numbers)
-        if len(views) > 1:  # a view alone stays as it would be without us
-            conds, options = with_equal_lengths(self.model, conds, args["input"], args["sigma"], options)
+        conds, options = in_one_call(self.model, views, conds, args["input"], args["sigma"], options)
         out = comfy.samplers.calc_cond_batch(self.model, conds, args["input"], args["sigma"], options)
         return [list(pair) for pair in zip(out[: len(views)], out[len(views) :], strict=True)]
 

@@ -21,6 +21,7 @@ from .. import keys
 from ..engine import base_prompts
 from ..engine.cond_or_uncond import CondOrUncond, cond_or_uncond_of, with_cond_or_uncond
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
+from ..text.equal_lengths import with_equal_lengths
 from ..types import BaseModel, Conditioning, Conds, ModelOptions
 
 PROMPT_TYPES = ("positive", "negative")
@@ -168,6 +169,18 @@ Evaluate = Callable[[list[Conds | None], torch.Tensor, ModelOptions], list[torch
 
 PredictionPairs = tuple[list[torch.Tensor], list[torch.Tensor]]
 """Positive and negative predictions, one of each per view."""
+
+
+def in_one_call(
+    model: BaseModel,
+    views: Sequence[ViewConds],
+    conds: list[Conds | None],
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    options: ModelOptions,
+) -> tuple[list[Conds | None], ModelOptions]:
+    """Prompts of one length, so that all views share a call. A view alone stays as it would be without us."""
+    return with_equal_lengths(model, conds, x, sigma, options) if len(views) > 1 else (conds, options)
 
 
 def predict_views(

@@ -11,6 +11,7 @@ import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
+from comfyui_concepts.boards.demo_models import counting_clone
 from comfyui_concepts.host.anagram.guider import ViewsGuider
 from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination, combiner
@@ -129,14 +130,7 @@ def test_one_identity_view_is_plain_sampling_in_every_use(tiny_models, sampler, 
 
 def _count_calls(model, guider_of, **settings) -> list[int]:
     """The batch size of each call of the network during one sampling."""
-    calls: list[int] = []
-
-    def count(executor, x, *args, **kwargs):
-        calls.append(len(x))
-        return executor(x, *args, **kwargs)
-
-    counted = model.clone()
-    counted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", count)
+    counted, calls = counting_clone(model)
     _sample(guider_of(counted), **settings)
     return calls
 
