@@ -58,22 +58,23 @@ class State:
         """For a checkpoint."""
         tensors = {f"{NET}{name}": value for name, value in self.dit.state_dict().items()}
         tensors |= {f"{AVERAGE}{name}": value for name, value in self.average.items()}
-        for name, parameter in self.dit.named_parameters():
-            for optimiser in self.optimisers:
-                for moment, value in optimiser.state.get(parameter, {}).items():
-                    tensors[f"{MOMENT}{moment}.{name}"] = value
+        for name, moments in self._moments().items():
+            tensors |= {f"{MOMENT}{moment}.{name}": value for moment, value in moments.items()}
         return tensors
 
     def load(self, tensors: Tensors) -> None:
         """Goes on from a checkpoint."""
         self.dit.load_state_dict(_under(NET, tensors))
         self.average = _under(AVERAGE, tensors)
-        parameters, moments = dict(self.dit.named_parameters()), _under(MOMENT, tensors)
-        matrices = {id(parameter) for parameter in self.optimisers[0].param_groups[0]["params"]}
-        for path, value in moments.items():
+        moments = self._moments()
+        for path, value in _under(MOMENT, tensors).items():
             moment, _, name = path.partition(".")
-            optimiser = self.optimisers[0 if id(parameters[name]) in matrices else 1]
-            optimiser.state[parameters[name]][moment] = value
+            moments[name][moment] = value
+
+    def _moments(self) -> dict[str, Tensors]:
+        """What an optimiser remembers of each parameter, by the parameter's name."""
+        of = {p: optimiser.state for optimiser in self.optimisers for p in optimiser.param_groups[0]["params"]}
+        return {name: of[parameter][parameter] for name, parameter in self.dit.named_parameters()}
 
     def step(self, loss: torch.Tensor, share: float, steps: int) -> None:
         """One step down the loss, at a share of the peak rates."""
