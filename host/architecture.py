@@ -160,7 +160,7 @@ class Architecture(ABC):
     position_embedder: ClassVar[str | None] = None
     """The module that gets the positions of all tokens, where text has some."""
     equal_lengths: EqualLengths = EqualLengths("mask")
-    takes_references: ClassVar[bool] = True
+    takes_references: bool = False
     """Whether pictures may lie behind the image."""
 
     def __init__(self, network: Any) -> None:

@@ -19,7 +19,6 @@ class Cosmos(Architecture):
 
     title = "Cosmos and Anima"
     classes = ("MiniTrainDIT", "Anima")
-    takes_references = False
     kinds = (
         ("text", r"^llm_adapter\.|\.cross_attn\.(k_proj|v_proj|k_norm|v_norm)$"),
         ("global", r"^t_embed|\.adaln_modulation"),

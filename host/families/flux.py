@@ -132,6 +132,10 @@ class Flux(Architecture):
         return Layout(length, text=slice(length - text, length)), image_layout(*self.image_tokens(size, references))
 
     @property
+    def takes_references(self) -> bool:  # type: ignore[override]
+        return type(self.network).__name__ != "Chroma"
+
+    @property
     def between(self) -> Between:  # type: ignore[override]
         return "nothing" if getattr(self.network, "txt_norm", None) is None else "norm"
 

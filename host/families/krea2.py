@@ -54,6 +54,7 @@ class Krea2(Architecture):
     first_text_layers = r"^txtmlp\.1$"
     between = "network"
     position_embedder = "pe_embedder"
+    takes_references = True
     targets = {
         "text": r"^txtfusion\.refiner_blocks\.\d+\.attn\.(w[qkvo]|gate)$",
         "attention": r"^(txtfusion\.refiner_)?blocks\.\d+\.attn\.(w[qkvo]|gate)$",

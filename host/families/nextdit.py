@@ -33,7 +33,6 @@ class NextDiT(Architecture):
 
     title = "Lumina 2 and Z-Image"
     classes = ("NextDiT",)
-    takes_references = False
     kinds = (
         ("global", r"^t_embedder\b|adaLN_modulation|^time_text_embed\b|^clip_text_pooled_proj\b"),
         ("text", r"^cap_embedder\b|^context_refiner\.|^siglip_"),

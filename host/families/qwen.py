@@ -23,6 +23,7 @@ class Qwen(Architecture):
     first_text_layers = r"^txt_in$"
     between = "norm"
     position_embedder = "pe_embedder"
+    takes_references = True
     targets = {
         "text": r"\.attn\.(add_[qkv]_proj|to_add_out)$",
         "attention": r"\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",

@@ -12,7 +12,6 @@ class Wan(Architecture):
 
     title = "Wan"
     classes = ("WanModel",)
-    takes_references = False
     kinds = (
         ("global", r"^time_(embedding|projection)\b"),
         ("text", r"^text_embedding\b|^img_emb\b|\.cross_attn\.(k|v|norm_k)(_img)?$"),

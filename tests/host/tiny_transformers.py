@@ -194,11 +194,17 @@ def noise(
 
 
 def predict(
-    patcher: comfy.model_patcher.ModelPatcher, name: str, latent: torch.Tensor, *, length: int = 10, sigma: float = 0.7
+    patcher: comfy.model_patcher.ModelPatcher,
+    name: str,
+    latent: torch.Tensor,
+    *,
+    length: int = 10,
+    sigma: float = 0.7,
+    **values: Any,
 ) -> torch.Tensor:
-    """The clean latent that the model predicts in one call of the host, for ``conditioning(name, length)``."""
+    """The clean latent that the model predicts in one call of the host, for ``conditioning(name, length, **values)``."""
     inner = patcher.model
-    conds = {"positive": comfy.sampler_helpers.convert_cond(conditioning(name, length))}
+    conds = {"positive": comfy.sampler_helpers.convert_cond(conditioning(name, length, **values))}
     conds = comfy.samplers.process_conds(inner, latent, conds, latent.device)
     inner.current_patcher = patcher
     levels = torch.full((latent.shape[0],), sigma)

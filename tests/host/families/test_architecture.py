@@ -26,7 +26,7 @@ def layers_of(network):
     return {path: module for path, module in network.named_modules() if isinstance(module, linear)}
 
 
-def outputs_of(patcher, name, latent, length=TEXT):
+def outputs_of(patcher, name, latent, length=TEXT, **values):
     """The shape of what each layer makes in one call, without the last axis of a linear layer: (batch, tokens, …)."""
     network, seen = patcher.model.diffusion_model, {}
     handles = []
@@ -37,7 +37,7 @@ def outputs_of(patcher, name, latent, length=TEXT):
             seen[path] = shape[:-1] if isinstance(module, torch.nn.Linear) else (shape[0], *shape[2:])
 
         handles.append(module.register_forward_hook(hook))
-    predict(patcher, name, latent, length=length)
+    predict(patcher, name, latent, length=length, **values)
     for handle in handles:
         handle.remove()
     return seen
@@ -68,6 +68,28 @@ def test_the_layout_of_every_layer_has_as_many_tokens_as_the_layer_makes(called)
             assert batch in (2, 2 * TEXT)
         elif kind != "global":
             assert math.prod(tokens) == architecture.layout(layer, TEXT, size_of(name)).length, layer
+
+
+def test_pictures_behind_the_image_are_where_the_layout_says(called):
+    """In every family that takes them; the others refuse them."""
+    name, architecture, shapes = called
+    sizes = [(6, 6), (4, 8)]
+    if not architecture.takes_references:
+        layer = next(layer for layer in shapes if architecture.kind(layer) == "image")
+        with pytest.raises(ValueError, match="remove the reference latents"):
+            architecture.layout(layer, TEXT, size_of(name), sizes)
+        return
+    patcher = shared_transformer(name)
+    references = [noise(patcher, *size, seed=size[0]) for size in sizes]
+    latent = noise(patcher, *size_of(name), batch=2)
+    for layer, (_, *tokens) in outputs_of(patcher, name, latent, reference_latents=references).items():
+        if architecture.kind(layer) not in ("global", "rows"):
+            assert math.prod(tokens) == architecture.layout(layer, TEXT, size_of(name), sizes).length, layer
+
+
+def test_flux_qwen_and_krea_take_pictures_behind_the_image():
+    taking = {name for name in names() if architecture_of(shared_transformer(name).model).takes_references}
+    assert taking == {"flux", "flux_schnell", "flux2", "qwen", "krea2"} & set(names())
 
 
 def test_a_layer_without_tokens_makes_no_sequence_of_text_or_image(called):
