@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..demo import vocabulary
-from ..demo.files import LORAS
+from ..demo.files import lora_file
 from ..demo.judge import LEFT, RIGHT, THIRDS, WHOLE, Judge, background_of
 from .board import Figures
 
@@ -104,7 +104,7 @@ class ConceptTask:
 
 def lora_of(concept: str) -> str:
     """The path of a shipped LoRA."""
-    return str(LORAS / f"concepts-demo-{concept}.safetensors")
+    return str(lora_file(concept))
 
 
 def tasks(pairs: int = 20, layouts: int = 3, seeds: int = 2) -> Iterator[ConceptTask]:

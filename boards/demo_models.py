@@ -7,7 +7,7 @@ from typing import Any
 
 import comfy.patcher_extension
 
-from ..demo.files import LORAS
+from ..demo.files import lora_file
 from ..demo.judge import Judge
 from ..demo.sampling import DemoSampler
 
@@ -21,7 +21,7 @@ def the_judge() -> Judge:
 @lru_cache(maxsize=2)
 def sampler_with(lora: str | None, kind: str = "unet") -> DemoSampler:
     """A demo model of this process, with the LoRA of a concept."""
-    return DemoSampler(None if lora is None else LORAS / f"concepts-demo-{lora}.safetensors", kind=kind)
+    return DemoSampler(None if lora is None else lora_file(lora, kind), kind=kind)
 
 
 def counting_clone(model: Any) -> tuple[Any, list[int]]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..demo.judge import CLASSES, READER, Judge
-from ..demo.sampling import DemoSampler, encode, noise_for
+from ..demo.sampling import SETTINGS, DemoSampler, encode, noise_for
 from ..host.anagram.guider import ViewsGuider
 from ..host.anagram.request import anagram_request
 from ..host.anagram.views import ViewPrompt
@@ -75,8 +75,8 @@ A classifier's probabilities are a hundredfold apart and would throw the weights
 class AnagramRunner:
     """Samples anagrams with the demo model and has the judge name them."""
 
-    def __init__(self, seeds: list[int]) -> None:
-        self.demo, self.seeds = DemoSampler(), seeds
+    def __init__(self, seeds: list[int], kind: str = "unet") -> None:
+        self.demo, self.seeds = DemoSampler(kind=kind), seeds
         self.judge, self.scorer = Judge.load(), Judge.load(READER)
 
     def guider(self, task: AnagramTask, method: AnagramMethod, model: Any) -> ViewsGuider:
@@ -97,8 +97,9 @@ class AnagramRunner:
     def run(self, task: AnagramTask, method: AnagramMethod, steps: int = STEPS) -> AnagramResult:
         """Samples the pictures of one task and has the judge name them."""
         model, rows = counting_clone(self.demo.model)
-        noise = noise_for([seed + 100 * more for seed in self.seeds for more in range(method.candidates)])
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+        seeds = [seed + 100 * more for seed in self.seeds for more in range(method.candidates)]
+        noise, scheduler = noise_for(seeds, kind=self.demo.kind), self.demo.settings.scheduler
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
         sampler = travelling_sampler(comfy.samplers.sampler_object("euler"), *TRAVEL, method.repeats)
         latents = self.guider(task, method, model).sample(
             noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1
@@ -149,19 +150,19 @@ class AnagramRunner:
 
 
 @cache
-def runner(seeds: tuple[int, ...]) -> AnagramRunner:
-    """The runner of this process for these seeds."""
-    return AnagramRunner(list(seeds))
+def runner(seeds: tuple[int, ...], kind: str = "unet") -> AnagramRunner:
+    """The runner of this process for these seeds, with a kind of demo model."""
+    return AnagramRunner(list(seeds), kind)
 
 
-def result_of(job: Job[AnagramTask]) -> AnagramResult:
+def result_of(job: Job[AnagramTask], kind: str = "unet") -> AnagramResult:
     """The pictures of a job and what was measured in them."""
-    return runner(job.seeds).run(job.task, METHODS[job.method], job.steps or STEPS)
+    return runner(job.seeds, kind).run(job.task, METHODS[job.method], job.steps or STEPS)
 
 
-def run_job(job: Job[AnagramTask]) -> tuple[AnagramMetrics, np.ndarray]:
+def run_job(job: Job[AnagramTask], kind: str = "unet") -> tuple[AnagramMetrics, np.ndarray]:
     """One task by one method."""
-    result = result_of(job)
+    result = result_of(job, kind)
     return AnagramMetrics([result]), result.pictures
 
 
@@ -172,7 +173,7 @@ def rows(options: argparse.Namespace, seeds: tuple[int, ...]) -> Iterator[Row]:
     pairs = min(options.pairs, 6) if options.quick else options.pairs
     todo = list(tasks({kind: PAIRS[kind][:pairs] for kind in kinds}, TRIPLES[:triples]))
     for method in options.method or METHODS:
-        yield Row(method, run_job, [Job(method, task, seeds) for task in todo])
+        yield Row(method, partial(run_job, kind=options.model), [Job(method, task, seeds) for task in todo])
 
 
 def main(arguments: list[str]) -> int:
@@ -180,6 +181,7 @@ def main(arguments: list[str]) -> int:
     parser = board_parser("anagram", "6 pairs in 2 kinds of view, 2 sets of three, 1 seed", list(METHODS))
     parser.add_argument("--pairs", type=int, default=len(TURNED), help="only the first so many pairs of a view")
     parser.add_argument("--kind", choices=PAIRS, action="append", help="only this kind of view (again for more)")
+    parser.add_argument("--model", choices=SETTINGS, default="unet", help="which demo model")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     seeds = tuple(SEEDS[:1] if options.quick else SEEDS)

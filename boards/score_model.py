@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from ..demo import vocabulary
-from ..demo.files import FOLDER
+from ..demo.files import FOLDER, lora_file
 from ..demo.judge import LEFT, RIGHT, SEVERAL, THIRDS, UNSURE, WHOLE, Judge, Verdict, background_of
 from ..demo.sampling import SETTINGS
 from .board import Board, Figures, Job, Row, board_parser
@@ -107,6 +108,14 @@ def score_judge(judge: Judge, metrics: dict) -> None:
     metrics["calibration_error"] = expected_calibration_error(*looked_at(judge, hard, scenes))
 
 
+@torch.inference_mode()
+def score_decoder(kind: str, metrics: Figures) -> None:
+    """How near a kind's decoder comes to the held-out compositions: the PSNR of them all together, in dB."""
+    pictures, vae = held_out()[0], sampler_with(None, kind).vae
+    restored = torch.cat([vae.decode(vae.encode(some)).float() for some in pictures.split(32)])
+    metrics |= {"psnr_db": -10 * math.log10((restored - pictures).square().mean().item()), "n": len(pictures)}
+
+
 class JudgedPictures(NamedTuple):
     """What the judge names in the pictures of a job: a verdict for each object of each picture, and the backgrounds."""
 
@@ -180,7 +189,7 @@ def object_rows(seeds: Sequence[int], pairs: int, shares: list[tuple[float, int]
     ]
 
 
-def lora_row(seeds: list[int]) -> Row:
+def lora_row(seeds: list[int], kind: str = "unet") -> Row:
     """Each unseen concept with its LoRA; the same prompt without it; concepts that the base knows, with the LoRA."""
     scenes, few = singles(vocabulary.LORA_CONCEPTS), tuple(seeds[:2])
     with_lora = [Job(scene.concepts[0], scene, tuple(seeds)) for scene in scenes]
@@ -202,15 +211,17 @@ def lora_row(seeds: list[int]) -> Row:
         }
 
     jobs = sorted(with_lora + known, key=lambda job: job.method)  # a LoRA is loaded once
-    return Row("lora concept", run_job, jobs + without, figures, "lora-concept")
+    return Row("lora concept", partial(run_job, kind=kind), jobs + without, figures, "lora-concept")
 
 
-def time_picture(metrics: Figures, kind: str) -> None:
-    """Seconds of one picture by a model that is already loaded."""
-    sampler_with(None, kind).sample("a cat", [1])
-    started = time.monotonic()
-    sampler_with(None, kind).sample("a cat, blue background", [1])
-    metrics["picture_seconds"] = time.monotonic() - started
+def time_pictures(metrics: Figures, kind: str) -> None:
+    """Seconds of one picture, and of four in a batch, by a model that is already loaded."""
+    demo = sampler_with(None, kind)
+    demo.sample("a cat", [1])
+    for name, seeds in (("picture_seconds", [1]), ("four_pictures_seconds", [1, 2, 3, 4])):
+        started = time.monotonic()
+        demo.sample("a cat, blue background", seeds)
+        metrics[name] = time.monotonic() - started
 
 
 def main(arguments: list[str]) -> int:
@@ -228,11 +239,13 @@ def main(arguments: list[str]) -> int:
             background += share * n
             pictures += n
         metrics |= {"right": background / pictures, "n": pictures}
-    if options.model == "unet":  # the other one has no LoRAs yet
-        board.run([lora_row(seeds[:4])], options)
+    if lora_file(vocabulary.LORA_CONCEPTS[0], options.model).exists():
+        board.run([lora_row(seeds[:4], options.model)], options)
     with board.row("judge") as metrics:
         score_judge(the_judge(), metrics)
+    with board.row("decoder") as metrics:
+        score_decoder(options.model, metrics)
     with board.row(f"{SETTINGS[options.model].steps} steps") as metrics:
-        time_picture(metrics, options.model)
+        time_pictures(metrics, options.model)
     board.write(options.json)
     return 0

@@ -13,12 +13,14 @@ import logging
 import statistics
 from collections.abc import Iterable
 from contextlib import closing
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from ..demo import vocabulary
 from ..demo.judge import UNSURE_BELOW
+from ..demo.sampling import SETTINGS
 from . import score_anagram
 from .anagram_tasks import AnagramTask, Concepts, tasks
 from .board import Board, Job, board_parser, with_progress
@@ -58,10 +60,10 @@ def jobs(todo: Iterable[AnagramTask], by: PairRound) -> list[Job[AnagramTask]]:
 
 
 @torch.inference_mode()
-def worst_scores(job: Job[AnagramTask]) -> tuple[Concepts, list[float]]:
+def worst_scores(job: Job[AnagramTask], model: str = "unet") -> tuple[Concepts, list[float]]:
     """For each picture the lowest probability of a view's concept, by judge or scorer."""
-    pictures = torch.from_numpy(score_anagram.result_of(job).pictures).float() / 255
-    runner = score_anagram.runner(job.seeds)
+    pictures = torch.from_numpy(score_anagram.result_of(job, model).pictures).float() / 255
+    runner = score_anagram.runner(job.seeds, model)
     scores = [runner.probabilities(network, job.task, pictures) for network in (runner.judge, runner.scorer)]
     return job.task.concepts, torch.cat(scores, 1).amin(1).tolist()
 
@@ -75,22 +77,22 @@ def ranked(tries: Iterable[tuple[Concepts, list[float]]]) -> list[tuple[Concepts
     return sorted(worth, key=lambda entry: entry[1:], reverse=True)
 
 
-def finalists(name: str, kind: str, todo: list[AnagramTask], many: int) -> list[Concepts]:
+def finalists(name: str, kind: str, todo: list[AnagramTask], many: int, model: str) -> list[Concepts]:
     """The best of the first round."""
     first = jobs(todo, FIRST)
-    with closing(parallel_map(worst_scores, first)) as scores:
+    with closing(parallel_map(partial(worst_scores, model=model), first)) as scores:
         tries = with_progress(scores, len(first), "tries", f"{name} ({kind})")
         return [concepts for concepts, _, _ in ranked(tries)[:many]]
 
 
-def score_group(name: str, quick: bool, board: Board) -> None:
+def score_group(name: str, quick: bool, board: Board, model: str) -> None:
     """Adds the finalists of one group of views to the board, best first."""
     kinds = VIEWS[name]
     todo, many = (every_pair(kinds[0])[:20], 4) if quick else (every_pair(kinds[0]), FINALISTS)
-    best = finalists(name, kinds[0], todo, many)
+    best = finalists(name, kinds[0], todo, many, model)
     again = jobs(tasks({kind: best for kind in kinds}), AGAIN)
     n = len(kinds) * len(AGAIN.methods) * len(AGAIN.seeds)
-    with closing(parallel_map(worst_scores, again)) as scores:
+    with closing(parallel_map(partial(worst_scores, model=model), again)) as scores:
         results = ranked(scores)
     for concepts, both, alignment in results:
         with board.row(f"{name}: {' and '.join(concepts)}") as metrics:
@@ -101,10 +103,11 @@ def main(arguments: list[str]) -> int:
     """Prints the finalists of each group of views, best first; ``--json FILE`` writes them."""
     parser = board_parser("pairs", "only the first 20 pairs, and 4 of them again")
     parser.add_argument("--views", choices=VIEWS, action="append", help="only pairs for these views (again for more)")
+    parser.add_argument("--model", choices=SETTINGS, default="unet", help="which demo model")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     board = Board("pairs", [*FIRST.seeds, *AGAIN.seeds])
     for name in options.views or VIEWS:
-        score_group(name, options.quick, board)
+        score_group(name, options.quick, board, options.model)
     board.write(options.json)
     return 0

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-LATENT_CHANNELS = 4
-LATENT_FACTOR = 8  # px per latent cell
+
+class Latents(NamedTuple):
+    """The size of a demo model's latents."""
+
+    channels: int
+    factor: int
+    """px per latent cell."""
+
+
+LATENTS = {"unet": Latents(4, 8), "dit": Latents(4, 4)}
+"""By the kind of demo model."""
 
 UNET: dict[str, Any] = {
     "image_size": 16,
-    "in_channels": LATENT_CHANNELS,
-    "out_channels": LATENT_CHANNELS,
+    "in_channels": LATENTS["unet"].channels,
+    "out_channels": LATENTS["unet"].channels,
     "model_channels": 64,
     "num_res_blocks": [1, 1, 1],
     "channel_mult": [1, 2, 3],
@@ -68,8 +77,8 @@ TEXT_ROWS = 32
 
 DIT: dict[str, Any] = {
     "image_model": "lumina2",
-    "patch_size": 2,
-    "in_channels": LATENT_CHANNELS,
+    "patch_size": 4,
+    "in_channels": LATENTS["dit"].channels,
     "dim": 192,
     "n_layers": 6,
     "n_refiner_layers": 1,
@@ -89,7 +98,7 @@ DIT: dict[str, Any] = {
 """The host's NextDiT in Z-Image's form (padding tokens, q and k norm): 4.7 M parameters. Z-Image's own modulation needs
 a width of 256, so this has Lumina 2's."""
 
-FLOW: dict[str, Any] = {"multiplier": 1.0, "shift": 2.0}
+FLOW: dict[str, Any] = {"multiplier": 1.0, "shift": 4.0}
 """Flow matching: the sigma is the share of noise, and the model's prediction is noise minus picture."""
 
 UNUSED = ("norm_final.weight",)

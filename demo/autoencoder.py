@@ -11,17 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .architecture import LATENT_CHANNELS, LATENT_FACTOR
+from .architecture import LATENTS, Latents
 
 COLOUR_GAIN, COLOUR_OFFSET = 1.5, 0.3  # z = gain · (mean − offset): near zero mean, unit spread on the demo pictures
 DETAIL_GAIN = 6.0
+WIDTHS = {8: (160, 80, 40), 4: (96, 48)}
+"""Channels of the decoder's stages, by px per cell: each stage doubles the resolution."""
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def encoder_kernel() -> torch.Tensor:
-    """The encoder's weights, (4, 3, 8, 8): three cell means and a luma centre-surround."""
-    f = LATENT_FACTOR
-    kernel = torch.zeros(LATENT_CHANNELS, 3, f, f)
+def encoder_kernel(latents: Latents) -> torch.Tensor:
+    """The encoder's weights, (4, 3, f, f): three cell means and a luma centre-surround."""
+    f = latents.factor
+    kernel = torch.zeros(latents.channels, 3, f, f)
     for channel in range(3):
         kernel[channel, channel] = COLOUR_GAIN / f**2
     surround = torch.full((f, f), -1 / f**2)
@@ -33,7 +35,7 @@ def encoder_kernel() -> torch.Tensor:
 
 def latent_rgb_factors() -> tuple[list[list[float]], list[float]]:
     """(4 × 3 factors, 3 biases) that turn a latent into RGB in [-1, 1]: the host's latent preview uses them."""
-    factors = [[1 / COLOUR_GAIN if row == column else 0.0 for column in range(3)] for row in range(LATENT_CHANNELS)]
+    factors = [[1 / COLOUR_GAIN if row == column else 0.0 for column in range(3)] for row in range(4)]
     return factors, [COLOUR_OFFSET] * 3
 
 
@@ -48,11 +50,12 @@ class _Residual(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Latent (b, 4, h, w) to the detail that the enlarged cell colours lack, (b, 3, 8h, 8w)."""
+    """Latent (b, 4, h, w) to the detail that the enlarged cell colours lack, (b, 3, f·h, f·w)."""
 
-    def __init__(self, widths: tuple[int, int, int] = (160, 80, 40), depth: int = 3) -> None:
+    def __init__(self, latents: Latents, depth: int = 3) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(LATENT_CHANNELS, widths[0], 3, padding=1)]
+        widths = WIDTHS[latents.factor]
+        layers: list[nn.Module] = [nn.Conv2d(latents.channels, widths[0], 3, padding=1)]
         for stage, width in enumerate(widths):
             layers += [_Residual(width) for _ in range(depth)]
             out = widths[stage + 1] if stage + 1 < len(widths) else 12
@@ -66,21 +69,23 @@ class _Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures in [-1, 1], (b, 3, 8h, 8w), to latents (b, 4, h, w) and back. Deterministic both ways."""
+    """Pictures in [-1, 1], (b, 3, f·h, f·w), to latents (b, 4, h, w) and back. Deterministic both ways."""
 
     kernel: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "unet") -> None:
         super().__init__()
-        self.register_buffer("kernel", encoder_kernel())
-        self.decoder = _Decoder()
+        latents = LATENTS[kind]
+        self.factor = latents.factor
+        self.register_buffer("kernel", encoder_kernel(latents))
+        self.decoder = _Decoder(latents)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         bias = x.new_tensor([-COLOUR_GAIN * COLOUR_OFFSET] * 3 + [0.0])
-        return F.conv2d(x, self.kernel.to(x), bias, stride=LATENT_FACTOR)
+        return F.conv2d(x, self.kernel.to(x), bias, stride=self.factor)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         coarse = F.interpolate(
-            z[:, :3] / COLOUR_GAIN + COLOUR_OFFSET, scale_factor=LATENT_FACTOR, mode="bilinear", align_corners=False
+            z[:, :3] / COLOUR_GAIN + COLOUR_OFFSET, scale_factor=self.factor, mode="bilinear", align_corners=False
         )
         return coarse + self.decoder(z)

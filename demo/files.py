@@ -10,7 +10,13 @@ from safetensors.torch import load_file
 
 FOLDER = Path(__file__).parent / "weights"
 LORAS = FOLDER / "loras"
+_LORA_NAMES = {"unet": "concepts-demo-{}", "dit": "concepts-demo-dit-{}"}
 _REPAIR = "get it back with 'git checkout -- demo/weights' in the pack's folder, or clone the pack again"
+
+
+def lora_file(concept: str, kind: str = "unet", folder: Path | None = None) -> Path:
+    """Where the LoRA of a concept is for a kind of demo model."""
+    return (folder or LORAS) / f"{_LORA_NAMES[kind].format(concept)}.safetensors"
 
 
 def does_not_fit(name: str) -> RuntimeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,12 @@ from . import architecture
 from .autoencoder import Autoencoder, latent_rgb_factors
 from .files import FOLDER, does_not_fit, load_strictly, read_weights
 
-CANVAS = (64, 256)
-"""The smallest and the largest side of a canvas in px; the model was trained on 128 × 128 and 192 × 128."""
+CANVAS = {"unet": (64, 256), "dit": (96, 256)}
+"""The smallest and the largest side of a canvas in px, by the kind of demo model. Both were trained on 128 × 128, the
+UNet on 192 × 128 too."""
+
+SIDE = 128
+"""px of the canvas that both were trained on."""
 
 _TOKEN_KEY = "text_model.embeddings.token_embedding.weight"
 _POSITION_KEY = "text_model.embeddings.position_embedding.weight"
@@ -29,12 +34,19 @@ _POSITION_KEY = "text_model.embeddings.position_embedding.weight"
 class DemoLatents(comfy.latent_formats.LatentFormat):
     """Latents of the demo autoencoder: 4 channels, unscaled; the first three are the colours of the cells."""
 
-    latent_channels = architecture.LATENT_CHANNELS
+    latent_channels = architecture.LATENTS["unet"].channels
     scale_factor = 1.0
 
     def __init__(self) -> None:
         self.latent_rgb_factors, self.latent_rgb_factors_bias = latent_rgb_factors()
         self.taesd_decoder_name = None
+
+
+class SharpDemoLatents(DemoLatents):
+    """The same with four times as many cells. Newer hosts enlarge an Empty Latent Image by what is said here."""
+
+    latent_channels = architecture.LATENTS["dit"].channels
+    spacial_downscale_ratio = architecture.LATENTS["dit"].factor
 
 
 class DemoSD(comfy.supported_models_base.BASE):
@@ -55,7 +67,7 @@ class DemoDiT(comfy.supported_models_base.BASE):
 
     unet_config = architecture.DIT
     unet_extra_config: dict[str, Any] = {}
-    latent_format = DemoLatents
+    latent_format = SharpDemoLatents
     sampling_settings = architecture.FLOW
     memory_usage_factor = 1.0
 
@@ -66,16 +78,18 @@ class DemoDiT(comfy.supported_models_base.BASE):
 
 
 class _Kind(NamedTuple):
-    """One of the demo models: the host's description, the network's sizes, and the rows of text it reads."""
+    """One of the demo models: the host's description, the network's sizes, the rows of text it reads, and the file of
+    its decoder."""
 
     description: type[comfy.supported_models_base.BASE]
     config: dict[str, Any]
     text_rows: int
+    decoder: str
 
 
 KINDS = {
-    "unet": _Kind(DemoSD, architecture.UNET, architecture.TEXT["max_position_embeddings"]),
-    "dit": _Kind(DemoDiT, architecture.DIT, architecture.TEXT_ROWS),
+    "unet": _Kind(DemoSD, architecture.UNET, architecture.TEXT["max_position_embeddings"], "decoder"),
+    "dit": _Kind(DemoDiT, architecture.DIT, architecture.TEXT_ROWS, "dit-decoder"),
 }
 """The demo models by the names of their files."""
 
@@ -129,9 +143,15 @@ def load_demo_model(folder: Path = FOLDER, kind: str = "unet") -> tuple[Any, Any
     Raises:
         RuntimeError: a file is missing or damaged; the message says how to get it back.
     """
-    files = [read_weights(folder / f"{name}.safetensors") for name in (kind, "text", "decoder")]
+    files = [read_weights(folder / f"{name}.safetensors") for name in (kind, "text", KINDS[kind].decoder)]
     with torch.inference_mode(False), torch.no_grad():
-        return _load_model(files[0], kind), _load_clip(files[1], KINDS[kind].text_rows), _load_vae(files[2])
+        return _load_model(files[0], kind), _load_clip(files[1], KINDS[kind].text_rows), _load_vae(files[2], kind)
+
+
+def empty_latent(kind: str = "unet") -> torch.Tensor:
+    """The latent of an empty canvas of 128 × 128 px, (1, 4, h, w)."""
+    channels, factor = architecture.LATENTS[kind]
+    return torch.zeros(1, channels, *(2 * (SIDE // factor,)))
 
 
 def _load_model(weights: dict[str, torch.Tensor], kind: str) -> comfy.model_patcher.ModelPatcher:
@@ -142,23 +162,30 @@ def _load_model(weights: dict[str, torch.Tensor], kind: str) -> comfy.model_patc
     unused = {k: v for k, v in model.diffusion_model.state_dict().items() if k in architecture.UNUSED}
     load_strictly(model.diffusion_model, unused | {k: v.float() for k, v in weights.items()}, kind)
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "concepts.demo", _check_run)
+    wrapper = partial(_check_run, kind)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "concepts.demo", wrapper)
     return patcher
 
 
-def _check_run(executor: Any, noise: torch.Tensor, latent: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def _check_run(kind: str, executor: Any, noise: torch.Tensor, latent: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Refuses what would end in a smear or in a line of the host's log, in a sentence, before the first step."""
-    _check_canvas(*(side * architecture.LATENT_FACTOR for side in latent.shape[-2:]))
+    _check_canvas(kind, *(side * architecture.LATENTS[kind].factor for side in latent.shape[-2:]))
     _check_loras(executor.class_obj.model_patcher)
     return executor(noise, latent, *args, **kwargs)
 
 
-def _check_canvas(height: int, width: int) -> None:
-    if not all(CANVAS[0] <= side <= CANVAS[1] for side in (height, width)):
-        raise ValueError(
-            f"The demo model draws pictures of 128 × 128 (or 192 × 128), and this canvas is {width} × {height}; "
-            f"set width and height in Empty Latent Image to 128 (it takes {CANVAS[0]} to {CANVAS[1]})."
-        )
+def _check_canvas(kind: str, height: int, width: int) -> None:
+    smallest, largest = CANVAS[kind]
+    if all(smallest <= side <= largest for side in (height, width)):
+        return
+    if kind == "unet":
+        advice = f"set width and height in Empty Latent Image to {SIDE} (it takes {smallest} to {largest})"
+    else:
+        advice = "take the 'latent' of Concepts Demo Model (Repeat Latent Batch makes several of it)"
+    raise ValueError(
+        f"The demo model draws pictures of {SIDE} × {SIDE}{' (or 192 × 128)' if kind == 'unet' else ''}, and this "
+        f"canvas is {width} × {height}; {advice}."
+    )
 
 
 def _check_loras(patcher: Any) -> None:
@@ -202,18 +229,18 @@ def _load_clip(weights: dict[str, torch.Tensor], rows: int) -> comfy.sd.CLIP:
     return clip
 
 
-def _load_vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:
+def _load_vae(weights: dict[str, torch.Tensor], kind: str) -> comfy.sd.VAE:
     # the host builds a VAE object around a network it knows; its smallest one is then exchanged for ours
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
-    autoencoder = Autoencoder().train(False)
-    load_strictly(autoencoder.decoder, {k: v.float() for k, v in weights.items()}, "decoder")
+    autoencoder = Autoencoder(kind).train(False)
+    load_strictly(autoencoder.decoder, {k: v.float() for k, v in weights.items()}, KINDS[kind].decoder)
     vae.first_stage_model = autoencoder.to(vae.vae_dtype)
     vae.patcher = comfy.model_patcher.ModelPatcher(
         vae.first_stage_model, load_device=vae.device, offload_device=comfy.model_management.vae_offload_device()
     )
-    vae.latent_channels = architecture.LATENT_CHANNELS
-    vae.downscale_ratio = vae.upscale_ratio = architecture.LATENT_FACTOR
+    vae.latent_channels, factor = architecture.LATENTS[kind]
+    vae.downscale_ratio = vae.upscale_ratio = factor
     # bytes of the widest activations: 80 channels at half the picture's resolution, a few alive at once
-    vae.memory_used_decode = lambda shape, dtype: shape[2] * shape[3] * 64 * 160 * 4
-    vae.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * 64
+    vae.memory_used_decode = lambda shape, dtype: shape[2] * shape[3] * factor**2 * 160 * 4
+    vae.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * factor**2
     return vae

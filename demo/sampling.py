@@ -10,7 +10,7 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from .architecture import LATENT_CHANNELS, LATENT_FACTOR
+from .architecture import LATENTS
 from .loader import load_demo_model
 
 
@@ -33,9 +33,10 @@ def encode(clip: Any, prompt: str) -> list:
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
 
-def noise_for(seeds: list[int], width: int = 128, height: int = 128) -> torch.Tensor:
-    """Noise (b, 4, h/8, w/8), each picture from its own seed: it does not depend on its batch."""
-    shape = (1, LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
+def noise_for(seeds: list[int], width: int = 128, height: int = 128, kind: str = "unet") -> torch.Tensor:
+    """Noise (b, 4, h/f, w/f), each picture from its own seed: it does not depend on its batch."""
+    channels, factor = LATENTS[kind]
+    shape = (1, channels, height // factor, width // factor)
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
@@ -44,7 +45,7 @@ class DemoSampler:
 
     def __init__(self, lora: Path | None = None, strength: float = 1.0, kind: str = "unet") -> None:
         self.model, self.clip, self.vae = load_demo_model(kind=kind)
-        self.settings = SETTINGS[kind]
+        self.kind, self.settings = kind, SETTINGS[kind]
         if lora is not None:
             state = comfy.utils.load_torch_file(str(lora), safe_load=True)
             self.model, self.clip = comfy.sd.load_lora_for_models(self.model, self.clip, state, strength, strength)
@@ -54,7 +55,7 @@ class DemoSampler:
         self, prompt: str, seeds: list[int], width: int = 128, height: int = 128, steps: int = 0
     ) -> torch.Tensor:
         """Pictures (b, h, w, 3) in 0..1, one per seed. ``steps``: 0 is the model's own number."""
-        noise = noise_for(seeds, width, height)
+        noise = noise_for(seeds, width, height, self.kind)
         settings = self.settings._replace(steps=steps or self.settings.steps)
         conditionings = encode(self.clip, prompt), encode(self.clip, "")
         start = torch.zeros_like(noise)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ..architecture import UNUSED
 from ..files import FOLDER
+from ..loader import KINDS
 from .train_dit import AVERAGE, CHECKPOINT
 
 _TOKEN_PREFIX = "text_model.embeddings.token_embedding."
@@ -48,8 +49,9 @@ def main(arguments: list[str]) -> int:
         export_model(options.out / "model-ema.safetensors", options.to)
     if (options.out / CHECKPOINT).exists():
         export_dit(options.out / CHECKPOINT, options.to)
-    if (options.out / "decoder.safetensors").exists():
-        save_file(_half(load_file(options.out / "decoder.safetensors")), options.to / "decoder.safetensors")
+    for name in {kind.decoder for kind in KINDS.values()}:
+        if (options.out / f"{name}.safetensors").exists():
+            save_file(_half(load_file(options.out / f"{name}.safetensors")), options.to / f"{name}.safetensors")
     for name in ("judge.safetensors", "reader.safetensors", "held_out.webp", "held_out.json"):
         if (options.out / name).exists():
             shutil.copy(options.out / name, options.to / name)

@@ -21,6 +21,17 @@ def orthogonal(matrices: torch.Tensor, iterations: int = 4) -> torch.Tensor:
     return x
 
 
+def _shared(matrices: torch.Tensor) -> torch.Tensor:
+    """``orthogonal``; several processes with the same matrices (n, rows, columns) each do some, where n can be cut."""
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if processes == 1 or len(matrices) % processes:
+        return orthogonal(matrices)
+    own = orthogonal(matrices.chunk(processes)[torch.distributed.get_rank()]).contiguous()
+    parts = [torch.empty_like(own) for _ in range(processes)]
+    torch.distributed.all_gather(parts, own)
+    return torch.cat(parts)
+
+
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum, for matrices only.
 
@@ -47,7 +58,7 @@ class Muon(torch.optim.Optimizer):
         """One step of matrices of one shape. The size 0.2·√(longer side) is that of an AdamW step (2502.16982)."""
         rows, columns = matrices[0].shape
         steps = torch.stack([self._with_momentum(matrix, group["momentum"]) for matrix in matrices])
-        steps = orthogonal(steps.mT).mT if rows > columns else orthogonal(steps)
+        steps = _shared(steps.mT).mT if rows > columns else _shared(steps)
         for matrix, step in zip(matrices, steps, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
             matrix.add_(step, alpha=-group["lr"] * 0.2 * max(rows, columns) ** 0.5)

@@ -110,6 +110,15 @@ def bundled_networks(folder: Path = FOLDER) -> tuple[UNetModel, comfy.clip_model
     return unet, text
 
 
+def bundled_dit(folder: Path = FOLDER) -> NextDiT:
+    """The bundled transformer as a network that can be trained on."""
+    dit = build_dit()
+    weights = {k: v.float() for k, v in read_weights(folder / "dit.safetensors").items()}
+    unused = {k: v for k, v in dit.state_dict().items() if k in architecture.UNUSED}
+    dit.load_state_dict(unused | weights)
+    return dit
+
+
 class Tokenizer:
     """The host's tokenizer with a cache by word. A sequence is 77 ids: start, words, end, and ends as padding."""
 

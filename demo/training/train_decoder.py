@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from .. import vocabulary
 from ..autoencoder import Autoencoder
+from ..loader import KINDS
 from . import scenes
 from .checkpoint import Training
 
@@ -49,13 +50,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py train decoder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--model", choices=KINDS, default="unet", help="the demo model whose latents are decoded")
     options = parser.parse_args(arguments)
     logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    training = Training(options.out / "decoder.safetensors", options.minutes)
+    training = Training(options.out / f"{KINDS[options.model].decoder}.safetensors", options.minutes)
     torch.manual_seed(training.steps)
-    model, ema, rng = Autoencoder(), Autoencoder(), Random(training.steps)
+    model, ema, rng = Autoencoder(options.model), Autoencoder(options.model), Random(training.steps)
     if training.tensors:
         model.decoder.load_state_dict(training.tensors)
     ema.load_state_dict(model.state_dict())
@@ -91,9 +93,7 @@ def restoration_loss(model: Autoencoder, picture: torch.Tensor) -> torch.Tensor:
     """The loss of pictures (b, 3, side, side) from latents with some noise."""
     z = model.encode(picture)
     z = z + torch.randn_like(z) * torch.rand(len(z), 1, 1, 1) * LATENT_NOISE
-    with torch.autocast("cpu", torch.bfloat16):
-        restored = model.decode(z)
-    return reconstruction_loss(restored.float(), picture)
+    return reconstruction_loss(model.decode(z), picture)
 
 
 def report(training: Training, losses: list[float], model: Autoencoder) -> None:

@@ -1,6 +1,6 @@
 """Trains the transformer on scenes made on the fly. The text encoder is the bundled one, and stays as it is.
 
-One process with one thread, which may run beside other work. The matrices of attention and feed-forward move by Muon,
+Processes of one thread each, which may run beside other work. The matrices of attention and feed-forward move by Muon,
 everything else by AdamW.
 """
 
@@ -12,13 +12,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import torch
 
 from ..autoencoder import Autoencoder
 from .batches import Batches
 from .checkpoint import CountedTraining
-from .dit_loss import Teacher, velocity_loss
+from .dit_loss import velocity_loss
 from .muon import Muon
 from .networks import Tokenizer, build_dit, bundled_networks
 from .steps import follow, rate, take_step
@@ -26,7 +27,8 @@ from .steps import follow, rate, take_step
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "dit-training.safetensors"
-BATCH, SAMPLES = 32, 280_000
+MEETING = "dit-training.meeting"  # a file by which several processes find each other
+BATCH, SAMPLES = 64, 280_000
 MATRIX_RATE, OTHER_RATE, WARM_UP, FLAT = 2e-3, 1e-3, 50, 0.5
 EMA_DECAY = 0.995
 LOG_EVERY = 25  # steps
@@ -44,6 +46,14 @@ def optimisers_of(dit: torch.nn.Module) -> tuple[torch.optim.Optimizer, ...]:
         inner = parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name)
         (matrices if inner else rest).append(parameter)
     return Muon(matrices, MATRIX_RATE), torch.optim.AdamW(rest, OTHER_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+
+
+class FitOptions(NamedTuple):
+    """How the steps are made: with torch.compile, and as which of how many processes."""
+
+    compiled: bool = False
+    processes: int = 1
+    process: int = 0
 
 
 class State:
@@ -88,21 +98,28 @@ def _under(prefix: str, tensors: Tensors) -> Tensors:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def fit(state: State, text: torch.nn.Module, teacher: Teacher | None, training: CountedTraining) -> None:
-    """Trains until all steps are made. What a step draws follows from its number alone."""
-    encoder, batches, generator = Autoencoder(), Batches(0, Tokenizer(), OBJECTS), torch.Generator()
+def fit(state: State, text: torch.nn.Module, training: CountedTraining, options: FitOptions) -> None:
+    """Trains until all steps are made. What a step draws follows from its number and the process alone."""
+    encoder, batches, generator = Autoencoder("dit"), Batches(0, Tokenizer(), OBJECTS), torch.Generator()
+    network = torch.compile(state.dit, dynamic=False) if options.compiled else state.dit
+    if options.processes > 1:
+        # one of ComfyUI 0.3.75's parameters is never used
+        network = torch.nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
     losses: list[float] = []
     while training.done < 1:
-        batches.rng = Random(training.steps)
-        generator.manual_seed(training.steps)
-        loss = velocity_loss(state.dit, text, teacher, encoder.encode, batches.next(BATCH), generator)
+        seed = training.steps * options.processes + options.process
+        batches.rng = Random(seed)
+        generator.manual_seed(seed)
+        batch = batches.next(BATCH // options.processes)
+        loss = velocity_loss(network, text, encoder.encode, batch, generator)
         state.step(loss, rate(training.done, training.steps, WARM_UP, FLAT), training.steps)
         losses.append(loss.item())
-        if training.step():
+        if training.step() and options.process == 0:
             training.keep(state.tensors())
-        if training.steps % LOG_EVERY == 0:
+        if training.steps % LOG_EVERY == 0 and options.process == 0:
             _report(training, losses[-LOG_EVERY:])
-    training.keep(state.tensors())
+    if options.process == 0:
+        training.keep(state.tensors())
 
 
 def _report(training: CountedTraining, losses: Sequence[float]) -> None:
@@ -116,16 +133,31 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--nice", type=int, default=10)
+    parser.add_argument("--processes", type=int, choices=(1, 2, 4, 8), default=1, help="each takes a part of a batch")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile, which needs a C++ compiler")
     options = parser.parse_args(arguments)
     logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
     os.nice(options.nice)
-    torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / MEETING).unlink(missing_ok=True)
+    if options.processes == 1:
+        _train(0, options)
+    else:  # forked, not spawned: the children find the host and the pack already imported
+        torch.multiprocessing.start_processes(_train, (options,), nprocs=options.processes, start_method="fork")
+    return 0
+
+
+def _train(process: int, options: argparse.Namespace) -> None:
+    """One process, with one thread. Several take a part of each batch, and average their gradients."""
+    torch.set_num_threads(1)
+    if options.processes > 1:
+        meeting = f"file://{options.out.resolve() / MEETING}"
+        torch.distributed.init_process_group("gloo", meeting, rank=process, world_size=options.processes)
     training = CountedTraining(options.out / CHECKPOINT, options.samples // BATCH)
     torch.manual_seed(0)
     state = State(build_dit())
     if training.tensors:
         state.load(training.tensors)
-    unet, text = (network.requires_grad_(False).train(False) for network in bundled_networks())
-    fit(state, text, Teacher(unet), training)
-    return 0
+    _unet, text = bundled_networks()
+    fitting = FitOptions(options.compile, options.processes, process)
+    fit(state, text.requires_grad_(False).train(False), training, fitting)

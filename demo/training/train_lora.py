@@ -1,4 +1,4 @@
-"""Trains one LoRA for a concept the base model has never seen, in kohya's naming, which the host's loader takes.
+"""Trains one LoRA for a concept the base model has never seen, in a naming that the host's loader takes.
 
 A third of the pictures show only what the base model knows: the LoRA adds a concept and moves nothing else.
 """
@@ -12,33 +12,23 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from ...host.lora.export import lora_tensors, names_of
-from ...methods.erase.lowrank import LowRank
 from .. import vocabulary
-from ..autoencoder import Autoencoder
-from ..files import LORAS
-from ..loader import load_demo_model
+from ..files import lora_file
 from . import scenes
+from .adapters import ADAPTED, Adapted, Adapters, Tensors
 from .batches import Batches, SceneSource
 from .checkpoint import Training
-from .networks import Tokenizer, bundled_networks
-from .unet_loss import alphas_and_sigmas, training_loss
+from .networks import Tokenizer
 
 log = logging.getLogger(__name__)
 
-RANK, BATCH, PEAK_RATE, EMA_DECAY = 16, 24, 2e-3, 0.98
+BATCH, PEAK_RATE, EMA_DECAY = 24, 2e-3, 0.98
 WITH_CONCEPT = 0.67
 OBJECTS = ((1, 0.55), (2, 0.45))
-UNET_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2)$"
-TEXT_TARGETS = r".*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$"
-
-Adapters = dict[str, torch.nn.Parameter]
-Tensors = dict[str, torch.Tensor]
 
 
 def scene_source(concept: str) -> SceneSource:
@@ -55,68 +45,21 @@ def scene_source(concept: str) -> SceneSource:
     return random_scene
 
 
-def kohya_names(model: Any, clip: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """Layer path to kohya name, for the UNet and the text encoder."""
-    unet, text = names_of(model), names_of(clip=clip)
-    return (
-        {key[len("diffusion_model.") : -len(".weight")]: name for key, name in unet.items()},
-        {key[len("clip_l.transformer.") : -len(".weight")]: name for key, name in text.items()},
-    )
-
-
-def kohya_state(network: torch.nn.Module, names: dict[str, str]) -> dict[str, torch.Tensor]:
-    """The injected adapters of a network as the tensors of a kohya file; for a 1×1 convolution with four axes."""
-    up, down = (
-        {
-            path: getattr(layer, side)["default"].weight.detach()
-            for path, layer in network.named_modules()
-            if hasattr(layer, side)
-        }
-        for side in ("lora_B", "lora_A")
-    )
-    tensors = lora_tensors({path: LowRank(up[path].flatten(1), down[path].flatten(1)) for path in up}, names)
-    convolutions = {names[path] for path, weight in up.items() if weight.ndim == 4}
-    return {
-        name: value[..., None, None] if value.ndim == 2 and name.partition(".")[0] in convolutions else value
-        for name, value in tensors.items()
-    }
-
-
-def with_adapters() -> tuple[torch.nn.Module, torch.nn.Module, Adapters]:
-    """The bundled UNet and text encoder with fresh adapters, and the adapters' parameters."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    unet, text = (network.requires_grad_(False) for network in bundled_networks())
-    for network, targets in ((unet, UNET_TARGETS), (text, TEXT_TARGETS)):
-        inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets), network)
-    adapters = {
-        f"{part}.{name}": parameter
-        for part, network in (("unet", unet), ("text", text))
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
-    }
-    return unet, text, adapters
-
-
-def train(concept: str, minutes: float, path: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The UNet and the text encoder with adapters trained for so many minutes in all; the checkpoint is at ``path``."""
+def train(concept: str, kind: str, minutes: float, path: Path) -> Adapted:
+    """Adapters on a kind of demo model, trained for so many minutes in all; the checkpoint is at ``path``."""
     torch.manual_seed(len(concept))
-    unet, text, adapters = with_adapters()
-    training, average = Training(path, minutes), {k: p.detach().clone() for k, p in adapters.items()}
+    adapted = ADAPTED[kind]()
+    adapters, training = adapted.adapters, Training(path, minutes)
+    average = {k: p.detach().clone() for k, p in adapters.items()}
     for name, parameter in adapters.items() if training.tensors else ():
         parameter.data.copy_(training.tensors[name])
         average[name].copy_(training.tensors[f"average.{name}"])
     batches = Batches(11 + training.steps, Tokenizer(), OBJECTS, scene_source(concept))
     generator = torch.Generator().manual_seed(12 + training.steps)
-    encoder, levels = Autoencoder(), alphas_and_sigmas()
-
-    def next_loss() -> torch.Tensor:
-        return training_loss(unet, text, encoder.encode, batches.next(BATCH), levels, generator)
-
-    fit(concept, adapters, average, training, next_loss)
+    fit(concept, adapters, average, training, lambda: adapted.loss(batches.next(BATCH), generator))
     for name, parameter in adapters.items():
         parameter.data.copy_(average[name])
-    return unet, text
+    return adapted
 
 
 def fit(
@@ -139,16 +82,11 @@ def fit(
             training.keep(adapters | {f"average.{name}": value for name, value in average.items()})
 
 
-def write_lora(concept: str, minutes: float, path: Path, names: tuple[dict[str, str], dict[str, str]]) -> None:
-    """Trains the LoRA of a concept and writes it. ``names``: kohya's, as ``kohya_names`` returns them."""
+def write_lora(concept: str, kind: str, minutes: float, path: Path) -> None:
+    """Trains the LoRA of a concept for a kind of demo model, and writes it."""
     unfinished = path.with_suffix(".training")  # not a name the host would offer as a LoRA
-    unet, text = train(concept, minutes, unfinished)
-    metadata = {
-        "ss_network_dim": str(RANK),
-        "ss_network_alpha": str(RANK),
-        "concepts_phrase": vocabulary.article(concept),
-    }
-    save_file(kohya_state(unet, names[0]) | kohya_state(text, names[1]), path, metadata)
+    adapted = train(concept, kind, minutes, unfinished)
+    save_file(adapted.file(), path, {**adapted.metadata, "concepts_phrase": vocabulary.article(concept)})
     unfinished.unlink(missing_ok=True)
     log.info("%s: written to %s", concept, path)
 
@@ -159,16 +97,16 @@ def main(arguments: list[str]) -> int:
         raise SystemExit("training a LoRA needs peft; install it with: pip install peft")
     parser = argparse.ArgumentParser(prog="dev.py train lora")
     parser.add_argument("concepts", nargs="*", default=list(vocabulary.LORA_CONCEPTS))
-    parser.add_argument("--out", type=Path, default=LORAS)
+    parser.add_argument("--model", choices=ADAPTED, default="unet", help="the demo model it is for")
+    parser.add_argument("--out", type=Path, help="default: the pack's folder of LoRAs")
     parser.add_argument("--minutes", type=float, default=3.0, help="for each concept")
     parser.add_argument("--again", action="store_true", help="also those that are there already")
     options = parser.parse_args(arguments)
     logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    names = kohya_names(*load_demo_model()[:2])
     for concept in options.concepts:
-        path = options.out / f"concepts-demo-{concept}.safetensors"
+        path = lora_file(concept, options.model, options.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if options.again or not path.exists():
-            write_lora(concept, options.minutes, path, names)
+            write_lora(concept, options.model, options.minutes, path)
     return 0

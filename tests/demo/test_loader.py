@@ -14,7 +14,7 @@ from comfyui_concepts.demo import vocabulary
 from comfyui_concepts.demo.autoencoder import Autoencoder
 from comfyui_concepts.demo.files import FOLDER, LORAS
 from comfyui_concepts.demo.judge import Judge
-from comfyui_concepts.demo.loader import load_demo_model
+from comfyui_concepts.demo.loader import KINDS, load_demo_model
 
 SYMMETRIES = [(turns, mirrored) for turns in range(4) for mirrored in (False, True)]
 
@@ -77,9 +77,10 @@ def test_a_prompt_can_be_weighted_and_long(demo_model):
     assert _encode(clip, "a cat and " * 60)[0][0].shape[1] % 77 == 0
 
 
-def test_encoding_follows_every_symmetry_exactly():
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoding_follows_every_symmetry_exactly(kind):
     picture = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
-    autoencoder = Autoencoder().double()
+    autoencoder = Autoencoder(kind).double()
     for symmetry in SYMMETRIES:
         torch.testing.assert_close(
             autoencoder.encode(_move(picture, *symmetry)), _move(autoencoder.encode(picture), *symmetry)

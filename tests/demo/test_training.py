@@ -8,7 +8,7 @@ import comfy.sd1_clip
 import pytest
 import torch
 from comfyui_concepts.demo import vocabulary
-from comfyui_concepts.demo.training import batches, train_lora, unet_loss
+from comfyui_concepts.demo.training import adapters, batches, unet_loss
 from comfyui_concepts.demo.training.networks import Tokenizer, build_text, build_unet
 
 
@@ -99,7 +99,7 @@ def test_a_few_steps_of_training_lower_the_loss(tokenizer):
 
 
 def test_kohya_names_are_the_ordinary_ones(demo_model):
-    unet, text = train_lora.kohya_names(demo_model[0], demo_model[1])
+    unet, text = adapters.kohya_names(demo_model[0], demo_model[1])
     assert (
         unet["input_blocks.1.1.transformer_blocks.0.attn1.to_q"]
         == "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
