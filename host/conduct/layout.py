@@ -26,7 +26,7 @@ from ..engine.gradients import (
 from ..engine.latent_edits import EditSchedule, LatentEdit
 from ..engine.model_call import active_entries
 from ..engine.reach import unanswered
-from ..engine.sampling import percent_of
+from ..engine.sampling import fades_signal, percent_of, signal_and_noise
 from ..types import BaseModel, Conditioning, Conds, ModelOptions, ModelPatcher
 from .paths import ConceptPath, Paths
 
@@ -148,12 +148,16 @@ def _check_size(reference: LayoutReference, like: torch.Tensor) -> None:
 
 
 def _inverted(denoiser: Denoiser, sigmas: list[float], clean: torch.Tensor) -> Trajectory:
-    """By inversion. As in the reference code, the model gets the next noise level and the latent of the one before."""
+    """By inversion. As in the reference code, the model gets the next noise level and the latent of the one before.
+
+    Where noise is only added, that latent gets the size of the next level first. A flow's latents have nearly one size.
+    """
+    grows = not fades_signal(denoiser.model.model_sampling)
     x, before, latents = clean, 0.0, {}
     bar = comfy.utils.ProgressBar(len(sigmas))
     for sigma in sigmas:
-        scaled = x * ((1 + sigma**2) / (1 + before**2)) ** 0.5
-        x = inverted_step(x, (scaled - denoiser(scaled, sigma)) / sigma, before, sigma)
+        seen = x * ((1 + sigma**2) / (1 + before**2)) ** 0.5 if grows else x
+        x = inverted_step(x, (seen - denoiser(seen, sigma)) / sigma, before, sigma)
         latents[sigma], before = x, sigma
         bar.update(1)
     return latents
@@ -162,7 +166,8 @@ def _inverted(denoiser: Denoiser, sigmas: list[float], clean: torch.Tensor) -> T
 def _noised(denoiser: Denoiser, sigmas: list[float], clean: torch.Tensor) -> Trajectory:
     """By one noise for all levels, without a model call."""
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
-    return {sigma: clean + sigma * noise for sigma in sigmas}
+    levels = {sigma: signal_and_noise(denoiser.model.model_sampling, sigma) for sigma in sigmas}
+    return {sigma: signal * clean + share * noise for sigma, (signal, share) in levels.items()}
 
 
 class Aligner(LatentEdit):
@@ -227,7 +232,8 @@ class Aligner(LatentEdit):
                 return x
             total, loss = total + gradient.value, loss + gradient.loss
         self.losses.append(loss)
-        return moved_latent(x, total, float(sigma.max()), self.settings.guidance_weight)
+        levels = signal_and_noise(self.paths.model.model_sampling, float(sigma.max()))
+        return moved_latent(x, total, levels, self.settings.guidance_weight)
 
     def _keys(self, path: ConceptPath, z: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> torch.Tensor:
         """The keys of the guidance site on one path, (batch, tokens, channels). The forward pass ends there."""

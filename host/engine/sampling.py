@@ -10,12 +10,17 @@ import torch
 from ..types import ModelSampling, Sampler, TransformerOptions
 
 
+def fades_signal(model_sampling: ModelSampling) -> bool:
+    """Whether it is a flow model: its picture fades as the noise grows. Elsewhere noise is only added."""
+    return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
 def signal_and_noise(model_sampling: ModelSampling, sigma: float) -> tuple[float, float]:
     """The factors of ``x = signal · x0 + noise · eps`` at this sigma. Only flow models fade the signal.
 
     Newer hosts have flow models that were trained with noise of another scale than one, and a node that sets it.
     """
-    if not isinstance(model_sampling, comfy.model_sampling.CONST):
+    if not fades_signal(model_sampling):
         return 1.0, sigma
     return 1.0 - sigma, sigma * getattr(model_sampling, "noise_scale", 1.0)
 

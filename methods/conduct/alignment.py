@@ -21,11 +21,21 @@ def alignment_loss(features: torch.Tensor, reference: torch.Tensor) -> torch.Ten
     return (features.to(precise) - reference.to(precise)).square().mean(-1).sum(-1)
 
 
-def moved_latent(x: torch.Tensor, gradient: torch.Tensor, sigma: float, weight: float) -> torch.Tensor:
-    """One step: z ← z − w ∂L/∂z of the variance-preserving latent z = x / √(1 + σ²), written for x."""
-    return x - weight * (1 + sigma**2) * gradient
+def moved_latent(x: torch.Tensor, gradient: torch.Tensor, levels: tuple[float, float], weight: float) -> torch.Tensor:
+    """One step: z ← z − w ∂L/∂z of the latent at unit variance, written for x = signal · picture + noise · ε.
+
+    There z = x / √(signal² + noise²): the variance-preserving latent of a UNet, whose signal is 1.
+
+    Args:
+        levels: signal and noise.
+    """
+    signal, noise = levels
+    return x - weight * (signal**2 + noise**2) * gradient
 
 
 def inverted_step(x: torch.Tensor, eps: torch.Tensor, sigma: float, next_sigma: float) -> torch.Tensor:
-    """One step of deterministic inversion in sigma space: x' = x + (σ' − σ) ε (DDIM, 2010.02502, eq. 13)."""
+    """One step of deterministic inversion in sigma space: x' = x + (σ' − σ) ε (DDIM, 2010.02502, eq. 13).
+
+    ``eps`` is the slope (x − denoised) / σ. On flow models it is the velocity, and the step is Euler's.
+    """
     return x + (next_sigma - sigma) * eps

@@ -202,7 +202,7 @@ def predict(
     sigma: float = 0.7,
     **values: Any,
 ) -> torch.Tensor:
-    """The clean latent that the model predicts in one call of the host, for ``conditioning(name, length, **values)``."""
+    """The clean latent that one call of the host predicts for ``conditioning(name, length, **values)``."""
     inner = patcher.model
     conds = {"positive": comfy.sampler_helpers.convert_cond(conditioning(name, length, **values))}
     conds = comfy.samplers.process_conds(inner, latent, conds, latent.device)

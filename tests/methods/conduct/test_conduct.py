@@ -44,16 +44,17 @@ def test_the_loss_has_one_unit_for_all_sizes_and_pictures_do_not_meet():
     assert alignment_loss(a, a).abs().max() == 0
 
 
+@pytest.mark.parametrize("levels", [(1.0, 3.0), (0.3, 0.7)])  # of a UNet, of a flow model
 @torch.inference_mode(False)  # importing the host leaves gradients off
-def test_a_step_in_sigma_space_is_the_step_of_the_variance_preserving_latent():
-    """Spec A5.6: x' = x − w (1 + σ²) ∂L/∂x equals z' = z − w ∂L/∂z."""
-    sigma, weight = 3.0, 0.2
+def test_a_step_of_the_latent_is_the_step_of_the_latent_at_unit_variance(levels):
+    """Spec A5.6: x' = x − w (signal² + noise²) ∂L/∂x equals z' = z − w ∂L/∂z."""
+    weight = 0.2
     z = torch.randn(1, 4, 8, 8, dtype=torch.float64, requires_grad=True)
-    scale = (1 + sigma**2) ** 0.5
+    scale = (levels[0] ** 2 + levels[1] ** 2) ** 0.5
     x = (z.detach() * scale).requires_grad_(True)
     (of_z,) = torch.autograd.grad((z**3).sum(), z)
     (of_x,) = torch.autograd.grad(((x / scale) ** 3).sum(), x)
-    torch.testing.assert_close(moved_latent(x, of_x, sigma, weight) / scale, z - weight * of_z, rtol=0, atol=1e-12)
+    torch.testing.assert_close(moved_latent(x, of_x, levels, weight) / scale, z - weight * of_z, rtol=0, atol=1e-12)
 
 
 def test_the_windows_are_the_papers_in_two_hundred_steps():
