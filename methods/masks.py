@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from .regions import Region, coverage, partition, resample, shares
 
@@ -110,3 +111,14 @@ def _readable(inside: torch.Tensor) -> list[torch.Tensor]:
         others = torch.cat([inside[:number], inside[number + 1 :]]).any(0)
         found.append((own | ~others).nonzero().flatten())
     return found
+
+
+def in_whole_tokens(covered: torch.Tensor, grid: Grid, side: int) -> torch.Tensor:
+    """Masks (regions, h, w) with their last row and column once more where the last tokens would be half empty.
+
+    Args:
+        side: of a token in cells. A network fills the latent up to whole tokens, and cuts that off in the end.
+    """
+    height, width = covered.shape[-2:]
+    around = (0, grid[1] * side - width, 0, grid[0] * side - height)
+    return pad(covered[:, None], around, mode="replicate")[:, 0]

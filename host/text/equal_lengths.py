@@ -64,9 +64,9 @@ def with_equal_lengths(
     padding = architecture.equal_lengths
     active = [entry for cond in conds for entry in active_entries(cond or [], sigma)]
     lengths = {entry["uuid"]: _length(entry) for entry in active if _may_grow(entry, padding)}
-    if len(set(lengths.values())) < 2 or is_compiled(model) or _has_own_call(model):
+    if len(set(lengths.values())) < 2 or is_compiled(model) or has_own_call(model):
         return list(conds), options
-    network = _Network(model.diffusion_model, padding)
+    network = TextAttentions(model.diffusion_model, padding)
     if not network.sites:
         return list(conds), options
     places = _places(lengths, padding, architecture.image_tokens((x.shape[-2], x.shape[-1]))[0])
@@ -77,17 +77,17 @@ def with_equal_lengths(
     def masked(call: ModelCall, run: RunCall) -> torch.Tensor:
         entries = conditioning_rows(call.transformer_options, len(call.x))
         found = [(entry.rows, places[entry.uuid]) for entry in entries if entry.uuid in places]
-        return _Masking(network, found, len(call.x)).run(call, run) if found else run(call)
+        return _Masking(network, found, len(call.x), call.x.device).run(call, run) if found else run(call)
 
     return grown, around_model_call(options, keys.EQUAL_LENGTHS, masked)
 
 
-def _has_own_call(model: BaseModel) -> bool:
+def has_own_call(model: BaseModel) -> bool:
     """Whether its class does something of its own with the prompt first: 0.33.0's LongCat-Image asks for its length."""
     return type(model)._apply_model is not comfy.model_base.BaseModel._apply_model
 
 
-class _Network:
+class TextAttentions:
     """The modules of a network whose attention reads the text; none if another pack has its own in their place, whose
     attention may not pass through the host's."""
 
@@ -142,21 +142,33 @@ def _grown(entry: CondEntry, place: _Place, padding: EqualLengths) -> CondEntry:
     return {**entry, "model_conds": given}
 
 
-class _Masking:
-    """One model call in which no attention sees what was filled in.
+class TextAttentionCall:
+    """One model call in which the attentions that see the text are changed. A subclass says how.
 
     A module with such an attention says when it runs, and the function around the host's attention asks whether one
     does. So no other attention is taken for it, whatever its tokens.
+
+    Args:
+        who: what would be missing if one did not answer, the subject of the refusal.
+
+    ``answered`` holds the modules whose attention was changed.
     """
 
-    def __init__(self, network: _Network, places: Sequence[tuple[slice, _Place]], rows: int) -> None:
-        self.network, self.places = network, places
-        self.seen = torch.ones(rows, places[0][1].total, dtype=torch.bool)  # (rows, text tokens)
-        for own, place in places:
-            self.seen[own, : place.seen.start] = False
-            self.seen[own, place.seen.stop :] = False
+    def __init__(self, network: TextAttentions, who: str) -> None:
+        self.network, self.who = network, who
         self.site: str | None = None
-        self.silent: set[str] = set()
+        self.entered: set[str] = set()
+        self.answered: set[str] = set()
+
+    def attention(
+        self, attend: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The output of one of these attentions.
+
+        Args:
+            attend: the host's attention or another pack's, called as ``attend(q, k, v, mask)``.
+        """
+        raise NotImplementedError
 
     def run(self, call: ModelCall, run: RunCall) -> torch.Tensor:
         """The call's output. All hooks are gone afterwards.
@@ -164,17 +176,17 @@ class _Masking:
         Raises:
             ValueError: an attention did not pass through the function around it.
         """
-        self.seen = self.seen.to(call.x.device)
         given = call.transformer_options
         options = {**given, _SLOT: partial(self._attend, given.get(_SLOT))}
         with contextlib.ExitStack() as stack:
-            for handle in self._hooks():
+            for handle in self.hooks():
                 stack.callback(handle.remove)
             out = run(call._replace(transformer_options=options))
-        check_answered(self.silent, _WHO)
+        check_answered(self.entered - self.answered, self.who)
         return out
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
+    def hooks(self) -> Iterator[RemovableHandle]:
+        """Hangs up what the call needs."""
         padding, network = self.network.padding, self.network.network
         for name, module in self.network.sites.items():
             yield module.register_forward_pre_hook(partial(self._enter, name))
@@ -184,9 +196,13 @@ class _Masking:
         if padding.by == "token":
             yield network.get_submodule(padding.after).register_forward_hook(self._fill)
 
+    def filled_in(self) -> Iterator[tuple[slice, slice]]:
+        """Rows, and which of their tokens get the one that the network fills prompts up with."""
+        raise NotImplementedError
+
     def _enter(self, site: str, *_: object) -> None:
         self.site = site
-        self.silent.add(site)
+        self.entered.add(site)
 
     def _leave(self, *_: object) -> None:
         self.site = None
@@ -195,8 +211,8 @@ class _Masking:
         """Behind each prompt, the token that the network would have put there. ``output`` is (rows, tokens, …)."""
         token = getattr(self.network.network, self.network.padding.token).to(output)
         out = output.clone()
-        for rows, place in self.places:
-            out[rows, place.text.stop : place.seen.stop] = token
+        for rows, tokens in self.filled_in():
+            out[rows, tokens] = token
         return out
 
     def _attend(
@@ -211,12 +227,40 @@ class _Masking:
         *more: object,
         **options: object,
     ) -> torch.Tensor:
-        """The host's attention, or another pack's around it, with a mask where a module with text runs."""
+        """The host's attention, or another pack's around it, changed where a module with text runs."""
         attend = attention if other is None else partial(other, attention)
-        if self.site is not None:
-            self.silent.discard(self.site)
-            mask = self._masked(mask, k)
-        return attend(q, k, v, heads, mask, *more, **options)
+        if self.site is None:
+            return attend(q, k, v, heads, mask, *more, **options)
+        self.answered.add(self.site)
+
+        def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            return attend(q, k, v, heads, mask, *more, **options)
+
+        return self.attention(whole, q, k, v, mask)
+
+
+class _Masking(TextAttentionCall):
+    """One model call in which no attention sees what was filled in."""
+
+    def __init__(
+        self, network: TextAttentions, places: Sequence[tuple[slice, _Place]], rows: int, device: torch.device
+    ) -> None:
+        super().__init__(network, _WHO)
+        self.places = places
+        self.seen = torch.ones(rows, places[0][1].total, dtype=torch.bool)  # (rows, text tokens)
+        for own, place in places:
+            self.seen[own, : place.seen.start] = False
+            self.seen[own, place.seen.stop :] = False
+        self.seen = self.seen.to(device)
+
+    def filled_in(self) -> Iterator[tuple[slice, slice]]:
+        for rows, place in self.places:
+            yield rows, slice(place.text.stop, place.seen.stop)
+
+    def attention(
+        self, attend: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        return attend(q, k, v, self._masked(mask, k))
 
     def _masked(self, mask: torch.Tensor | None, k: torch.Tensor) -> torch.Tensor:
         """What is added to the logits, (rows, 1 or more, 1 or more, keys). The text comes first among the keys.

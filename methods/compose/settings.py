@@ -36,6 +36,8 @@ class Compose:
         token_lora: whether the rest of each LoRA acts on its region's tokens: self-attention, queries, feed-forward.
             Differs from the paper: its LoRAs learn words and do without. Ordinary LoRAs hold most of a concept there.
         automatic: without regions, the percent at which they are taken from the concepts' attention so far.
+        base_in_regions: whether regions read the base prompt too, where all prompts are in one sequence with the
+            picture. A UNet's regions never do.
     """
 
     isolation: bool = True
@@ -48,6 +50,7 @@ class Compose:
     weights: LossWeights = LossWeights()
     token_lora: bool = True
     automatic: float = 0.2
+    base_in_regions: bool = True
 
     def __post_init__(self) -> None:
         for name, value, known in (

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from ...host.compose.guider import ComposeGuider
+from ...host.compose.joint import JointGuider, attends_jointly
 from ...host.engine.base_prompts import BasePrompts
 from ...host.schema import io, schema
 from ...host.types import Conditioning, ModelPatcher
@@ -92,12 +93,13 @@ class ConceptsComposer(io.ComfyNode):
     ) -> io.NodeOutput:
         base, listed = BasePrompts(positive, negative, cfg), concepts.in_order()
         settings = (options or Compose()).at(automatic_percent)
+        guider = JointGuider if attends_jointly(model) else ComposeGuider
         if regions is None:
-            return io.NodeOutput(ComposeGuider(model, base, listed, None, settings))
+            return io.NodeOutput(guider(model, base, listed, None, settings))
         drawn = regions.in_order()
         soft = any(region.feather > 0 for region in drawn)
         ordered, coverage_at = assigned_concepts(listed, drawn), partial(coverage, drawn)
-        return io.NodeOutput(ComposeGuider(model, base, ordered, coverage_at, settings, soft))
+        return io.NodeOutput(guider(model, base, ordered, coverage_at, settings, soft))
 
 
 class ConceptsComposerOptions(io.ComfyNode):
