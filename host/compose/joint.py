@@ -39,11 +39,11 @@ from ..types import BaseModel, HookInputs, ModelOptions, ModelPatcher
 log = logging.getLogger(__name__)
 
 WHO = "LoRA Composer"
-_SIDES = ("positive", "negative")
+_PROMPT_TYPES = ("positive", "negative")
 
 
 class JointConcept(NamedTuple):
-    """A concept where and as the model computes: its prompts, (1, tokens, channels) each, and its LoRA."""
+    """A concept where and as the model computes: positive and negative, (1, tokens, channels) each, and its LoRA."""
 
     prompts: tuple[torch.Tensor, torch.Tensor]
     factors: LayerLoras
@@ -61,7 +61,7 @@ class JointInjection:
 
     Args:
         coverage: how much of each cell each region covers, (concepts, height, width).
-        sides: uuid of a conditioning entry to 0 (positive) or 1 (negative).
+        cond_or_uncond: uuid of a conditioning entry to 0 (positive) or 1 (negative).
     """
 
     def __init__(
@@ -69,11 +69,12 @@ class JointInjection:
         model: BaseModel,
         concepts: Sequence[JointConcept],
         coverage: torch.Tensor,
-        sides: Mapping[UUID, int],
+        cond_or_uncond: Mapping[UUID, int],
         settings: Compose,
         soft: bool = False,
     ) -> None:
-        self.architecture, self.concepts, self.sides, self.settings = architecture_of(model), concepts, sides, settings
+        self.architecture, self.concepts, self.settings = architecture_of(model), concepts, settings
+        self.cond_or_uncond = cond_or_uncond
         self.attentions = TextAttentions(model.diffusion_model, self.architecture.equal_lengths)
         self.grid = self.architecture.grid(*coverage.shape[-2:])
         covered = in_whole_tokens(coverage.float().cpu(), self.grid, self.architecture.patch)
@@ -89,15 +90,15 @@ class JointInjection:
 
     def _call(self, call: ModelCall, run: RunCall) -> torch.Tensor:
         entries = conditioning_rows(call.transformer_options, len(call.x))
-        sides = [self.sides[entry.uuid] for entry in entries if entry.uuid in self.sides]
-        if not sides:
+        numbers = [self.cond_or_uncond[entry.uuid] for entry in entries if entry.uuid in self.cond_or_uncond]
+        if not numbers:
             return run(call)
-        if len(sides) < len(entries):
+        if len(numbers) < len(entries):
             raise ValueError(
                 f"Another node has put a prompt of its own into a model call of {WHO}, which has no place for it in "
                 "the sequence of all prompts; bypass that node."
             )
-        text = SequenceText(self.architecture, call, [[c.prompts[s] for c in self.concepts] for s in sides], WHO)
+        text = SequenceText(self.architecture, call, [[c.prompts[n] for c in self.concepts] for n in numbers], WHO)
         grouping = _Grouping(self.attentions, text, [entry.rows for entry in entries], self.groups)
         with low_rank(self.attentions.network, self._branches(text, call.x.device)) as silent:
             out = grouping.run(text.call, run)
@@ -169,7 +170,7 @@ class _Grouping(TextAttentionCall):
     def filled_in(self) -> Iterator[tuple[slice, slice]]:
         for rows, places in zip(self.rows, self.text.slots.places, strict=True):
             for place in places:
-                yield rows, slice(place.text.stop, place.seen.stop)
+                yield rows, slice(place.text.stop, place.filled.stop)
 
     def attention(
         self, attend: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
@@ -181,8 +182,8 @@ class _Grouping(TextAttentionCall):
         k, v = (t.flatten(2) if t.ndim > q.ndim else t for t in (k, v))  # SD3's values have their heads apart
         by_prompts: dict[tuple[Extent, ...], list[torch.Tensor]] = {}
         for rows, places in zip(self.rows, self.text.slots.places, strict=True):
-            seen = tuple(place.seen for place in places)
-            by_prompts.setdefault(seen, []).append(torch.arange(rows.start, rows.stop, device=q.device))
+            prompts = tuple(place.filled for place in places)
+            by_prompts.setdefault(prompts, []).append(torch.arange(rows.start, rows.stop, device=q.device))
         parts = []
         for prompts, own in by_prompts.items():
             groups = self.groups(prompts, self.text.slots.length, q.shape[-2], q.device)
@@ -230,12 +231,13 @@ class JointGuider(RunGuider[JointInjection]):
     def begin(self, sampling: Sampling) -> JointInjection:
         check_reaches_network(self.model_patcher, WHO)
         assert self.coverage_at is not None  # refused before
-        size = (int(sampling.noise.shape[-2]), int(sampling.noise.shape[-1]))
-        self.regions = self.coverage_at(*size)[self.active]
+        self.regions = self.coverage_at(*sampling.noise.shape[-2:])[self.active]
         there = [number for number, region in enumerate(self.regions) if region.any()]
         concepts = _joint_concepts(self.inner_model, sampling, [self.concepts[number] for number in there])
-        sides = {entry["uuid"]: number for number, name in enumerate(_SIDES) for entry in self.conds.get(name, ())}
-        return JointInjection(self.inner_model, concepts, self.regions[there], sides, self.settings, self.soft)
+        cond_or_uncond = {
+            entry["uuid"]: number for number, name in enumerate(_PROMPT_TYPES) for entry in self.conds.get(name, ())
+        }
+        return JointInjection(self.inner_model, concepts, self.regions[there], cond_or_uncond, self.settings, self.soft)
 
     def predict(
         self, run: JointInjection, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions, seed: int | None
@@ -283,10 +285,10 @@ def _joint_concepts(model: BaseModel, sampling: Sampling, concepts: Sequence[Con
     """
     raw = {
         name: [entry for c in concepts for entry in comfy.sampler_helpers.convert_cond(getattr(c, name)[:1])]
-        for name in _SIDES
+        for name in _PROMPT_TYPES
     }
     architecture, processed = architecture_of(model), sampling.process(raw)
-    texts = {name: [text_of(architecture, entry, WHO) for entry in processed[name]] for name in _SIDES}
+    texts = {name: [text_of(architecture, entry, WHO) for entry in processed[name]] for name in _PROMPT_TYPES}
     dtype, device = model.manual_cast_dtype or model.get_dtype(), model.current_patcher.load_device
     made: dict[int, LayerLoras] = {}
     for concept in concepts:
@@ -294,5 +296,5 @@ def _joint_concepts(model: BaseModel, sampling: Sampling, concepts: Sequence[Con
             made[id(concept)] = prepared(network_factors(concept.lora, model), device, dtype)
     return [
         JointConcept((positive.to(device), negative.to(device)), made[id(concept)], concept.strength)
-        for concept, positive, negative in zip(concepts, *(texts[name] for name in _SIDES), strict=True)
+        for concept, positive, negative in zip(concepts, *(texts[name] for name in _PROMPT_TYPES), strict=True)
     ]

@@ -43,7 +43,7 @@ class SequenceText:
         assert base is not None  # no family here is without text
         self.architecture, self.base = architecture, base
         self.size: Size = (int(call.x.shape[-2]), int(call.x.shape[-1]))
-        self.references = [(int(r.shape[-2]), int(r.shape[-1])) for r in _listed(call.others.get("ref_latents"))]
+        self.references = _references(call) if architecture.takes_references else []
         lengths = [[base.shape[1], *(p.shape[1] for p in entry)] for entry in prompts]
         self.slots: Slots = slots_for(lengths, facts.multiple, facts.shifts)
         others = {key: value for key, value in call.others.items() if key != "attention_mask"}
@@ -113,5 +113,7 @@ def _check_mask(architecture: Architecture, mask: object, who: str) -> None:
         raise architecture.lacks(f"{who} with a prompt of which some tokens are masked", "bypass what masks them")
 
 
-def _listed(value: object) -> Sequence[torch.Tensor]:
-    return value if isinstance(value, (list, tuple)) else ()
+def _references(call: ModelCall) -> list[Size]:
+    """The sizes of the pictures behind the image."""
+    given = call.others.get("ref_latents")
+    return [(int(r.shape[-2]), int(r.shape[-1])) for r in given] if isinstance(given, (list, tuple)) else []

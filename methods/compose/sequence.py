@@ -13,7 +13,7 @@ class Place(NamedTuple):
     """Where one prompt is, and how far it goes with what the network fills it up with."""
 
     text: Extent
-    seen: Extent
+    filled: Extent
 
 
 class Slots(NamedTuple):

@@ -36,7 +36,11 @@ class ConceptsComposer(io.ComfyNode):
             "model. For SamplerCustomAdvanced, with any sampler.",
             search_aliases=["multi lora", "regional lora", "lora composer", "mix of show", "attention couple"],
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model (SD 1.x, SD 2.x, SDXL) without the concepts' LoRAs."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A UNet (SD 1.x, SD 2.x, SDXL) or a transformer with joint attention (Flux, Z-Image, "
+                    "Qwen-Image, …), without the concepts' LoRAs.",
+                ),
                 Concepts.Input(
                     "concepts",
                     tooltip="The concepts, from Concept. Each concept's prompt describes what its region shows.",
