@@ -38,6 +38,8 @@ sys.argv = _arguments
 
 WITH_HOST = ("web/", "workflows/", "nodes/test_complete.py", "nodes/test_regions.py")
 """Where the tests are that ask a running host."""
+SHARING = ("host/company/test_matrix.py",)
+"""Files whose tests share what takes long to make: a compiled model and what is drawn beside it."""
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -49,7 +51,9 @@ def pytest_xdist_make_scheduler(config, log):
 
     class HostTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return "host" if nodeid.startswith(WITH_HOST) else nodeid
+            if nodeid.startswith(WITH_HOST):
+                return "host"
+            return nodeid.split("::")[0] if nodeid.startswith(SHARING) else nodeid
 
     return HostTogether(config, log)
 
