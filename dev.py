@@ -8,6 +8,7 @@ neither the host nor the pack, and needs nothing but the standard library.
 from __future__ import annotations
 
 import argparse
+import compileall
 import hashlib
 import os
 import shutil
@@ -84,6 +85,7 @@ def unpacked(folder: Path, wheel: str, prefix: str, doing: str) -> None:
             names = [n for n in archive.namelist() if n.startswith(prefix) and not n.endswith(NOT_UNPACKED)]
             archive.extractall(partial, names)
         (partial / prefix).rename(folder)
+        compileall.compile_dir(folder, quiet=2)  # nothing else writes into it, so every start would compile it again
         shutil.rmtree(partial)
 
 

@@ -13,14 +13,42 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_concepts.workbench import gallery
 from comfyui_concepts.workbench.server import HostFailed, HostServer, free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+BUSY = """import http.server, sys, time
+
+class Host(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path != '/system_stats':
+            time.sleep(600)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{}')
+
+address = '127.0.0.1', int(sys.argv[sys.argv.index('--port') + 1])
+http.server.ThreadingHTTPServer(address, Host).serve_forever()
+"""
 
 
 def _dev(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "dev.py"), "--python", sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=300)
+
+
+@pytest.fixture
+def busy_host(host_path, tmp_path):
+    """A stand-in for a host that is up and does not come to an end: a real one takes 12 s of processor time to start.
+
+    The demo's own process imports the real one, from where it is.
+    """
+    folder = tmp_path / "host"
+    folder.mkdir()
+    for name in ("comfy", "comfy_api", "requirements.txt"):
+        (folder / name).symlink_to(host_path / name)
+    (folder / "main.py").write_text(BUSY)
+    return folder
 
 
 def test_a_wrong_host_folder_is_named(tmp_path):
@@ -30,10 +58,9 @@ def test_a_wrong_host_folder_is_named(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_workflow_is_answered_with_the_known_ones():
-    done = _dev("demo", "--workflow", "nonsense")
-    assert done.returncode == 1
-    assert "There is no workflow 'nonsense'; there are anagram_" in done.stderr
+def test_an_unknown_workflow_is_answered_with_the_known_ones(capsys):
+    assert gallery.main(["--workflow", "nonsense"]) == 1
+    assert "There is no workflow 'nonsense'; there are anagram_" in capsys.readouterr().err
 
 
 def test_an_unknown_family_is_answered_with_the_known_ones():
@@ -67,8 +94,9 @@ def test_a_taken_port_is_named():
     assert f"Port {port} is taken by another program; leave --port out" in done.stderr
 
 
-def test_a_port_that_is_none_is_named():
-    assert "There is no port 70000" in _dev("demo", "--port", "70000").stderr
+def test_a_port_that_is_none_is_named(capsys, tmp_path):
+    assert gallery.main(["--port", "70000", "--out", str(tmp_path)]) == 1
+    assert "There is no port 70000" in capsys.readouterr().err
 
 
 def test_a_host_without_requirements_is_named(tmp_path):
@@ -90,7 +118,7 @@ def test_a_test_run_names_the_host_and_the_torch_it_ran_on(host_path):
 
 
 @pytest.mark.slow
-def test_a_host_does_not_outlive_one_who_is_killed(host_path, tmp_path):
+def test_a_host_does_not_outlive_one_who_is_killed(busy_host, tmp_path):
     """The net below: nobody could end it in order."""
     if sys.platform != "linux":
         pytest.skip("only Linux tells a process that its parent has died")
@@ -104,7 +132,8 @@ def test_a_host_does_not_outlive_one_who_is_killed(host_path, tmp_path):
         "--out",
         str(tmp_path),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {"COMFYUI_PATH": str(busy_host)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     for line in process.stdout:
         if line.startswith("    up in"):
             break
@@ -142,8 +171,9 @@ def _listening(port: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "terminated", "hung up"])
-def test_stopping_in_the_middle_ends_the_host_too(how, tmp_path):
-    port = free_port()
+def test_stopping_in_the_middle_ends_the_host_too(how, host_path, busy_host, tmp_path):
+    """The real one at Ctrl-C. What another signal starts here ends the host in the same way, whichever it is."""
+    port, host = free_port(), host_path if how is signal.SIGINT else busy_host
     command = [
         sys.executable,
         str(ROOT / "dev.py"),
@@ -157,6 +187,7 @@ def test_stopping_in_the_middle_ends_the_host_too(how, tmp_path):
     ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=os.environ | {"COMFYUI_PATH": str(host)},
         # a suite in the background is started deaf to it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
