@@ -14,7 +14,8 @@ _COLOUR = "#3f789e"  # what the page gives a new group
 
 ROLES: dict[str, tuple[str, ...]] = {
     "Model and prompts": (
-        "ConceptsDemoModel", "CheckpointLoaderSimple", "CLIPLoader", "CLIPVisionLoader", "LoraLoader",
+        "ConceptsDemoModel", "CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader",
+        "CLIPVisionLoader", "LoraLoader", "ModelSamplingAuraFlow",
         "CLIPTextEncode", "ConceptsEncodePhrase", "ConceptsEncodeObjects", "ConceptsCorrectObjects",
     ),
     "Concepts": ("ConceptsConcept",),

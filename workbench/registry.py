@@ -16,12 +16,22 @@ _LEAST_HOST = _PROJECT["tool"]["comfy"]["requires-comfyui"].removeprefix(">=")
 """The version that core nodes are said to have: the oldest host the templates run on."""
 
 _HUB = "https://huggingface.co/"
+_Z_IMAGE, _QWEN_IMAGE = "Comfy-Org/z_image_turbo", "Comfy-Org/Qwen-Image_ComfyUI"
+_FLUX_TEXT = "comfyanonymous/flux_text_encoders"
 _PUBLIC = {
-    "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive"),
-    "sd_xl_base_1.0.safetensors": ("checkpoints", "stabilityai/stable-diffusion-xl-base-1.0"),
-    "clip_l.safetensors": ("text_encoders", "comfyanonymous/flux_text_encoders"),
+    "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive", ""),
+    "sd_xl_base_1.0.safetensors": ("checkpoints", "stabilityai/stable-diffusion-xl-base-1.0", ""),
+    "clip_l.safetensors": ("text_encoders", _FLUX_TEXT, ""),
+    "t5xxl_fp16.safetensors": ("text_encoders", _FLUX_TEXT, ""),
+    "flux1-dev.safetensors": ("diffusion_models", "Comfy-Org/flux1-dev", ""),
+    "z_image_bf16.safetensors": ("diffusion_models", "Comfy-Org/z_image", "split_files/diffusion_models/"),
+    "qwen_3_4b.safetensors": ("text_encoders", _Z_IMAGE, "split_files/text_encoders/"),
+    "ae.safetensors": ("vae", _Z_IMAGE, "split_files/vae/"),
+    "qwen_image_fp8_e4m3fn.safetensors": ("diffusion_models", _QWEN_IMAGE, "split_files/diffusion_models/"),
+    "qwen_2.5_vl_7b_fp8_scaled.safetensors": ("text_encoders", _QWEN_IMAGE, "split_files/text_encoders/"),
+    "qwen_image_vae.safetensors": ("vae", _QWEN_IMAGE, "split_files/vae/"),
 }
-"""By file name: the folder below ``models``, and the repository that has it under this very name."""
+"""By file name: the folder below ``models``, the repository that has it under this very name, and the path there."""
 
 
 def origin_of(info: dict[str, Any]) -> dict[str, str]:
@@ -38,12 +48,8 @@ def core_origin() -> dict[str, str]:
 
 def models_of(values: list[Any]) -> list[dict[str, str]]:
     """Name, address and folder of each public model file among the values of a node's widgets."""
+    found = [(name, *_PUBLIC[name]) for name in values if isinstance(name, str) and name in _PUBLIC]
     return [
-        {
-            "name": name,
-            "url": f"{_HUB}{_PUBLIC[name][1]}/resolve/main/{name}",
-            "directory": _PUBLIC[name][0],
-        }
-        for name in values
-        if isinstance(name, str) and name in _PUBLIC
+        {"name": name, "url": f"{_HUB}{repository}/resolve/main/{path}{name}", "directory": folder}
+        for name, folder, repository, path in found
     ]

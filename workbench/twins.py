@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .gallery import API, CHECKPOINTS
+from .public_models import DEMO, DEMO_SIDE, FLUX, QWEN_IMAGE, SD15, SDXL, Z_IMAGE, PublicModel
 
-SD15, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
-_SIDES = {SD15: 512, SDXL: 1024}  # px, what each was trained at
-_DEMO_SIDE = 128
 _LENGTHS = ("width", "height", "left", "top", "right", "bottom")
 
 
@@ -26,13 +24,13 @@ class Twin:
 
     Attributes:
         source: the graph it is the twin of.
-        checkpoint: a file name; the person chooses their own of the same family.
+        model: a public one; the person chooses their own of the same family.
         values: by node and input.
         left_out: nodes that know the demo model alone; what they are linked to does without.
     """
 
     source: str
-    checkpoint: str
+    model: PublicModel
     values: dict[tuple[str, str], Any]
     left_out: tuple[str, ...] = ()
 
@@ -59,6 +57,10 @@ def _both_places(at: str, first: str, second: str) -> dict[tuple[str, str], Any]
     return _two_loras(at, first, second, prompts)
 
 
+_PAINTINGS = _prompts("an oil painting of a snowy mountain village", "an oil painting of a horse") | {
+    ("10", "scheduler"): "simple",
+    ("11", "batch_size"): 1,
+}
 _PETS = "a photo of a dog on the left and a cat on the right, a meadow"
 _ONE_PET_EACH = _two_loras(
     ", a meadow",
@@ -104,6 +106,9 @@ TWINS = {
         _prompts("an oil painting of a snowy mountain village", "an oil painting of a horse")
         | {("11", "batch_size"): 2},
     ),
+    "anagram_turn_z_image": Twin("anagram_turn", Z_IMAGE, _PAINTINGS | {("7", "cfg"): 4.0, ("10", "steps"): 25}),
+    "anagram_turn_flux": Twin("anagram_turn", FLUX, _PAINTINGS | {("7", "cfg"): 1.0}),
+    "anagram_turn_qwen_image": Twin("anagram_turn", QWEN_IMAGE, _PAINTINGS | {("7", "cfg"): 4.0}),
     "anagram_together_sd15": Twin(
         "anagram_together",
         SD15,
@@ -232,21 +237,13 @@ TWINS = {
             ("12", "cfg"): 7.0,
         },
     ),
-    "erase_train_sd15": Twin(
-        "erase_train",
-        SD15,
-        _prompts("a photo of a cat in a garden") | _TRAINING,
-    ),
+    "erase_train_sd15": Twin("erase_train", SD15, _prompts("a photo of a cat in a garden") | _TRAINING),
     "erase_text_encoder_sd15": Twin(
         "erase_text_encoder",
         SD15,
         _prompts("a photo of a cat in a garden", first=10) | _TRAINING,
     ),
-    "regions_by_hand_sd15": Twin(
-        "regions_by_hand",
-        SD15,
-        _TWO_THINGS | {("11", "batch_size"): 2},
-    ),
+    "regions_by_hand_sd15": Twin("regions_by_hand", SD15, _TWO_THINGS | {("11", "batch_size"): 2}),
     "app_two_boxes_sd15": Twin("app_two_boxes", SD15, _TWO_THINGS),
     "demo_lora_concept_sdxl": Twin(
         "demo_lora_concept",
@@ -263,14 +260,15 @@ def twin_graph(twin: Twin) -> dict[str, Any]:
     Raises:
         KeyError: a node or an input its source does not have.
     """
+    model = twin.model
     graph = without(twin.left_out, json.loads((API / f"{twin.source}.json").read_text()))
-    scale = _SIDES[twin.checkpoint] // _DEMO_SIDE
     for node in graph.values():
-        if node["class_type"] == "ConceptsDemoModel":
-            node |= {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": twin.checkpoint}}
-        for name in _LENGTHS:
-            if isinstance(node["inputs"].get(name), int):
-                node["inputs"][name] *= scale
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] == DEMO:
+                node["inputs"][name] = list(model.outputs[value[1]])
+            elif name in _LENGTHS and isinstance(value, int):
+                node["inputs"][name] = value * model.side // DEMO_SIDE
+    graph = {DEMO: {}} | graph | dict(model.nodes)
     for (node_id, name), value in twin.values.items():
         inputs = graph[node_id]["inputs"]
         inputs[name] = value if name in inputs else inputs[name]

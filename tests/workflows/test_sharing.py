@@ -42,6 +42,15 @@ def _holds(outer, inner):
     )
 
 
+LOADERS = {
+    "CheckpointLoaderSimple": "checkpoints",
+    "UNETLoader": "diffusion_models",
+    "DualCLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+}
+"""By class, the folder of what it loads."""
+
+
 def _touch(one, other):
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
@@ -64,10 +73,11 @@ def test_a_public_file_comes_with_its_address_and_no_other_file_does(path, objec
         for link in links:
             assert link["name"] in files
             assert link["url"].startswith("https://huggingface.co/")
-            assert link["url"].endswith(f"/resolve/main/{link['name']}")
+            assert "/resolve/main/" in link["url"]
+            assert link["url"].endswith(f"/{link['name']}")
         linked = {link["name"]: link["directory"] for link in links}
-        if node["type"] == "CheckpointLoaderSimple":
-            assert linked == dict.fromkeys(files, "checkpoints")
+        if node["type"] in LOADERS:
+            assert linked == dict.fromkeys(files, LOADERS[node["type"]])
         assert not any(name.startswith(("concepts-demo", "my_")) for name in linked)
 
 

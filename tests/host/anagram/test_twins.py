@@ -1,0 +1,61 @@
+"""The graphs for transformers of a person's own, run on small random models of the same class."""
+
+from __future__ import annotations
+
+from graphlib import TopologicalSorter
+
+import nodes as host_nodes
+import pytest
+import torch
+from comfy_extras import nodes_custom_sampler, nodes_model_advanced
+from comfyui_concepts.nodes import NODES
+from comfyui_concepts.workbench.twins import TWINS, twin_graph
+
+from ..tiny_transformers import conditioning, tiny_transformer
+
+CLASSES = {"anagram_turn_z_image": "zimage", "anagram_turn_flux": "flux", "anagram_turn_qwen_image": "qwen"}
+LAST = "SamplerCustomAdvanced"
+SIDE = 64  # px
+
+
+def _classes():
+    """Every class by its name in a graph."""
+    extras = {
+        name: kind for module in (nodes_custom_sampler, nodes_model_advanced) for name, kind in vars(module).items()
+    }
+    ours = {node.GET_SCHEMA().node_id: node for node in NODES}
+    return host_nodes.NODE_CLASS_MAPPINGS | extras | ours
+
+
+def _run(kind, inputs):
+    """What a node returns, of either of the host's two kinds of node."""
+    if hasattr(kind, "define_schema"):
+        return kind.execute(**inputs).args
+    return getattr(kind(), kind.FUNCTION)(**inputs)
+
+
+@pytest.mark.parametrize(("name", "family"), CLASSES.items())
+def test_a_twin_for_a_transformer_draws_with_a_small_model_of_its_class(name, family):
+    graph, classes = twin_graph(TWINS[name]), _classes()
+    end = next(identity for identity, node in graph.items() if node["class_type"] == LAST)
+    links = {i: [v[0] for v in node["inputs"].values() if isinstance(v, list)] for i, node in graph.items()}
+    needed = [end]
+    for identity in needed:
+        needed += [source for source in links[identity] if source not in needed]
+    made = {}
+    for identity in TopologicalSorter({i: links[i] for i in needed}).static_order():
+        kind, inputs = graph[identity]["class_type"], dict(graph[identity]["inputs"])
+        if kind == "UNETLoader":
+            made[identity] = (tiny_transformer(family),)
+        elif kind == "CLIPTextEncode":  # the prompts of these models are as long as their text
+            made[identity] = (conditioning(family, 10 + len(inputs["text"]) % 5),)
+        elif "CLIPLoader" in kind:
+            made[identity] = (None,)
+        else:
+            smaller = {"width": SIDE, "height": SIDE, "steps": 2}
+            given = {k: made[v[0]][v[1]] if isinstance(v, list) else smaller.get(k, v) for k, v in inputs.items()}
+            made[identity] = _run(classes[kind], given)
+    latent = made[end][0]["samples"]
+    assert latent.shape[-2:] == (SIDE // 8, SIDE // 8)
+    assert latent.shape[1] == made["1"][0].model.latent_format.latent_channels
+    assert torch.isfinite(latent).all()
