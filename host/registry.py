@@ -18,7 +18,7 @@ from .families.qwen import Qwen
 from .families.sd3 import SD3
 from .families.unet import UNet
 from .families.wan import Wan
-from .types import BaseModel
+from .types import BaseModel, ModelPatcher
 
 FAMILIES: tuple[type[Architecture], ...] = (UNet, Flux, SD3, Qwen, NextDiT, Cosmos, Krea2, Wan)
 
@@ -45,6 +45,12 @@ def known_architecture(model: BaseModel | torch.nn.Module) -> Architecture | Non
     network = _network_in(model)
     family = _family_of(network)
     return None if family is None else family(network)
+
+
+def attends_jointly(model: ModelPatcher) -> bool:
+    """Whether text and picture attend together in a MODEL's network."""
+    architecture = known_architecture(model.model)
+    return architecture is not None and any(attention.kind == "joint" for attention in architecture.attentions)
 
 
 def unet_of(model: BaseModel | UNetModel) -> UNetModel:

@@ -8,7 +8,7 @@ are those that each prompt has alone, and each LoRA acts on its own words and on
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 from uuid import UUID
@@ -31,13 +31,12 @@ from ..engine.reach import check_answered, check_reaches_network
 from ..lora.branches import Branch, TokensByKind, low_rank, prepared
 from ..lora.concept import Concept, check_concept_prompts
 from ..lora.factors import network_factors
-from ..registry import architecture_of, known_architecture
+from ..registry import architecture_of
 from ..text.equal_lengths import Attention, TextAttentionCall, TextAttentions, has_own_call
 from ..text.sequence import SequenceText, text_of
 from ..types import BaseModel, HookInputs, ModelOptions, ModelPatcher
 
 log = logging.getLogger(__name__)
-
 WHO = "LoRA Composer"
 _PROMPT_TYPES = ("positive", "negative")
 
@@ -48,12 +47,6 @@ class JointConcept(NamedTuple):
     prompts: tuple[torch.Tensor, torch.Tensor]
     factors: LayerLoras
     strength: float
-
-
-def attends_jointly(model: ModelPatcher) -> bool:
-    """Whether text and picture attend together in this model's network."""
-    architecture = known_architecture(model.model)
-    return architecture is not None and any(site.kind == "joint" for site in architecture.attentions)
 
 
 class JointInjection:
@@ -76,6 +69,8 @@ class JointInjection:
         self.architecture, self.concepts, self.settings = architecture_of(model), concepts, settings
         self.cond_or_uncond = cond_or_uncond
         self.attentions = TextAttentions(model.diffusion_model, self.architecture.equal_lengths)
+        own = (site for site in self.architecture.sites() if site.attention.kind == "self")
+        self.picture_alone = {site.block for site in own if site.attention.output == ("image",)}
         self.grid = self.architecture.grid(*coverage.shape[-2:])
         covered = in_whole_tokens(coverage.float().cpu(), self.grid, self.architecture.patch)
         self.masks = MaskPyramid(covered, soft, overlapping=True)
@@ -99,7 +94,7 @@ class JointInjection:
                 "the sequence of all prompts; bypass that node."
             )
         text = SequenceText(self.architecture, call, [[c.prompts[n] for c in self.concepts] for n in numbers], WHO)
-        grouping = _Grouping(self.attentions, text, [entry.rows for entry in entries], self.groups)
+        grouping = _Grouping(self.attentions, text, [entry.rows for entry in entries], self.groups, self.picture_alone)
         with low_rank(self.attentions.network, self._branches(text, call.x.device)) as silent:
             out = grouping.run(text.call, run)
         self.called = True
@@ -136,6 +131,7 @@ class _Grouping(TextAttentionCall):
     Args:
         rows: of every entry of the call.
         groups: who reads whom.
+        picture_alone: blocks in which the picture attends to itself.
     """
 
     def __init__(
@@ -144,13 +140,17 @@ class _Grouping(TextAttentionCall):
         text: SequenceText,
         rows: Sequence[slice],
         groups: RegionGroups,
+        picture_alone: Collection[str] = (),
     ) -> None:
         super().__init__(network, WHO)
         self.text, self.rows, self.groups = text, rows, groups
+        self.picture_alone = picture_alone
         self.positions, self.passed = text.positions(), 0
 
     def hooks(self) -> Iterator[RemovableHandle]:
         yield from super().hooks()
+        for block in self.picture_alone:
+            yield from self.site_hooks(block, self.network.network.get_submodule(block))
         embedder = self.text.architecture.position_embedder
         if embedder is not None:
             yield self.network.network.get_submodule(embedder).register_forward_pre_hook(self._placed)
@@ -180,19 +180,18 @@ class _Grouping(TextAttentionCall):
                 f"Another node changes the attention that {WHO} works in, by a mask or by tokens of its own; bypass it."
             )
         k, v = (t.flatten(2) if t.ndim > q.ndim else t for t in (k, v))  # SD3's values have their heads apart
+        alone = self.site in self.picture_alone
         by_prompts: dict[tuple[Extent, ...], list[torch.Tensor]] = {}
         for rows, places in zip(self.rows, self.text.slots.places, strict=True):
-            prompts = tuple(place.filled for place in places)
+            prompts = (Extent(0, 0),) * len(places) if alone else tuple(place.filled for place in places)
             by_prompts.setdefault(prompts, []).append(torch.arange(rows.start, rows.stop, device=q.device))
         parts = []
         for prompts, own in by_prompts.items():
-            groups = self.groups(prompts, self.text.slots.length, q.shape[-2], q.device)
+            groups = self.groups(prompts, 0 if alone else self.text.slots.length, q.shape[-2], q.device)
             chosen = (q, k, v) if len(by_prompts) == 1 else (t.index_select(0, torch.cat(own)) for t in (q, k, v))
             parts.append(grouped(groups, *chosen, partial(attend, mask=None)))
-        if len(parts) == 1:
-            return parts[0]
         order = torch.cat([at for own in by_prompts.values() for at in own])
-        return torch.cat(parts).index_select(0, order.argsort())
+        return parts[0] if len(parts) == 1 else torch.cat(parts).index_select(0, order.argsort())
 
 
 class JointGuider(RunGuider[JointInjection]):

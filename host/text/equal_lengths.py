@@ -189,12 +189,16 @@ class TextAttentionCall:
         """Hangs up what the call needs."""
         padding, network = self.network.padding, self.network.network
         for name, module in self.network.sites.items():
-            yield module.register_forward_pre_hook(partial(self._enter, name))
-            yield module.register_forward_hook(self._leave)
+            yield from self.site_hooks(name, module)
             if padding.until and padding.until in dict(module.named_modules()):
                 yield module.get_submodule(padding.until).register_forward_pre_hook(self._leave)
         if padding.by == "token":
             yield network.get_submodule(padding.after).register_forward_hook(self._fill)
+
+    def site_hooks(self, name: str, module: torch.nn.Module) -> Iterator[RemovableHandle]:
+        """Hangs up what says that a module with such an attention runs."""
+        yield module.register_forward_pre_hook(partial(self._enter, name))
+        yield module.register_forward_hook(self._leave)
 
     def filled_in(self) -> Iterator[tuple[slice, slice]]:
         """Rows, and which of their tokens get the one that the network fills prompts up with."""

@@ -7,8 +7,9 @@ from functools import partial
 import torch
 
 from ...host.compose.guider import ComposeGuider
-from ...host.compose.joint import JointGuider, attends_jointly
+from ...host.compose.joint import JointGuider
 from ...host.engine.base_prompts import BasePrompts
+from ...host.registry import attends_jointly
 from ...host.schema import io, schema
 from ...host.types import Conditioning, ModelPatcher
 from ...methods.assignment import assigned_concepts

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import comfy.controlnet
 import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.compose.guider import ComposeGuider
-from comfyui_concepts.host.compose.joint import JointGuider, attends_jointly
+from comfyui_concepts.host.compose.joint import JointGuider
 from comfyui_concepts.host.engine.base_prompts import BasePrompts
+from comfyui_concepts.host.registry import attends_jointly
 from comfyui_concepts.methods.compose.settings import Compose
 
 from ..faults import FAULTS, assert_as_before, tensors_of
@@ -115,8 +117,9 @@ def test_a_call_that_the_host_splits_is_the_same(name, monkeypatch):
     assert calls == [4, 2, 2]
 
 
-def test_what_is_in_one_region_does_not_reach_another():
-    name, size = "flux", (8, 8)
+@pytest.mark.parametrize("name", TWO)
+def test_what_is_in_one_region_does_not_reach_another(name):
+    size = (16, 8)
     covered = torch.zeros(2, *size)
     covered[0, :, :4], covered[1, :, 4:] = 1, 1
     left = [
@@ -140,6 +143,23 @@ def test_references_lie_behind_the_picture_and_get_no_lora():
     assert apart(sample(guider(name, [own], everywhere(), prompts=base(name, **values))), theirs) < 1e-6
     whole = concept(name)
     assert apart(sample(guider(name, [whole], everywhere(), prompts=base(name, **values))), theirs) > 1e-2
+
+
+def test_a_control_net_s_part_lands_on_the_picture():
+    name, own = "flux", concept("flux")
+
+    class Fixed(comfy.controlnet.ControlBase):
+        def get_control(self, x_noisy, t, cond, batched_number, *more):
+            assert cond["c_crossattn"].shape[1] in (10, 13)  # one prompt
+            part = torch.linspace(-1, 1, 20 * 64).reshape(1, 20, 64)
+            return {"input": [part, part], "output": [part, part]}
+
+    values = {"control": Fixed(), "control_apply_to_uncond": True}
+    seen = BasePrompts(prompt(name, 13, 20, **values), prompt(name, 8, 21), 1.0)
+    theirs = sample(plain(patched(name), seen))
+    prompts = base(name)._replace(positive=prompt(name, 10, 0, **values))
+    assert apart(sample(guider(name, [own], everywhere(), prompts=prompts)), theirs) < 1e-6
+    assert apart(sample(plain(patched(name), seen._replace(positive=own.positive))), theirs) > 1e-3
 
 
 def test_a_soft_region_fades_in_what_its_lora_does():
