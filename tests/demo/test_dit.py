@@ -270,13 +270,14 @@ def test_a_lora_in_the_names_of_trainers_does_in_the_host_what_it_does_in_traini
     torch.testing.assert_close(theirs, ours, rtol=1e-2, atol=1e-2)  # the file is in half precision
 
 
-def test_its_latents_keep_what_those_of_the_unet_lose_and_follow_turns_as_a_picture_does():
-    psnr = {}
-    for kind in ("unet", "dit"):
+def test_its_latents_keep_what_those_of_the_unet_lose_and_follow_turns_as_a_picture_does(loaded, monkeypatch):
+    vaes, psnr = {"unet": load_demo_model()[2], "dit": loaded[2]}, {}
+    monkeypatch.setattr(score_model, "sampler_with", lambda _lora, kind: SimpleNamespace(vae=vaes[kind]))
+    for kind in vaes:
         score_model.score_decoder(kind, metrics := {})
         psnr[kind] = metrics["psnr_db"]
     assert psnr["dit"] > psnr["unet"] + 3
-    vae, (pictures, _scenes) = demo_models.sampler_with(None, "dit").vae, score_model.held_out()
+    vae, (pictures, _scenes) = vaes["dit"], score_model.held_out()
     latent = vae.encode(pictures[:16])
     upright = vae.decode(latent)
     for of_latent, of_pictures in (
