@@ -18,6 +18,12 @@ CATEGORY = (
 )
 HAS_PICTURE = "return arguments[0].querySelector('img')?.naturalWidth > 0"
 EDITOR = "app.graph.nodes.find(node => node.type === 'ConceptsRegionEditor')"
+SHORT = """for (const { widgets } of app.graph.nodes)
+  for (const [name, value] of [['steps', 4], ['batch_size', 1]]) {
+    const widget = widgets?.find(one => one.name === name);
+    if (widget) widget.value = value;
+  }"""
+"""What a script sets where the length of a run is not what is tested."""
 pytestmark = pytest.mark.slow
 
 
@@ -104,7 +110,7 @@ def _editor_in_sight(page):
     return paper
 
 
-def _newcomer(page, until) -> None:
+def _newcomer(page, until, *, short: bool = False) -> None:
     """No coordinate is typed: a template with two LoRAs, a drag for each region, Run."""
     _pick_from_dialog(page, until, "conduct_regions")
     page.shot("newcomer-2-opened")
@@ -116,6 +122,8 @@ def _newcomer(page, until) -> None:
     assert lion["boxes"][0] == pytest.approx([0.015, 0.265, 0.435, 0.685], abs=0.04)
     assert robot["boxes"][0] == pytest.approx([0.485, 0.315, 0.47, 0.47], abs=0.04)
     page.shot("newcomer-3-drawn")
+    if short:
+        page.js(SHORT)
     page.run()
     until(lambda: page.js("return app.nodeOutputs?.[14]?.images?.length"), 300, "the pictures")
     page.shot("newcomer-4-made", whole=True)  # with Save Image in sight; the page loads what is
@@ -126,7 +134,8 @@ def _newcomer(page, until) -> None:
 @pytest.mark.every_page
 @pytest.mark.area("run")
 def test_from_the_template_dialog_to_a_picture_of_two_concepts_by_mouse_alone(page, until):
-    _newcomer(page, until)
+    """In a short run; the whole one is that of the archive."""
+    _newcomer(page, until, short=True)
 
 
 def test_the_archive_alone_takes_a_newcomer_as_far(driver, host_path, tmp_path_factory, until):
