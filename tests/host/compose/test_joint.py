@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import comfy.controlnet
 import comfy.model_management
 import comfy.samplers
@@ -11,7 +13,9 @@ from comfyui_concepts.host import keys
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.joint import JointGuider
 from comfyui_concepts.host.engine.base_prompts import BasePrompts
-from comfyui_concepts.host.registry import attends_jointly
+from comfyui_concepts.host.engine.model_call import ModelCall
+from comfyui_concepts.host.registry import architecture_of, attends_jointly
+from comfyui_concepts.host.text.sequence import SequenceText
 from comfyui_concepts.methods.compose.settings import Compose
 
 from ..faults import FAULTS, assert_as_before, tensors_of
@@ -268,6 +272,30 @@ def test_what_a_sequence_has_no_place_for_is_refused():
     other.positive[0][0] = torch.zeros(1, 5, 24)
     with pytest.raises(ValueError, match="another text encoder"):
         sample(guider("flux", [other], everywhere()))
+
+
+def test_a_prompt_of_another_node_in_the_same_call_is_refused():
+    def with_their_own(args):
+        theirs = [{**args["conds"][0][0], "uuid": uuid.uuid4()}]
+        others = (args["input"], args["sigma"], args["model_options"])
+        return comfy.samplers.calc_cond_batch(args["model"], [*args["conds"], theirs], *others)[:2]
+
+    model = shared_transformer("flux").clone()
+    model.set_model_sampler_calc_cond_batch_function(with_their_own)
+    with pytest.raises(ValueError, match="a prompt of its own.*bypass that node"):
+        sample(guider("flux", [concept("flux")], everywhere(), model=model))
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "others", "words"),
+    [("qwen", 2, {}, "with several frames"), ("lumina2", 1, {"ref_latents": []}, "with pictures beside the prompt")],
+)
+def test_what_no_sequence_of_prompts_has_a_place_for_is_refused_by_family(name, frames, others, words):
+    architecture = architecture_of(shared_transformer(name).model)
+    x = torch.zeros(1, 16, frames, 4, 4) if frames > 1 else torch.zeros(1, 16, 4, 4)
+    call = ModelCall(x, torch.ones(1), None, torch.zeros(1, 5, 8), None, {}, others)
+    with pytest.raises(ValueError, match=words):
+        SequenceText(architecture, call, [[torch.zeros(1, 5, 8)]], "LoRA Composer")
 
 
 def test_what_does_nothing_there_is_said_once(caplog):
