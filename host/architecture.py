@@ -162,6 +162,8 @@ class Architecture(ABC):
     equal_lengths: EqualLengths = EqualLengths("mask")
     takes_references: bool = False
     """Whether pictures may lie behind the image."""
+    overwrites_saved: ClassVar[bool] = True
+    """Whether the network overwrites what autograd has saved."""
 
     def __init__(self, network: Any) -> None:
         self.network = network

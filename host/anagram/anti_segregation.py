@@ -84,7 +84,7 @@ class AntiSegregator(LatentEdit):
             losses.append(each.detach())
             return each.sum()  # pictures of a batch do not meet, so each gets its own gradient
 
-        gradient = gradient_of(self.model, x, loss_of)
+        gradient = gradient_of(self.model, x, loss_of, [view.positive for view in self.with_phrase])
         return x if gradient.value is None else x + self.gradient_step.step(x, gradient.value, losses[0])
 
     def _attention_maps(

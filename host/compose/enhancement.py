@@ -121,7 +121,7 @@ class Enhancer(LatentEdit):
             losses.append(each.detach())
             return each.sum()  # pictures of a batch do not interact, so each gets its own gradient
 
-        gradient = gradient_of(self.model, x, loss_of)
+        gradient = gradient_of(self.model, x, loss_of, [self.positive])
         if not losses:
             return x
         going = self._goes_on(losses[0])

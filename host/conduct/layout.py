@@ -227,7 +227,7 @@ class Aligner(LatentEdit):
                 # pictures of a batch do not meet
                 return share * alignment_loss(keys, without_inference_tensors(target)).sum()
 
-            gradient = gradient_of(self.paths.model, x, loss_of)
+            gradient = gradient_of(self.paths.model, x, loss_of, [path.positive])
             if gradient.value is None:
                 return x
             total, loss = total + gradient.value, loss + gradient.loss

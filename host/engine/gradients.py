@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import comfy.model_management
 import comfy.model_patcher
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
+from ..registry import known_architecture
+from ..saved_tensors import mutation_allowed
 from ..types import BaseModel, CondEntry, Conds, HasModules, ModelOptions, ModelPatcher
 from .reach import compiles, is_compiled, is_spread, step_cache_of
 
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 _OVERRIDE = "optimized_attention_override"
 _NO_BACKWARD = ("fp8_ops", "scaled_fp8_op", "MixedPrecisionOps", "Nunchaku", "SVDQW4A4Linear")
 _COMPILED = "Gradients cannot be taken through a compiled model; bypass the TorchCompileModel node."
+_OVERWRITTEN = "modified by an inplace operation"  # torch's words
 _HALF_SCALE = 1024.0  # a float16 gradient of a small loss underflows
 
 
@@ -43,8 +45,8 @@ def differentiable(*models: HasModules, in_place: bool = True) -> Iterator[None]
     Args:
         models: the host's models (``patcher.model``, a guider's ``inner_model``, a CLIP's ``cond_stage_model``),
             loaded.
-        in_place: keeps tensors that the models overwrite. Text encoders and Flux-like models need it, UNets do not: a
-            small one is a third faster without. Autograd itself refuses where it is needed and missing.
+        in_place: keeps tensors that the models overwrite. Text encoders, Flux-like models and ControlNets need it.
+            UNets do not: a small one takes half as long without. Autograd itself refuses where it is missing.
 
     Raises:
         ValueError: the model is compiled or computes in a quantised form that has no backward pass.
@@ -55,7 +57,7 @@ def differentiable(*models: HasModules, in_place: bool = True) -> Iterator[None]
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if in_place:
-            stack.enter_context(_mutation_allowed())
+            stack.enter_context(mutation_allowed())
         for model in models:
             stack.enter_context(_aliased(model))
         stack.enter_context(temporarily_set(comfy.model_management, "in_training", True))
@@ -191,20 +193,40 @@ class Gradient(NamedTuple):
     loss: float
 
 
-def gradient_of(model: BaseModel, x: torch.Tensor, loss_of: Callable[[torch.Tensor], torch.Tensor]) -> Gradient:
+def gradient_of(
+    model: BaseModel, x: torch.Tensor, loss_of: Callable[[torch.Tensor], torch.Tensor], conds: Iterable[Conds] = ()
+) -> Gradient:
     """The gradient of a scalar computed inside the model with respect to the model's input.
 
     Args:
         x: the noisy latent, (batch, channels, …, height, width); not changed.
-        loss_of: called once inside the region with an ordinary copy of ``x``; returns a scalar, best in float32. Only
-            its computations from that copy are differentiated. Inference tensors must go through
-            ``without_inference_tensors``.
+        loss_of: called inside the region with an ordinary copy of ``x``; returns a scalar, best in float32. Only its
+            computations from that copy are differentiated. Inference tensors must go through
+            ``without_inference_tensors``. It is called again where another node overwrites what autograd has saved.
+        conds: the processed conditionings it uses.
 
     Returns:
         The gradient with respect to ``x`` (sigma space: an update of a variance-preserving latent has to carry its
         1 + sigma²) and the loss. A gradient that is not finite is None: skip the update.
     """
-    with differentiable(model):
+    in_place = _overwrites(model) or any(entry.get("control") is not None for cond in conds for entry in cond)
+    try:
+        return _gradient(model, x, loss_of, in_place)
+    except RuntimeError as error:
+        if in_place or _OVERWRITTEN not in str(error):
+            raise
+    return _gradient(model, x, loss_of, in_place=True)
+
+
+def _overwrites(model: BaseModel) -> bool:
+    architecture = known_architecture(model)
+    return architecture is None or architecture.overwrites_saved
+
+
+def _gradient(
+    model: BaseModel, x: torch.Tensor, loss_of: Callable[[torch.Tensor], torch.Tensor], in_place: bool
+) -> Gradient:
+    with differentiable(model, in_place=in_place):
         z = x.detach().clone().requires_grad_(True)
         scale = loss_scale(model)
         loss = loss_of(z)
@@ -259,37 +281,3 @@ def _alias(tensor: torch.Tensor) -> torch.Tensor:
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
     return torch.nn.Parameter(alias, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else alias
-
-
-@contextlib.contextmanager
-def _mutation_allowed() -> Iterator[None]:
-    """torch's ``allow_mutation_on_saved_tensors``, without its mix-ups.
-
-    torch 2.14.1 knows a saved tensor by its place: object, memory and version. It clones the tensor when it is
-    overwritten and lets go of it, and still knows the place. A new tensor that comes to lie there is then taken for the
-    old one, and the gradient is another one, without a word. Here the place is forgotten with the tensor.
-    """
-    with torch.autograd.graph.allow_mutation_on_saved_tensors() as kept:
-        places = _Places()
-        kept.tid_to_weakhandle, kept.cloned = places, _Clones(places)
-        yield
-
-
-class _Places(WeakValueDictionary[Any, Any]):
-    """Place to handle, as torch keeps it. Each handle also remembers its place."""
-
-    def __setitem__(self, place: Any, handle: Any) -> None:
-        handle.place = place
-        super().__setitem__(place, handle)
-
-
-class _Clones(WeakKeyDictionary[Any, torch.Tensor]):
-    """Handle to clone, as torch keeps it; what is put in here has left its place."""
-
-    def __init__(self, places: _Places) -> None:
-        super().__init__()
-        self.places = places
-
-    def __setitem__(self, handle: Any, clone: torch.Tensor) -> None:
-        self.places.pop(handle.place, None)
-        super().__setitem__(handle, clone)

@@ -33,6 +33,7 @@ class UNet(Architecture):
 
     title = "SD 1.x, SD 2.x and SDXL"
     classes = ("UNetModel",)
+    overwrites_saved = False
     kinds = (
         ("global", r"\bemb_layers\b|^time_embed\b|^label_emb\b"),
         ("text", r"\.attn2\.to_[kv]$"),

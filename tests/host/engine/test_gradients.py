@@ -35,7 +35,7 @@ def _as_loaded_by_the_host(patcher):
     return patcher
 
 
-def _loss(model, x, target, *, stop, seen_calls=None):
+def _loss(model, x, target, *, stop, patches=None):
     """A loss of the self-attention keys in the middle of the decoder, from one model call."""
     unet = unet_of(model)
     site = find_sites(unet, SELF, "output")[1]
@@ -43,7 +43,7 @@ def _loss(model, x, target, *, stop, seen_calls=None):
         torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(1)).double()
     )
     sigma = gradients.without_inference_tensors(torch.tensor([SIGMA]))
-    options = gradients.differentiable_options({})["transformer_options"]
+    options = gradients.differentiable_options({})["transformer_options"] | {"patches": patches or {}}
     with capture(unet, [site], stop=stop) as seen:
         model.apply_model(x, sigma, c_crossattn=context.to(x.dtype), transformer_options=options)
         assert not stop  # the call has not come back
@@ -73,6 +73,50 @@ def test_the_gradient_is_that_of_finite_differences(double_model):
     found, wanted = float((gradient.value * direction).sum()), (ahead - behind) / (2 * step)
     assert abs(wanted) > 1e-5
     assert abs(found - wanted) < 1e-6 * abs(wanted)
+
+
+def _called_gradient(model, patches=None, conds=()):
+    """The gradient, and how often the loss was asked for."""
+    calls = []
+
+    def loss_of(z):
+        calls.append(z)
+        return _loss(model, z, 0.3, stop=True, patches=patches)
+
+    return gradients.gradient_of(model, _x(), loss_of, conds).value, len(calls)
+
+
+def test_a_unet_overwrites_nothing_that_autograd_saves(double_model):
+    fast, calls = _called_gradient(double_model)
+    kept, _ = _called_gradient(double_model, conds=[[{"control": object()}]])
+    assert calls == 1
+    assert torch.equal(fast, kept)
+
+
+@pytest.mark.parametrize(("block", "times"), [("input_block_patch", 1), ("output_block_patch", 2)])
+def test_where_another_node_overwrites_what_autograd_saves_the_gradient_is_taken_again(double_model, block, times):
+    def overwriting(h, *others):
+        return (h, others[0].mul_(1.25)) if len(others) > 1 else h.mul_(1.25)
+
+    def copying(h, *others):
+        return (h, others[0] * 1.25) if len(others) > 1 else h * 1.25
+
+    found, calls = _called_gradient(double_model, {block: [overwriting]})
+    wanted, _ = _called_gradient(double_model, {block: [copying]})
+    assert calls == times  # of the two, only the skipped tensor has been saved
+    assert torch.allclose(found, wanted, rtol=1e-12, atol=0)
+
+
+def test_an_error_of_another_kind_is_not_tried_again(double_model):
+    calls = []
+
+    def loss_of(z):
+        calls.append(z)
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        gradients.gradient_of(double_model, _x(), loss_of)
+    assert len(calls) == 1
 
 
 def test_stopping_early_gives_the_whole_gradient(double_model):
