@@ -25,9 +25,12 @@ Panels = Callable[[torch.Tensor, Painter], Sequence[Panel]]
 
 def painter(model: ModelPatcher) -> Painter | None:
     """A painter of this model's latents, for any preview method of the host. None for a latent format without
-    colours."""
+    colours, or whose colours are for another number of channels (0.33.0 has one): a preview must not end a run."""
     latent_format = model.get_model_object("latent_format")
     factors = getattr(latent_format, "latent_rgb_factors", None)
+    reshaped = getattr(latent_format, "latent_rgb_factors_reshape", None) is not None
+    if factors is not None and not reshaped and len(factors) != latent_format.latent_channels:
+        return None
     previewer = latent_preview.get_previewer(model.load_device, latent_format)
     if previewer is None and factors is not None:
         others = (getattr(latent_format, f"latent_rgb_factors_{name}", None) for name in ("bias", "reshape"))

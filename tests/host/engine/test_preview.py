@@ -16,7 +16,7 @@ from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.conduct.guider import ConductGuider
 from comfyui_concepts.host.conduct.layout import LayoutReference
 from comfyui_concepts.host.engine.base_prompts import BasePrompts
-from comfyui_concepts.host.engine.preview import painter, show_panels, with_previews
+from comfyui_concepts.host.engine.preview import painter, show_panels, small_picture, with_previews
 from comfyui_concepts.host.lora.concept import make_concept
 from comfyui_concepts.host.lora.files import read_lora
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
@@ -113,10 +113,21 @@ def test_latents_of_every_format_are_painted_without_the_hosts_previews(new_mode
         if form.latent_rgb_factors is not None and form.latent_dimensions > 1:
             length = (1,) * (form.latent_dimensions - 2)
             side = PACKED.get(kind.__name__, 4)
+            if side == 4 and len(form.latent_rgb_factors) != form.latent_channels:
+                assert painter(model) is None, kind.__name__
+                continue
             shape = painter(model)(torch.randn(2, form.latent_channels, *length, 4, 4)).shape
             assert shape == (side, side, 3), kind.__name__
             painted.append(kind.__name__)
     assert {"SD15", "Flux", "Flux2", "Wan21", "ChromaRadiance"} <= set(painted)
+
+
+def test_colours_for_another_number_of_channels_paint_nothing(new_model):
+    model = new_model()
+    model.add_object_patch("latent_format", form := comfy.latent_formats.SD15())
+    form.latent_rgb_factors = form.latent_rgb_factors[:3]
+    assert painter(model) is None
+    assert small_picture(model, torch.randn(1, 4, 4, 4)) is None
 
 
 class Packed(comfy.latent_formats.SD15):
