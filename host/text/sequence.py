@@ -43,7 +43,7 @@ class SequenceText:
         assert base is not None  # no family here is without text
         self.architecture, self.base = architecture, base
         self.size: Size = (int(call.x.shape[-2]), int(call.x.shape[-1]))
-        self.references = _references(call) if architecture.takes_references else []
+        self.references = _references(architecture, call)
         lengths = [[base.shape[1], *(p.shape[1] for p in entry)] for entry in prompts]
         self.slots: Slots = slots_for(lengths, facts.multiple, facts.shifts)
         others = {key: value for key, value in call.others.items() if key != "attention_mask"}
@@ -113,7 +113,10 @@ def _check_mask(architecture: Architecture, mask: object, who: str) -> None:
         raise architecture.lacks(f"{who} with a prompt of which some tokens are masked", "bypass what masks them")
 
 
-def _references(call: ModelCall) -> list[Size]:
-    """The sizes of the pictures behind the image."""
+def _references(architecture: Architecture, call: ModelCall) -> list[Size]:
+    """The sizes of the pictures behind the image. Krea 2 passes them over unless a way to place them is named."""
+    default = getattr(architecture.network, "default_ref_method", "the network's")
     given = call.others.get("ref_latents")
+    if not architecture.takes_references or call.others.get("ref_latents_method", default) is None:
+        return []
     return [(int(r.shape[-2]), int(r.shape[-1])) for r in given] if isinstance(given, (list, tuple)) else []
