@@ -13,14 +13,14 @@ from ...methods.compose.settings import Compose
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
-from ..engine.base_prompts import BasePrompts, check_base_prompts
+from ..engine.base_prompts import BasePrompts
 from ..engine.gradients import plain_patcher
 from ..engine.guider import RunGuider, Sampling
 from ..engine.latent_edits import EditSchedule, edit_schedule_for
 from ..engine.preview import Painter
 from ..engine.reach import check_reaches_network
 from ..engine.sampling import percent_of
-from ..lora.concept import Concept, check_concept_prompts
+from ..lora.concept import Concept, check_concept_prompts, with_strength
 from ..types import ModelOptions, ModelPatcher
 from .enhancement import Enhancer, NoiseArranger
 from .injection import WHO, Injection, injection_for
@@ -82,12 +82,11 @@ class ComposeGuider(RunGuider[ComposerRun]):
         settings: Compose,
         soft: bool = False,
     ) -> None:
-        active = [n for n, concept in enumerate(concepts) if concept.strength != 0]
+        active = with_strength(concepts)
         differentiates = bool(active) and settings.enhancement > 0
         super().__init__(plain_patcher(model) if differentiates else model, base.cfg, keys.COMPOSER)
-        check_base_prompts(base.positive, base.negative)
+        self.inner_set_conds(base.checked())
         check_concept_prompts(concepts[n] for n in active)
-        self.inner_set_conds({"positive": base.positive, "negative": base.negative})
         self.concepts, self.active = [concepts[n] for n in active], active
         self.settings, self.soft, self.coverage_at = settings, soft, coverage_at
         self.regions: torch.Tensor | None = None

@@ -23,13 +23,13 @@ from ...methods.lora import LayerLoras
 from ...methods.masks import MaskPyramid, in_whole_tokens
 from ...methods.panels import Panel, concept_panels
 from .. import keys
-from ..engine.base_prompts import BasePrompts, check_base_prompts
+from ..engine.base_prompts import BasePrompts
 from ..engine.guider import RunGuider, Sampling
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
 from ..engine.preview import Painter
 from ..engine.reach import check_answered, check_reaches_network
 from ..lora.branches import Branch, TokensByKind, low_rank, prepared
-from ..lora.concept import Concept, check_concept_prompts
+from ..lora.concept import Concept, check_concept_prompts, with_strength
 from ..lora.factors import network_factors
 from ..registry import architecture_of
 from ..text.equal_lengths import Attention, TextAttentionCall, TextAttentions, has_own_call
@@ -213,11 +213,10 @@ class JointGuider(RunGuider[JointInjection]):
         soft: bool = False,
     ) -> None:
         super().__init__(model, base.cfg, keys.COMPOSER)
-        check_base_prompts(base.positive, base.negative)
-        self.active = [number for number, concept in enumerate(concepts) if concept.strength != 0]
+        self.inner_set_conds(base.checked())
+        self.active = with_strength(concepts)
         self.concepts = [concepts[number] for number in self.active]
         check_concept_prompts(self.concepts)
-        self.inner_set_conds({"positive": base.positive, "negative": base.negative})
         self.coverage_at, self.settings, self.soft = coverage_at, settings, soft
         self.regions: torch.Tensor | None = None
         if self.concepts:

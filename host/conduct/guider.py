@@ -18,7 +18,7 @@ from ..engine.gradients import plain_patcher
 from ..engine.guider import Sampling
 from ..engine.latent_edits import edit_schedule_for
 from ..engine.sampling import percent_of
-from ..lora.concept import Concept
+from ..lora.concept import Concept, with_strength
 from ..types import ModelOptions, ModelPatcher
 from .layout import Aligner, Denoiser, LayoutReference, Trajectory, mask_site, trajectory
 from .path_guider import PathGuider, PathRun, first_masks
@@ -118,7 +118,7 @@ class ConductGuider(PathGuider):
         settings: Conduct,
         layout: LayoutReference | None = None,
     ) -> None:
-        active = [n for n, concept in enumerate(concepts) if concept.strength != 0]
+        active = with_strength(concepts)
         soft = any(region.feather > 0 for region in regions or ())
 
         def masks_for(height: int, width: int) -> MaskPyramid:

@@ -10,7 +10,7 @@ import torch
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
-from ..engine.base_prompts import BasePrompts, check_base_prompts, numbered, own_controls, with_words_of
+from ..engine.base_prompts import BasePrompts, numbered, own_controls, with_words_of
 from ..engine.guider import RunGuider, Sampling
 from ..engine.model_call import with_evaluation
 from ..engine.preview import Painter
@@ -61,12 +61,11 @@ class PathGuider(RunGuider[PathRun]):
         masks_for: Callable[[int, int], MaskPyramid],
     ) -> None:
         super().__init__(model, base.cfg, keys.PATHS, 1 + len(concepts))
-        check_base_prompts(base.positive, base.negative)
+        self.inner_set_conds(base.checked())
         check_concept_prompts(concepts)
         if concepts:
             check_layers(concepts, unet_of(model.model))
         self.concepts, self.masks_for = tuple(concepts), masks_for
-        self.inner_set_conds({"positive": base.positive, "negative": base.negative})
         if self.concepts:
             self._set_concepts(base)
 

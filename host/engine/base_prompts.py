@@ -27,21 +27,22 @@ class BasePrompts(NamedTuple):
     negative: Conditioning
     cfg: float
 
+    def checked(self) -> dict[str, Conditioning]:
+        """Both prompts by name, as the host's guider takes them.
 
-def check_base_prompts(positive: Conditioning, negative: Conditioning) -> None:
-    """Refuses base prompts that need separate model calls.
-
-    Raises:
-        ValueError: an empty conditioning, or one with areas, masks, GLIGEN or hooks.
-    """
-    for name, conds in (("positive", positive), ("negative", negative)):
-        if not conds:
-            raise ValueError(f"The {name} prompt is empty; connect a CLIP Text Encode (its text may be empty).")
-        if what := needs_own_call(conds):
-            raise ValueError(
-                f"The {name} prompt has {what}, which would split the one model call of all concepts; use the regions "
-                "of the concepts to say where things are."
-            )
+        Raises:
+            ValueError: an empty conditioning, or one that needs separate model calls: areas, masks, GLIGEN or hooks.
+        """
+        prompts = {"positive": self.positive, "negative": self.negative}
+        for name, conds in prompts.items():
+            if not conds:
+                raise ValueError(f"The {name} prompt is empty; connect a CLIP Text Encode (its text may be empty).")
+            if what := needs_own_call(conds):
+                raise ValueError(
+                    f"The {name} prompt has {what}, which would split the one model call of all concepts; use the "
+                    "regions of the concepts to say where things are."
+                )
+        return prompts
 
 
 def needs_own_call(conditioning: Conditioning) -> str | None:

@@ -172,6 +172,11 @@ def with_text_part(clip: CLIP, lora: LoraFile, strength: float) -> tuple[CLIP, i
     return changed, len(changed.add_patches(patches, strength))
 
 
+def with_strength(concepts: Sequence[Concept]) -> list[int]:
+    """The numbers of the concepts that do anything."""
+    return [number for number, concept in enumerate(concepts) if concept.strength != 0]
+
+
 def check_concept_prompts(concepts: Iterable[Concept]) -> None:
     """Refuses concepts whose prompts need model calls of their own.
 
