@@ -239,6 +239,7 @@ def main(arguments: list[str]) -> int:
             background += share * n
             pictures += n
         metrics |= {"right": background / pictures, "n": pictures}
+    # a model that is still being trained has none
     if lora_file(vocabulary.LORA_CONCEPTS[0], options.model).exists():
         board.run([lora_row(seeds[:4], options.model)], options)
     with board.row("judge") as metrics:

@@ -24,8 +24,11 @@ CANVAS = {"unet": (64, 256), "dit": (96, 256)}
 """The smallest and the largest side of a canvas in px, by the kind of demo model. Both were trained on 128 × 128, the
 UNet on 192 × 128 too."""
 
-SIDE = 128
-"""px of the canvas that both were trained on."""
+_TRAINED = {
+    "unet": ("128 × 128 (or 192 × 128)", "128"),
+    "dit": ("128 × 128", "128, or to 256 on older hosts, whose cells of 8 px are twice as wide as this model's"),
+}
+"""What each draws, and what to enter for that."""
 
 _TOKEN_KEY = "text_model.embeddings.token_embedding.weight"
 _POSITION_KEY = "text_model.embeddings.position_embedding.weight"
@@ -148,12 +151,6 @@ def load_demo_model(folder: Path = FOLDER, kind: str = "unet") -> tuple[Any, Any
         return _load_model(files[0], kind), _load_clip(files[1], KINDS[kind].text_rows), _load_vae(files[2], kind)
 
 
-def empty_latent(kind: str = "unet") -> torch.Tensor:
-    """The latent of an empty canvas of 128 × 128 px, (1, 4, h, w)."""
-    channels, factor = architecture.LATENTS[kind]
-    return torch.zeros(1, channels, *(2 * (SIDE // factor,)))
-
-
 def _load_model(weights: dict[str, torch.Tensor], kind: str) -> comfy.model_patcher.ModelPatcher:
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     config = KINDS[kind].description(dict(KINDS[kind].config))
@@ -178,13 +175,10 @@ def _check_canvas(kind: str, height: int, width: int) -> None:
     smallest, largest = CANVAS[kind]
     if all(smallest <= side <= largest for side in (height, width)):
         return
-    if kind == "unet":
-        advice = f"set width and height in Empty Latent Image to {SIDE} (it takes {smallest} to {largest})"
-    else:
-        advice = "take the 'latent' of Concepts Demo Model (Repeat Latent Batch makes several of it)"
+    trained, enter = _TRAINED[kind]
     raise ValueError(
-        f"The demo model draws pictures of {SIDE} × {SIDE}{' (or 192 × 128)' if kind == 'unet' else ''}, and this "
-        f"canvas is {width} × {height}; {advice}."
+        f"The demo model draws pictures of {trained}, and this canvas is {width} × {height}; set width and height in "
+        f"Empty Latent Image to {enter} (it takes {smallest} to {largest})."
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.ldm.lumina.model
 import comfy.model_management
+import comfy.sample
 import comfy.sd
 import nodes as host_nodes
 import pytest
@@ -205,6 +207,20 @@ def _sampled(model, clip, steps=1, size=(32, 32)):
     latent = {"samples": torch.zeros(2, 4, *size)}
     prompts = _encode(clip, "a cat"), _encode(clip, "")
     return host_nodes.common_ksampler(model, 1, steps, 3.0, "euler", "simple", *prompts, latent)[0]["samples"]
+
+
+def test_an_empty_latent_of_wider_cells_is_enlarged_by_newer_hosts_and_refused_in_words_on_older_ones(loaded):
+    wider = {"samples": torch.zeros(1, 4, 16, 16), "downscale_ratio_spacial": 8}  # as a newer Empty Latent Image says
+    prompts = _encode(loaded[1], "a cat"), _encode(loaded[1], "")
+
+    def sampled():
+        return host_nodes.common_ksampler(loaded[0], 1, 1, 3.0, "euler", "simple", *prompts, wider)[0]["samples"]
+
+    if "downscale_ratio_spacial" in inspect.signature(comfy.sample.fix_empty_latent_channels).parameters:
+        assert sampled().shape == (1, 4, 32, 32)
+    else:
+        with pytest.raises(ValueError, match="64 × 64; set width and height in Empty Latent Image to 128, or to 256"):
+            sampled()
 
 
 def test_the_hosts_sampler_draws_with_it(loaded):

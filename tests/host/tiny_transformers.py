@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.supported_models
@@ -209,3 +210,18 @@ def predict(
     inner.current_patcher = patcher
     levels = torch.full((latent.shape[0],), sigma)
     return comfy.samplers.calc_cond_batch(inner, [conds["positive"]], latent, levels, patcher.model_options)[0]
+
+
+def counted(
+    model: comfy.model_patcher.ModelPatcher,
+) -> tuple[comfy.model_patcher.ModelPatcher, list[int]]:
+    """A clone, and the rows of each of its model calls."""
+    calls: list[int] = []
+
+    def note(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(len(x))
+        return executor(x, *args, **kwargs)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "test", note)
+    return clone, calls

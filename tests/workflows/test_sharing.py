@@ -45,6 +45,7 @@ def _holds(outer, inner):
 LOADERS = {
     "CheckpointLoaderSimple": "checkpoints",
     "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
     "DualCLIPLoader": "text_encoders",
     "VAELoader": "vae",
 }
@@ -73,8 +74,8 @@ def test_a_public_file_comes_with_its_address_and_no_other_file_does(path, objec
         for link in links:
             assert link["name"] in files
             assert link["url"].startswith("https://huggingface.co/")
-            assert "/resolve/main/" in link["url"]
-            assert link["url"].endswith(f"/{link['name']}")
+            _hub, _, path = link["url"].partition("/resolve/main/")
+            assert path in (link["name"], f"split_files/{link['directory']}/{link['name']}")
         linked = {link["name"]: link["directory"] for link in links}
         if node["type"] in LOADERS:
             assert linked == dict.fromkeys(files, LOADERS[node["type"]])

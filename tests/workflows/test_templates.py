@@ -128,6 +128,7 @@ def test_a_twin_for_checkpoints_is_made_from_its_source(name):
     assert (CHECKPOINTS / f"{name}.json").read_text() == made, "make the twins anew with: python3 dev.py workflows"
     own = {n["class_type"] for n in json.loads(made).values()}
     assert own & {"CheckpointLoaderSimple", "UNETLoader"}
+    assert {node["class_type"] for node in TWINS[name].model.nodes.values()} <= own
     assert not any(kind.startswith("ConceptsDemo") for kind in own)
     for (node, value), given in TWINS[name].values.items():
         assert json.loads(made)[node]["inputs"][value] == given

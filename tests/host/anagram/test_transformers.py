@@ -14,7 +14,7 @@ from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.methods.anagram.combine import AVERAGING, Combination
 from comfyui_concepts.methods.anagram.views import Settings, view_named
 
-from ..tiny_transformers import conditioning, names, noise, shared_transformer
+from ..tiny_transformers import conditioning, counted, names, noise, shared_transformer
 
 FAST = [name for name in names() if name != "flux2"]
 """Flux.2's text has 512 rows: it gets one test of everything."""
@@ -51,18 +51,6 @@ def _ours(model, prompts, cfg: float, settings: Combination = AVERAGING):
     return ViewsGuider(model, asked.prompts, asked.combine, cfg)
 
 
-def _counted(model):
-    calls: list[int] = []
-
-    def note(executor, x, *args, **kwargs):
-        calls.append(len(x))
-        return executor(x, *args, **kwargs)
-
-    clone = model.clone()
-    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "test", note)
-    return clone, calls
-
-
 USES = [(2.0, "euler", 1), (1.0, "euler", 1), (2.0, "dpmpp_2m", 2)]
 
 
@@ -77,7 +65,7 @@ def test_one_identity_view_is_plain_sampling_bit_for_bit(name):
 
 @pytest.mark.parametrize("name", [*FAST, "flux2"])
 def test_views_share_a_call_whatever_the_lengths_of_their_prompts(name):
-    model, calls = _counted(shared_transformer(name))
+    model, calls = counted(shared_transformer(name))
     _sample(_ours(model, _views(name, "identity", "flip", "rotate_180"), 2.0), name)
     assert calls == [6] * STEPS
     calls.clear()

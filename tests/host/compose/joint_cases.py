@@ -89,19 +89,6 @@ def sample(made, *, size=SIZE, batch=1, steps=1, callback=None) -> torch.Tensor:
     return made.sample(start, torch.zeros_like(start), sampler, sigmas, None, callback, disable_pbar=True, seed=1)
 
 
-def counted(model):
-    """A clone, and the rows of each of its model calls."""
-    calls: list[int] = []
-
-    def note(executor, x, *args, **kwargs):
-        calls.append(len(x))
-        return executor(x, *args, **kwargs)
-
-    clone = model.clone()
-    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "test", note)
-    return clone, calls
-
-
 def everywhere(concepts=1, size=SIZE) -> torch.Tensor:
     return torch.ones(concepts, *size)
 

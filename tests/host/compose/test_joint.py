@@ -19,7 +19,7 @@ from comfyui_concepts.host.text.sequence import SequenceText
 from comfyui_concepts.methods.compose.settings import Compose
 
 from ..faults import FAULTS, assert_as_before, tensors_of
-from ..tiny_transformers import names, noise, shared_transformer
+from ..tiny_transformers import counted, names, noise, shared_transformer
 from .joint_cases import (
     ALONE,
     FAST,
@@ -28,7 +28,6 @@ from .joint_cases import (
     apart,
     base,
     concept,
-    counted,
     everywhere,
     guider,
     halves,
@@ -137,16 +136,27 @@ def test_what_is_in_one_region_does_not_reach_another(name):
     assert apart(mixed[..., :4], left[0][..., :4]) > 1e-3
 
 
-def test_references_lie_behind_the_picture_and_get_no_lora():
-    name = "flux"
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [pair for pair in (("flux", {}), ("krea2", {"reference_latents_method": "index"})) if pair[0] in JOINT],
+)
+def test_references_lie_behind_the_picture_and_get_no_lora(name, how):
     picture = noise(shared_transformer(name), 6, 6, seed=9)
     own = concept(name, kinds=("text",))
-    values = {"reference_latents": [picture]}
+    values = {"reference_latents": [picture], **how}
     seen = BasePrompts(prompt(name, 13, 20, **values), prompt(name, 8, 21, **values), 1.0)
     theirs = sample(plain(patched(name, kinds=("text",)), seen))
     assert apart(sample(guider(name, [own], everywhere(), prompts=base(name, **values))), theirs) < 1e-6
     whole = concept(name)
     assert apart(sample(guider(name, [whole], everywhere(), prompts=base(name, **values))), theirs) > 1e-2
+
+
+@pytest.mark.skipif("krea2" not in JOINT, reason="this host has no Krea 2")
+def test_references_that_a_network_passes_over_are_none():
+    """Krea 2 takes them only if a way to place them is named."""
+    name, values = "krea2", {"reference_latents": [noise(shared_transformer("krea2"), 6, 6, seed=9)]}
+    with_them = sample(guider(name, [concept(name)], everywhere(), prompts=base(name, **values)))
+    assert torch.equal(with_them, sample(guider(name, [concept(name)], everywhere())))
 
 
 def test_a_control_net_s_part_lands_on_the_picture():
