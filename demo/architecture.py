@@ -73,7 +73,7 @@ SCHEDULE: dict[str, Any] = {"linear_start": 0.00085, "linear_end": 0.012, "times
 """The SD 1 schedule; ``linear`` in the host's words is linear in the square root of beta. Prediction is v."""
 
 TEXT_ROWS = 32
-"""Rows of the text encoder that the transformer reads: the longest caption of two objects has 22."""
+"""Rows of the text encoder that the transformer reads: the longest caption of three objects has 29."""
 
 DIT: dict[str, Any] = {
     "image_model": "lumina2",

@@ -32,7 +32,6 @@ BATCH, SAMPLES = 64, 280_000
 MATRIX_RATE, OTHER_RATE, WARM_UP, FLAT = 2e-3, 1e-3, 50, 0.5
 EMA_DECAY = 0.995
 LOG_EVERY = 25  # steps
-OBJECTS = ((1, 0.54), (2, 0.46))
 NET, AVERAGE, MOMENT = "dit.", "average.", "moment."
 
 Tensors = dict[str, torch.Tensor]
@@ -100,7 +99,7 @@ def _under(prefix: str, tensors: Tensors) -> Tensors:
 
 def fit(state: State, text: torch.nn.Module, training: CountedTraining, options: FitOptions) -> None:
     """Trains until all steps are made. What a step draws follows from its number and the process alone."""
-    encoder, batches, generator = Autoencoder("dit"), Batches(0, Tokenizer(), OBJECTS), torch.Generator()
+    encoder, batches, generator = Autoencoder("dit"), Batches(0, Tokenizer()), torch.Generator()
     network = torch.compile(state.dit, dynamic=False) if options.compiled else state.dit
     if options.processes > 1:
         # one of ComfyUI 0.3.75's parameters is never used
