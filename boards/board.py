@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -132,6 +132,29 @@ def with_progress(results: Iterable[Result], total: int, what: str, row: str = "
         yield result
         if number % every == 0:
             print(f"    {row}{': ' if row else ''}{number} of {total} {what}", flush=True)
+
+
+def add_model_option(parser: argparse.ArgumentParser, models: Iterable[str]) -> None:
+    """The option that all boards share which know more than one demo model; the first is the default."""
+    known = list(models)
+    parser.add_argument("--model", choices=known, default=known[0], help="which demo model")
+
+
+def parsed_with_rows(
+    parser: argparse.ArgumentParser, arguments: list[str], rows: Mapping[str, Sequence[str]]
+) -> argparse.Namespace:
+    """The options, ``method`` being the rows to measure: those asked for, or all that the demo model has.
+
+    Args:
+        rows: by the kind of demo model.
+    """
+    add_model_option(parser, rows)
+    options = parser.parse_args(arguments)
+    own = rows[options.model]
+    if strange := [name for name in options.method or () if name not in own]:
+        parser.error(f"--model {options.model} has no row '{strange[0]}'; it has: {', '.join(own)}")
+    options.method = [name for name in own if name in (options.method or own)]
+    return options
 
 
 def board_parser(family: str, quick: str, methods: Sequence[str] = ()) -> argparse.ArgumentParser:

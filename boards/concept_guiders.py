@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import comfy.hooks
@@ -17,8 +16,9 @@ import numpy as np
 import torch
 
 from ..demo import vocabulary
+from ..demo.architecture import LATENTS
 from ..demo.judge import WHOLE, Judge
-from ..demo.sampling import CFG, STEPS, DemoSampler, encode, noise_for
+from ..demo.sampling import DemoSampler, encode, noise_for
 from ..host.conduct.guider import ConductGuider
 from ..host.conduct.layout import LayoutReference
 from ..host.engine.base_prompts import BasePrompts
@@ -44,12 +44,13 @@ class ConductVariant:
 
 
 class ConceptRunner:
-    """Samples the pictures of a task with the guider of any method."""
+    """Samples the pictures of a task with the guider of any method, on a kind of demo model."""
 
-    def __init__(self) -> None:
-        self.demo, self.judge = DemoSampler(), Judge.load()
+    def __init__(self, kind: str = "unet") -> None:
+        self.demo, self.judge, self.kind = DemoSampler(kind=kind), Judge.load(), kind
+        steps, self.cfg, self.sampler, scheduler = self.demo.settings
         self.sigmas = comfy.samplers.calculate_sigmas(
-            self.demo.model.get_model_object("model_sampling"), "normal", STEPS
+            self.demo.model.get_model_object("model_sampling"), scheduler, steps
         )
         self.negative = encode(self.demo.clip, "")
         self.concept = cache(self._concept)
@@ -59,8 +60,8 @@ class ConceptRunner:
     def run(self, guider_of: GuiderFactory, task: ConceptTask) -> tuple[ConceptMetrics, np.ndarray]:
         """The counts over the pictures of a task, and the pictures, (seeds, h, w, 3) of bytes."""
         model, rows = counting_clone(self.demo.model)
-        noise = noise_for(list(task.seeds), task.layout.width)
-        sampler = comfy.samplers.sampler_object("euler")
+        noise = noise_for(list(task.seeds), task.layout.width, kind=self.kind)
+        sampler = comfy.samplers.sampler_object(self.sampler)
         latents = guider_of(task, model).sample(
             noise, torch.zeros_like(noise), sampler, self.sigmas, disable_pbar=True, seed=1
         )
@@ -70,7 +71,9 @@ class ConceptRunner:
         return metrics, (pictures * 255).round().byte().numpy()
 
     def _concept(self, noun: str, prompt: str) -> Concept:
-        return make_concept(read_lora(lora_of(noun)), 1.0, self.demo.clip, prompt, vocabulary.article(noun), "")
+        return make_concept(
+            read_lora(lora_of(noun, self.kind)), 1.0, self.demo.clip, prompt, vocabulary.article(noun), ""
+        )
 
     def concepts(self, task: ConceptTask) -> list[Concept]:
         return [self.concept(c, task.concept_prompt(c)) for c in task.concepts]
@@ -86,7 +89,7 @@ class ConceptRunner:
         layout = LayoutReference(positive, self.reference_latent(task)) if variant.layout else None
         return ConductGuider(
             model,
-            BasePrompts(positive, self.negative, CFG),
+            BasePrompts(positive, self.negative, self.cfg),
             self.concepts(task),
             self.regions(task),
             variant.settings,
@@ -112,7 +115,7 @@ class ConceptRunner:
     def stacked_loras_guider(self, task: ConceptTask, model: Any) -> comfy.samplers.CFGGuider:
         """All LoRAs on the model and the text encoder, as a chain of Load LoRA nodes."""
         model, clip = self._with_loras(task, model)
-        return plain_guider(model, encode(clip, task.true_prompt()), encode(clip, ""))
+        return self.plain_guider(model, encode(clip, task.true_prompt()), encode(clip, ""))
 
     def area_guider(self, task: ConceptTask, model: Any) -> comfy.samplers.CFGGuider:
         """The same with Conditioning (Set Area) for each concept, over the prompt of the whole."""
@@ -121,35 +124,35 @@ class ConceptRunner:
         for concept, (x, y, w, h) in zip(task.concepts, task.layout.fractions(), strict=True):
             area = {"area": ("percentage", h, w, y, x), "strength": 1.0, "set_area_to_bounds": False}
             positive += node_helpers.conditioning_set_values(encode(clip, task.lone_prompt(concept)), area)
-        return plain_guider(model, positive, encode(clip, ""))
+        return self.plain_guider(model, positive, encode(clip, ""))
 
     def hooks_guider(self, task: ConceptTask, model: Any) -> comfy.samplers.CFGGuider:
         """The host's LoRA hooks: each concept's prompt with its LoRA and mask, the base prompt where no mask is."""
         positive, negative = [], []
-        masks = self.coverage_at(task, 16, task.layout.width // 8)
-        for concept, mask in zip(self.concepts(task), masks, strict=True):
-            hook = comfy.hooks.create_hook_lora(_state(concept.name), 1.0, 0.0)
+        factor = LATENTS[self.kind].factor
+        masks = self.coverage_at(task, 128 // factor, task.layout.width // factor)
+        for noun, concept, mask in zip(task.concepts, self.concepts(task), masks, strict=True):
+            hook = comfy.hooks.create_hook_lora(_state(lora_of(noun, self.kind)), 1.0, 0.0)
             own = {"mask": mask[None], "hooks": hook, "mask_strength": 1.0, "set_area_to_bounds": False}
             positive += node_helpers.conditioning_set_values(concept.positive, own)
             negative += node_helpers.conditioning_set_values(concept.negative, own)
         base = node_helpers.conditioning_set_values(encode(self.demo.clip, task.base_prompt()), {"default": True})
         empty = node_helpers.conditioning_set_values(self.negative, {"default": True})
-        return plain_guider(model, positive + base, negative + empty)
+        return self.plain_guider(model, positive + base, negative + empty)
 
     def _with_loras(self, task: ConceptTask, model: Any) -> tuple[Any, Any]:
         clip = self.demo.clip
         for concept in task.concepts:
-            model, clip = comfy.sd.load_lora_for_models(model, clip, _state(Path(lora_of(concept)).stem), 1.0, 1.0)
+            model, clip = comfy.sd.load_lora_for_models(model, clip, _state(lora_of(concept, self.kind)), 1.0, 1.0)
         return model, clip
+
+    def plain_guider(self, model: Any, positive: list, negative: list) -> comfy.samplers.CFGGuider:
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(self.cfg)
+        return guider
 
 
 @cache
-def _state(name: str) -> dict[str, torch.Tensor]:
-    return comfy.utils.load_torch_file(lora_of(name.removeprefix("concepts-demo-")), safe_load=True)
-
-
-def plain_guider(model: Any, positive: list, negative: list) -> comfy.samplers.CFGGuider:
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(CFG)
-    return guider
+def _state(path: str) -> dict[str, torch.Tensor]:
+    return comfy.utils.load_torch_file(path, safe_load=True)

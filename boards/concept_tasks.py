@@ -102,9 +102,9 @@ class ConceptTask:
         return vocabulary.scene_of((noun,), self.background).caption()
 
 
-def lora_of(concept: str) -> str:
-    """The path of a shipped LoRA."""
-    return str(lora_file(concept))
+def lora_of(concept: str, kind: str = "unet") -> str:
+    """The path of a shipped LoRA for a kind of demo model."""
+    return str(lora_file(concept, kind))
 
 
 def tasks(pairs: int = 20, layouts: int = 3, seeds: int = 2) -> Iterator[ConceptTask]:

@@ -26,7 +26,7 @@ from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FULL, Combination
 from ..methods.anagram.score import Readings
 from .anagram_metrics import AnagramMetrics, AnagramResult
 from .anagram_tasks import PAIRS, TRIPLES, TURNED, AnagramTask, caption_of, tasks
-from .board import Board, Job, Row, board_parser
+from .board import Board, Job, Row, add_model_option, board_parser
 from .demo_models import counting_clone
 
 STEPS, CFG = 20, 5.0  # the templates take 30 steps; 20 keep a full board within its time
@@ -181,7 +181,7 @@ def main(arguments: list[str]) -> int:
     parser = board_parser("anagram", "6 pairs in 2 kinds of view, 2 sets of three, 1 seed", list(METHODS))
     parser.add_argument("--pairs", type=int, default=len(TURNED), help="only the first so many pairs of a view")
     parser.add_argument("--kind", choices=PAIRS, action="append", help="only this kind of view (again for more)")
-    parser.add_argument("--model", choices=SETTINGS, default="unet", help="which demo model")
+    add_model_option(parser, SETTINGS)
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     seeds = tuple(SEEDS[:1] if options.quick else SEEDS)

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ..demo.sampling import CFG, encode
+from ..demo.sampling import encode
 from ..host.compose.guider import ComposeGuider
+from ..host.compose.joint import JointGuider
 from ..host.engine.base_prompts import BasePrompts
+from ..host.registry import attends_jointly
 from ..methods.compose.settings import Compose, LossWeights
 from . import object_prompts
-from .board import Board, Job, Row, board_parser
+from .board import Board, Job, Row, board_parser, parsed_with_rows
 from .concept_guiders import ConceptRunner, ConductVariant, GuiderFactory
 from .concept_tasks import SEEDS, STAND_INS, ConceptMetrics, ConceptTask, tasks, tasks_of_three
 
@@ -35,23 +37,34 @@ COMPOSERS: dict[str, Compose] = {
     "composer, reference stop": dataclasses.replace(WHOLE_LORA, stop="rise"),
 }
 AUTOMATIC = "composer automatic"
-ROWS = ("stacked LoRAs", "host hooks", *COMPOSERS, AUTOMATIC, "conductor")
+JOINT_COMPOSERS: dict[str, Compose] = {
+    "composer": FULL,
+    "composer + token LoRA": WHOLE_LORA,
+    "composer, no isolation": dataclasses.replace(WHOLE_LORA, isolation=False),
+    "composer, own prompts alone": dataclasses.replace(WHOLE_LORA, base_in_regions=False),
+}
+"""Where text and picture attend together; the other ingredients do nothing there."""
+HOST = ("stacked LoRAs", "host hooks")
+CONCEPT_ROWS = {"unet": (*HOST, *COMPOSERS, AUTOMATIC, "conductor"), "dit": (*HOST, *JOINT_COMPOSERS)}
+"""The rows with LoRAs, by the kind of demo model."""
+ROWS = {"unet": (*CONCEPT_ROWS["unet"], *object_prompts.ROWS), "dit": CONCEPT_ROWS["dit"]}
 
 
 @cache
-def _runner() -> ConceptRunner:
-    return ConceptRunner()
+def _runner(kind: str = "unet") -> ConceptRunner:
+    return ConceptRunner(kind)
 
 
 def composer_guider(
     runner: ConceptRunner, settings: Compose, automatic: bool, task: ConceptTask, model: Any
-) -> ComposeGuider:
+) -> ComposeGuider | JointGuider:
     """LoRA-Composer; ``automatic``: it finds the regions itself."""
     clip = runner.demo.clip
     concepts = [runner.concept(name, scene_with(task, n)) for n, name in enumerate(task.concepts)]
     coverage = None if automatic else partial(runner.coverage_at, task)
-    base = BasePrompts(encode(clip, task.base_prompt()), encode(clip, ""), CFG)
-    return ComposeGuider(model, base, concepts, coverage, settings)
+    base = BasePrompts(encode(clip, task.base_prompt()), encode(clip, ""), runner.cfg)
+    guider = JointGuider if attends_jointly(model) else ComposeGuider
+    return guider(model, base, concepts, coverage, settings)
 
 
 def scene_with(task: ConceptTask, number: int) -> str:
@@ -60,32 +73,36 @@ def scene_with(task: ConceptTask, number: int) -> str:
 
 
 def methods(runner: ConceptRunner) -> dict[str, GuiderFactory]:
-    """Every row with LoRAs, by name."""
+    """Every row with LoRAs of the runner's demo model, by name."""
     found: dict[str, GuiderFactory] = {
         "stacked LoRAs": runner.stacked_loras_guider,
         "host hooks": runner.hooks_guider,
     }
-    found |= {name: partial(composer_guider, runner, settings, False) for name, settings in COMPOSERS.items()}
+    composers = COMPOSERS if runner.kind == "unet" else JOINT_COMPOSERS
+    found |= {name: partial(composer_guider, runner, settings, False) for name, settings in composers.items()}
+    if runner.kind != "unet":
+        return found
     return found | {
         AUTOMATIC: partial(composer_guider, runner, WHOLE_LORA, True),
         "conductor": partial(runner.conductor_guider, variant=ConductVariant()),
     }
 
 
-def run_job(job: Job[ConceptTask]) -> tuple[ConceptMetrics, np.ndarray]:
-    """One task by one method."""
-    return _runner().run(methods(_runner())[job.method], job.task)
+def run_job(job: Job[ConceptTask], kind: str = "unet") -> tuple[ConceptMetrics, np.ndarray]:
+    """One task by one method, on a kind of demo model."""
+    runner = _runner(kind)
+    return runner.run(methods(runner)[job.method], job.task)
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """The rows to measure: each method with two and with three concepts, then those without LoRAs."""
-    quick, chosen = options.quick, options.method or [*ROWS, *object_prompts.ROWS]
+    quick, chosen, run = options.quick, options.method, partial(run_job, kind=options.model)
     two = list(tasks(options.pairs or 4, 1, 1) if quick else tasks(options.pairs or 20))
     three = list(tasks_of_three(2, 1) if quick else tasks_of_three())
-    for name in (name for name in ROWS if name in chosen):
+    for name in (name for name in chosen if name in CONCEPT_ROWS[options.model]):
         for title, some in ((name, two), (f"{name}, three", three)):
-            yield Row(title, run_job, [Job(name, task) for task in some])
-    for name in (name for name in object_prompts.ROWS if name in chosen):
+            yield Row(title, run, [Job(name, task) for task in some])
+    for name in (name for name in chosen if name in object_prompts.ROWS):
         prompts = object_prompts.prompts(4 if quick else 20)
         yield Row(name, object_prompts.run_job, [Job(name, prompt) for prompt in prompts])
 
@@ -93,9 +110,9 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 def main(arguments: list[str]) -> int:
     """Prints the board; ``--json FILE`` writes it."""
     quick = "4 pairs in 1 layout, 1 seed, 2 triples, few prompts without LoRA"
-    parser = board_parser("compose", quick, [*ROWS, *object_prompts.ROWS])
+    parser = board_parser("compose", quick, list(dict.fromkeys(name for names in ROWS.values() for name in names)))
     parser.add_argument("--pairs", type=int, help="how many pairs instead")
-    options = parser.parse_args(arguments)
+    options = parsed_with_rows(parser, arguments, ROWS)
     logging.disable(logging.INFO)
     Board("compose", list(SEEDS)).run(list(rows(options)), options)
     return 0

@@ -10,7 +10,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from .board import Board, Figures, Job, Row, board_parser
+from .board import Board, Figures, Job, Row, board_parser, parsed_with_rows
 from .concept_guiders import CONDUCTOR, ConceptRunner, ConductVariant, GuiderFactory
 from .concept_tasks import SEEDS, ConceptMetrics, ConceptTask, tasks, tasks_of_one, tasks_of_three
 
@@ -25,7 +25,9 @@ VARIANTS = {
 }
 ALONE = "single concept"
 """Each concept by itself with its LoRA by the host's loader: the most that several in one picture can reach."""
-ROWS = (ALONE, "stacked LoRAs", "host hooks", "area composition", *VARIANTS)
+HOST = (ALONE, "stacked LoRAs", "host hooks", "area composition")
+ROWS = {"unet": (*HOST, *VARIANTS), "dit": HOST}
+"""By the kind of demo model."""
 ROWS_OF_THREE = (
     "stacked LoRAs",
     "host hooks",
@@ -35,8 +37,8 @@ ROWS_OF_THREE = (
 
 
 @cache
-def _runner() -> ConceptRunner:
-    return ConceptRunner()
+def _runner(kind: str = "unet") -> ConceptRunner:
+    return ConceptRunner(kind)
 
 
 def methods(runner: ConceptRunner) -> dict[str, GuiderFactory]:
@@ -50,9 +52,10 @@ def methods(runner: ConceptRunner) -> dict[str, GuiderFactory]:
     return host | {name: partial(runner.conductor_guider, variant=variant) for name, variant in VARIANTS.items()}
 
 
-def run_job(job: Job[ConceptTask]) -> tuple[ConceptMetrics, np.ndarray]:
-    """One task by one method."""
-    return _runner().run(methods(_runner())[job.method], job.task)
+def run_job(job: Job[ConceptTask], kind: str = "unet") -> tuple[ConceptMetrics, np.ndarray]:
+    """One task by one method, on a kind of demo model."""
+    runner = _runner(kind)
+    return runner.run(methods(runner)[job.method], job.task)
 
 
 def figures_of_one(metrics: ConceptMetrics) -> Figures:
@@ -68,22 +71,22 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     two = list(tasks(6, 1, 1) if options.quick else tasks(options.pairs))
     three = list(tasks_of_three(1, 1) if options.quick else tasks_of_three())
     one = list(tasks_of_one(1, 1) if options.quick else tasks_of_one())
-    for name in options.method or ROWS:
+    run = partial(run_job, kind=options.model)
+    for name in options.method:
         if name == ALONE:
-            yield Row(name, run_job, [Job(name, task) for task in one], figures_of_one)
+            yield Row(name, run, [Job(name, task) for task in one], figures_of_one)
         else:
-            yield Row(name, run_job, [Job(name, task) for task in two])
-    for name in ROWS_OF_THREE:
-        if name in (options.method or ROWS_OF_THREE):
-            yield Row(f"{name}, three", run_job, [Job(name, task) for task in three])
+            yield Row(name, run, [Job(name, task) for task in two])
+    for name in (name for name in ROWS_OF_THREE if name in options.method):
+        yield Row(f"{name}, three", run, [Job(name, task) for task in three])
 
 
 def main(arguments: list[str]) -> int:
     """Prints the board; ``--json FILE`` writes it."""
     quick = "6 pairs in one layout with one seed, each concept and one set of three once"
-    parser = board_parser("conduct", quick, ROWS)
+    parser = board_parser("conduct", quick, ROWS["unet"])
     parser.add_argument("--pairs", type=int, default=20, help="how many of the 28 pairs")
-    options = parser.parse_args(arguments)
+    options = parsed_with_rows(parser, arguments, ROWS)
     logging.disable(logging.INFO)
     Board("conduct", list(SEEDS[:1] if options.quick else SEEDS)).run(list(rows(options)), options)
     return 0

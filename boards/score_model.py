@@ -21,7 +21,7 @@ from ..demo import vocabulary
 from ..demo.files import FOLDER, lora_file
 from ..demo.judge import LEFT, RIGHT, SEVERAL, THIRDS, UNSURE, WHOLE, Judge, Verdict, background_of
 from ..demo.sampling import SETTINGS
-from .board import Board, Figures, Job, Row, board_parser
+from .board import Board, Figures, Job, Row, add_model_option, board_parser
 from .demo_models import sampler_with, the_judge
 
 SEEDS = list(range(100, 108))
@@ -227,7 +227,7 @@ def time_pictures(metrics: Figures, kind: str) -> None:
 def main(arguments: list[str]) -> int:
     """Prints the board; ``--json FILE`` writes it."""
     parser = board_parser("model", "4 seeds per prompt instead of 8, and half the pairs")
-    parser.add_argument("--model", choices=SETTINGS, default="unet", help="which demo model")
+    add_model_option(parser, SETTINGS)
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     seeds = QUICK_SEEDS if options.quick else SEEDS

@@ -23,7 +23,7 @@ from ..demo.judge import UNSURE_BELOW
 from ..demo.sampling import SETTINGS
 from . import score_anagram
 from .anagram_tasks import AnagramTask, Concepts, tasks
-from .board import Board, Job, board_parser, with_progress
+from .board import Board, Job, add_model_option, board_parser, with_progress
 from .score_anagram import STEPS
 from .workers import parallel_map
 
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
     """Prints the finalists of each group of views, best first; ``--json FILE`` writes them."""
     parser = board_parser("pairs", "only the first 20 pairs, and 4 of them again")
     parser.add_argument("--views", choices=VIEWS, action="append", help="only pairs for these views (again for more)")
-    parser.add_argument("--model", choices=SETTINGS, default="unet", help="which demo model")
+    add_model_option(parser, SETTINGS)
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     board = Board("pairs", [*FIRST.seeds, *AGAIN.seeds])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from comfyui_concepts.boards import bench_conduct, concept_tasks, object_prompts, score_compose, score_conduct
 from comfyui_concepts.boards.board import Job
+from comfyui_concepts.boards.concept_guiders import ConceptRunner
 from comfyui_concepts.boards.concept_tasks import ConceptMetrics, ConceptTask, tasks, tasks_of_one, tasks_of_three
 from comfyui_concepts.demo.judge import Judge
 
@@ -20,9 +21,21 @@ def judge():
     return Judge.load()
 
 
+@pytest.mark.parametrize("kind", ["unet", "dit"])
 @pytest.mark.parametrize("board", [score_conduct, score_compose])
-def test_every_row_has_its_way(board):
-    assert tuple(board.methods(board._runner())) == board.ROWS
+def test_every_row_has_its_way(board, kind):
+    runner = ConceptRunner.__new__(ConceptRunner)  # nothing is loaded
+    runner.kind = kind
+    rows = [name for name in board.ROWS[kind] if name not in object_prompts.ROWS]
+    assert set(rows) <= set(board.methods(runner))
+    assert len(set(rows)) == len(rows) > 1
+
+
+def test_a_row_that_a_demo_model_does_not_have_is_refused_with_those_it_has(capsys):
+    with pytest.raises(SystemExit):
+        score_compose.main(["--model", "dit", "--method", "composer automatic"])
+    said = capsys.readouterr().err
+    assert "--model dit has no row 'composer automatic'; it has: stacked LoRAs, host hooks, composer, " in said
 
 
 def test_tasks_are_fixed_and_similar_concepts_are_among_them():
@@ -45,7 +58,8 @@ def test_a_single_concept_is_asked_for_by_itself_and_its_rate_squared_is_what_a_
     assert metrics.right == [[judge.look(torch.from_numpy(picture) / 255)[0].name == "lion"]]
     half = {"all_right": 0.5, "layout_iou": 0.1, "leak": 0.0}
     monkeypatch.setattr(ConceptMetrics, "figures", lambda _: dict(half))
-    rows = {row.title: row for row in score_conduct.rows(Namespace(quick=True, method=None, pairs=1))}
+    names = [score_conduct.ALONE, "conductor"]
+    rows = {row.title: row for row in score_conduct.rows(Namespace(quick=True, method=names, pairs=1, model="unet"))}
     assert rows[score_conduct.ALONE].figures(metrics) == {"all_right": 0.5, "squared": 0.25}
     assert rows["conductor"].figures(metrics) == half
 
