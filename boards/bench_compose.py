@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from ..host.lora.files import LoraFile, read_lora
 from ..host.registry import unet_of
 from ..methods.compose.settings import Compose
 from ..methods.compose.similarity import ObjectPositions
-from . import object_prompts
+from . import bench_compose_joint, object_prompts
 from .concept_tasks import lora_of
-from .random_models import SD15_UNET, random_model
+from .random_models import SD15_UNET, boxes, random_model
 from .timing import peak_of, ratios
 
 RANK, TOKENS, CHANNELS = 16, 77, 768  # as SD 1.5 has them
@@ -55,18 +54,6 @@ def random_concept(model: Any, number: int, channels: int) -> Concept:
             tensors[f"diffusion_model.{path}.lora_up.weight"] = torch.randn(out, RANK, generator=generator) * 0.02
     entry = [[torch.randn(1, TOKENS, channels, generator=generator), {keys.PHRASE_POSITIONS: (5,)}]]
     return Concept(f"{number}", "it", LoraFile(f"{number}", tensors), 1.0, entry, entry)
-
-
-def boxes(count: int, height: int, width: int) -> torch.Tensor:
-    """That many boxes side by side, in two rows from five on, over two thirds of the canvas."""
-    rows = 1 if count < 5 else 2
-    columns = math.ceil(count / rows)
-    coverage = torch.zeros(count, height, width)
-    for n in range(count):
-        row, column = n // columns, n % columns
-        top, left = row * height // rows, column * width // columns
-        coverage[n, top + height // rows // 6 : top + height // rows * 5 // 6, left : left + width // columns] = 1
-    return coverage
 
 
 @dataclass(frozen=True)
@@ -139,13 +126,17 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench compose")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="of the demo model; SD 1.5 takes 2")
-    parser.add_argument("--model", choices=["demo", "sd15"], action="append", help="only this one")
+    models = ["demo", "sd15", *bench_compose_joint.NAMES]
+    parser.add_argument("--model", choices=models, action="append", help="only this one; default: demo and sd15")
     parser.add_argument("--concepts", type=int, action="append", help="only this many (again for more)")
     parser.add_argument("--case", choices=list(CASES), action="append", help="only this one (again for more)")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     counts, cases = options.concepts or [1, 2, 4, 8], options.case or list(CASES)
     for name in options.model or ["demo", "sd15"]:
+        if name in bench_compose_joint.NAMES:
+            bench_compose_joint.run(name, counts, options.runs)
+            continue
         bench = demo_bench(options.steps, options.runs) if name == "demo" else sd15_bench(max(counts), options.runs)
         print_costs(bench, counts, cases)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import comfy.latent_formats
@@ -49,3 +50,15 @@ def random_model(unet: dict[str, Any]) -> comfy.model_patcher.ModelPatcher:
             parameter.normal_(0, 0.02)
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def boxes(count: int, height: int, width: int) -> torch.Tensor:
+    """That many boxes side by side, in two rows from five on, over two thirds of the canvas."""
+    rows = 1 if count < 5 else 2
+    columns = math.ceil(count / rows)
+    coverage = torch.zeros(count, height, width)
+    for n in range(count):
+        row, column = n // columns, n % columns
+        top, left = row * height // rows, column * width // columns
+        coverage[n, top + height // rows // 6 : top + height // rows * 5 // 6, left : left + width // columns] = 1
+    return coverage

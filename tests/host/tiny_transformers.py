@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import comfy.ldm.chroma.model
-import comfy.ldm.flux.model
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.supported_models
 import torch
+from comfyui_concepts.boards.random_transformers import known_to_the_host
 
 CONTEXT = 48
 """Width of the text embedding of every family but Anima, whose adapter takes 1024."""
@@ -119,7 +118,7 @@ def tiny_transformer(
 ) -> comfy.model_patcher.ModelPatcher:
     """A ModelPatcher around a random model of that family. ``more`` changes its configuration."""
     family = FAMILIES[name]
-    settings = _known_to_the_host(family.config) | (more or {})
+    settings = known_to_the_host(family.config) | (more or {})
     with torch.inference_mode(False), torch.no_grad():
         config = getattr(comfy.supported_models, family.base)(dict(settings))
         config.set_inference_dtype(dtype, None)
@@ -134,18 +133,6 @@ def tiny_transformer(
 def shared_transformer(name: str) -> comfy.model_patcher.ModelPatcher:
     """One model of a family for all tests of a process: they clone it and leave its weights as they were."""
     return tiny_transformer(name)
-
-
-def _known_to_the_host(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without what only newer hosts have."""
-    parameters = {
-        "flux": comfy.ldm.flux.model.FluxParams, "flux2": comfy.ldm.flux.model.FluxParams,
-        "chroma": comfy.ldm.chroma.model.ChromaParams,
-    }.get(config.get("image_model", ""))  # fmt: skip
-    if parameters is None:
-        return dict(config)
-    known = {*parameters.__dataclass_fields__, "image_model"}
-    return {key: value for key, value in config.items() if key in known}
 
 
 def _fill(network: torch.nn.Module, seed: int) -> None:
