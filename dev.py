@@ -183,7 +183,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         ("demo", "run every graph of workflows/api in the host and save the pictures under output/"),
         ("test", "run the test suite (further arguments go to pytest)"),
         ("score", f"measure quality: score FAMILY [--json FILE] [--quick]; families: {', '.join(families('score'))}"),
-        ("bench", f"measure cost: bench FAMILY; families: {', '.join(families('bench'))}"),
+        ("bench", f"measure cost: bench FAMILY [--against REF]; families: {', '.join(families('bench'))}"),
         ("train", "train a part of the demo model: train {model,decoder,judge,lora,export} --out DIR"),
         ("workflows", "make the templates in workflows/ again from workflows/api/"),
         ("languages", "write locales/en from the nodes, for translators"),
@@ -221,6 +221,8 @@ def command(verb: str, rest: list[str]) -> list[str]:
             raise SetupError(f"{problem}; choose one: {verb} {' | '.join(known)}")
         if verb == "train":
             return [*module("demo.training.export" if family == "export" else f"demo.training.train_{family}"), *others]
+        if verb == "bench" and any(option.startswith("--against") for option in others):
+            return ["-m", "boards.against", family, *others]
         return [*module(f"boards.{verb}_{family}"), *others]
     return [*module(f"workbench.{TOOLS[verb]}"), *rest]
 
