@@ -56,13 +56,13 @@ class Calls:
         self.calls = self.rows = self.cells = 0
         apply_model = comfy.model_base.BaseModel.apply_model
 
-        def counted(model: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        def note(model: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
             self.calls += 1
             self.rows += len(x)
             self.cells += len(x) * x.shape[-2] * x.shape[-1]
             return apply_model(model, x, *args, **kwargs)
 
-        comfy.model_base.BaseModel.apply_model = counted
+        comfy.model_base.BaseModel.apply_model = note
 
     def taken(self) -> dict[str, int]:
         """What was counted since the last time."""
