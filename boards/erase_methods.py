@@ -117,6 +117,7 @@ METHODS: dict[str, EraseMethod] = {
     "rece-sequential": closed_form("rece-sequential"),
     "realera": closed_form("realera"),
     "null-space": closed_form("null-space"),
+    "double-projections": closed_form("double-projections"),
 }
 """The rows of the board."""
 TRAINED: dict[str, EraseMethod] = {name: partial(_trained, name) for name in erase_trained.ROWS}

@@ -19,8 +19,9 @@ def measure(
     """The report of a solved edit. ``margins``: whether the margins are measured, which takes longest."""
     T, one, Q = map_of(short.M, problem.width), map_of(None, problem.width), problem.Q()
     concepts = []
-    for name, rows in zip(names, problem.erased, strict=True):
-        result = left_of(rows, T, Q)
+    targets = solution.proxies or tuple(rows.G for rows in problem.erased)
+    for name, rows, target in zip(names, problem.erased, targets, strict=True):
+        result = left_of(RowPairs(rows.C, target, rows.weights), T, Q)
         result["concept"] = name
         if margins:
             result["margin"] = relative_margin(T, one, Q, rows.C[_heaviest(rows)])

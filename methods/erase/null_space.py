@@ -26,7 +26,7 @@ def null_space(problem: Problem, settings: SolverSettings) -> Solution:
     C, G, s = (t.double() for t in rows)
     s = s / s.sum()
     preserved, weights = problem.preserved.double(), problem.preserved_weights.double()
-    P, dimensions = projector(gram(preserved, weights / weights.sum()), _level(problem.empty, settings.threshold))
+    P, dimensions = projector(gram(preserved, weights / weights.sum()), unused_level(problem.empty, settings.threshold))
     K = fixed_rows(problem.empty.double())
     rho = (settings.ridge or 0) * float(C.square().sum(1).mean()) / problem.width
     N = torch.linalg.inv(gram(C, s) @ P + rho * torch.eye(problem.width, dtype=C.dtype))
@@ -34,11 +34,11 @@ def null_space(problem: Problem, settings: SolverSettings) -> Solution:
     # where P has already removed K nothing is left to preserve, and what rounding leaves must not be inverted
     inverse = torch.linalg.pinv(K @ PNK, atol=1e-9 * float(K.square().sum()) / rho)
     right = P @ (torch.eye(len(P), dtype=P.dtype) - N @ K.T @ inverse @ K @ P) @ N
-    A, notes = system(rows, preserved, weights, rho), _notes(dimensions, problem.width)
+    A, notes = system(rows, preserved, weights, rho), room_notes(dimensions, problem.width)
     return Solution(LowRank(((G - C) * s[:, None]).T.contiguous(), C @ right), A, notes=notes)
 
 
-def _notes(dimensions: int, width: int) -> tuple[str, ...]:
+def room_notes(dimensions: int, width: int) -> tuple[str, ...]:
     """A warning if the null space has few dimensions."""
     if dimensions >= _FEW * width:
         return ()
@@ -48,7 +48,7 @@ def _notes(dimensions: int, width: int) -> tuple[str, ...]:
     )
 
 
-def _level(empty: torch.Tensor, threshold: float) -> float:
+def unused_level(empty: torch.Tensor, threshold: float) -> float:
     """The eigenvalue below which a direction counts as unused: relative, since embeddings of models differ in norm."""
     return threshold * float(empty.double().square().sum(1).mean()) / empty.shape[1]
 

@@ -91,13 +91,15 @@ class SolverSettings:
 class Solution:
     """M of T = I + M with the A of its last solve.
 
-    ``regeneration`` is RECE's residual before each epoch and at the end.
+    ``regeneration`` is RECE's residual before each epoch and at the end. ``proxies``, (n, d) per concept, are what its
+    rows became where the solver does not take the anchor's own rows.
     """
 
     M: LowRank
     A: torch.Tensor
     regeneration: tuple[float, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    proxies: tuple[torch.Tensor, ...] = ()
 
 
 class Solver(NamedTuple):

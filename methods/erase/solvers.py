@@ -8,6 +8,7 @@ import torch
 
 from ..choices import chosen
 from . import rece
+from .double_projections import double_projections
 from .lowrank import LowRank
 from .null_space import null_space
 from .problem import Problem, Solution, Solver, SolverSettings
@@ -50,6 +51,12 @@ SOLVERS: dict[str, Solver] = {
     "realera": Solver(realera, 0.5, 1.0, "also erases the concept's neighbourhood (RealEra-style)"),
     "null-space": Solver(
         null_space, 0.05, 1.0, "changes only what the preserved prompts do not use, for many concepts"
+    ),
+    "double-projections": Solver(
+        double_projections,
+        0.5,
+        1.0,
+        "takes each concept to a proxy in its anchor's span and moves no preserved row (Double Projections)",
     ),
 }
 """To add a solver, write a function (Problem, SolverSettings) -> Solution and a line here; all tests run over it."""

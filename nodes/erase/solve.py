@@ -36,7 +36,7 @@ class ConceptsEraseOptions(io.ComfyNode):
                     step=0.01,
                     round=0.0001,
                     tooltip="λ: how much every weight resists changing. Lower erases more. Start with 0, the solver's "
-                    "own (uce and realera 0.5, rece 0.1, null-space 0.05).",
+                    "own (uce and realera 0.5, rece 0.1, null-space 0.05). double-projections has none.",
                 ),
                 io.Float.Input(
                     "keep",
@@ -46,7 +46,8 @@ class ConceptsEraseOptions(io.ComfyNode):
                     step=0.1,
                     round=0.0001,
                     tooltip="Multiplies the weight of everything preserved, the empty prompt too. Start with 0, the "
-                    "solver's own (rece 6, rece-sequential 0.1, else 1). null-space uses 'threshold' instead.",
+                    "solver's own (rece 6, rece-sequential 0.1, else 1). null-space and double-projections use "
+                    "'threshold' instead.",
                 ),
                 io.Int.Input(
                     "epochs",
@@ -82,7 +83,8 @@ class ConceptsEraseOptions(io.ComfyNode):
                     step=0.01,
                     round=0.000001,
                     tooltip="null-space changes a direction only if preserved prompts use it less than this, relative "
-                    "to the empty prompt. Higher erases more and preserves less. Start with 0.1.",
+                    "to the empty prompt. Higher erases more and preserves less. Start with 0.1. double-projections "
+                    "takes 30 times this, and only if preserved prompts use more than half of all directions.",
                 ),
             ],
             outputs=[EraseOptions.Output("erase_options", display_name="options", tooltip="For Solve Erasure.")],
@@ -114,7 +116,7 @@ class ConceptsSolveErasure(io.ComfyNode):
             display_name="Solve Erasure",
             category=CATEGORY,
             description=f"Finds in seconds how a model must change to no longer draw the listed concepts. {PROMISE}",
-            search_aliases=["unlearn", "UCE", "RECE", "RealEra", "SPEED", "concept erasure"],
+            search_aliases=["unlearn", "UCE", "RECE", "RealEra", "SPEED", "Double Projections", "concept erasure"],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to edit, with the LoRAs it is used with. It is not changed."
@@ -128,7 +130,8 @@ class ConceptsSolveErasure(io.ComfyNode):
                     tooltip="uce: one solve. rece: also erases what would bring the concept back. rece-sequential: "
                     "in the published order, which forgets the first edit. rece-published: on the published rows too. "
                     "realera: also erases the neighbourhood. "
-                    "null-space: for many concepts. Start with uce.",
+                    "null-space: for many concepts. double-projections: for several concepts, and moves no preserved "
+                    "token. Start with uce.",
                 ),
                 io.Combo.Input(
                     "projections",
