@@ -25,8 +25,8 @@ _ZERO = 1e-13  # of a Gram matrix's trace: eigenvalues below it are rounding
 def double_projections(problem: Problem, settings: SolverSettings) -> Solution:
     """M = (C* − C) · X⁺ with X = U₂U₂ᵀC: takes every concept to its proxy C*, and moves no preserved row.
 
-    C* points to where C comes nearest in the span of the anchor's rows. U₂ is a basis of what neither the preserved rows nor
-    the anchors use. For one row this is the paper's ΔW = W(c* − c)xᵀU₂ᵀ / ‖x‖² with x = U₂ᵀc.
+    C* points to where C comes nearest in the span of the anchor's rows. U₂ is a basis of what neither the preserved
+    rows nor the anchors use. For one row this is the paper's ΔW = W(c* − c)xᵀU₂ᵀ / ‖x‖² with x = U₂ᵀc.
 
     Differs from the paper, which has one row per concept: a concept has many sentences here, and counts with the
     directions that they share (mostly one). Several concepts are solved together. A proxy is as long as its concept:
