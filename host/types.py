@@ -162,17 +162,23 @@ class TextEncoder(HasModules, Protocol):
     def named_children(self) -> Iterator[tuple[str, torch.nn.Module]]: ...
 
 
-class CLIP(Protocol):
+class Tokenizes(Protocol):
+    """What tokenizes prompts for one or more text encoders."""
+
+    tokenizer: Any
+
+    def tokenize(self, text: str, **options: object) -> Tokens: ...
+
+
+class CLIP(Tokenizes, Protocol):
     """A CLIP on a wire: tokenizer and text encoder."""
 
     cond_stage_model: TextEncoder
     patcher: ModelPatcher
     layer_idx: int | None
     use_clip_schedule: bool
-    tokenizer: Any
 
     def clone(self) -> CLIP: ...
-    def tokenize(self, text: str, **options: object) -> Tokens: ...
     def encode_from_tokens(self, tokens: Tokens, return_pooled: bool | str = ...) -> Any: ...
     def encode_from_tokens_scheduled(self, tokens: Tokens) -> Conditioning: ...
     def add_patches(self, patches: Mapping[Any, object], strength_patch: float = ...) -> Collection[object]: ...

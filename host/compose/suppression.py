@@ -11,6 +11,7 @@ import torch
 
 from ...methods.compose.similarity import ObjectPositions
 from ...methods.compose.suppression import suppression
+from ...methods.token_rows import every_copy
 from .. import keys
 from ..engine.attention import CROSS, Site, find_sites
 from ..engine.attention_patches import Attend, override_attention
@@ -18,7 +19,7 @@ from ..engine.model_call import conditioning_rows
 from ..engine.reach import check_reaches_network
 from ..engine.sampling import percent_of
 from ..registry import unet_of
-from ..text.tokens import context_length, every_copy
+from ..text.tokens import context_length
 from ..types import BaseModel, Conds, Executor, ModelOptions, ModelPatcher, TransformerOptions
 
 

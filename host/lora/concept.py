@@ -14,7 +14,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from .. import keys
 from ..engine.attention import CROSS, find_sites
 from ..engine.base_prompts import needs_own_call
-from ..text.tokens import encode_with_phrase, phrase_occurrences, phrase_positions
+from ..text.tokens import encode_with_phrase, phrase_occurrences, phrase_rows
 from ..types import CLIP, Conditioning, TextEncoder, Tokens
 from .files import LoraFile
 
@@ -89,12 +89,13 @@ def _encode_learned(clip: CLIP, lora: LoraFile, text: str, phrase: str | None, w
         spaced = f" {' '.join([stand_in] * len(_vectors(lora, word)))} "
         text = re.sub(_written(lora, word), spaced, text)
         phrase = None if phrase is None else re.sub(_written(lora, word), spaced, phrase)
-    positions = {} if phrase is None else {keys.PHRASE_POSITIONS: phrase_positions(clip, text, phrase)}
     tokens = (_learned_tokens(clip, text, lora, stand_ins, layer) for layer in range(layers or 1))
     encodings = [clip.encode_from_tokens_scheduled(of_layer) for of_layer in tokens]
     _check_one_call(lora.name, encodings[0])
     contexts = torch.cat([e[0][0] for e in encodings])  # (layers, tokens, channels)
     by_layer = {keys.LAYER_CONTEXTS: contexts} if layers else {}
+    rows = contexts.shape[1]
+    positions = {} if phrase is None else {keys.PHRASE_POSITIONS: phrase_rows(clip, text, phrase, rows)}
     return node_helpers.conditioning_set_values([encodings[0][0]], {**by_layer, **positions})
 
 

@@ -8,22 +8,24 @@ and brackets are part of the words: whoever erases has taken the weights away (`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any
 
 import node_helpers
 import torch
 
 from ...methods.compose.similarity import ObjectPositions, check_objects, correct
 from ...methods.erase.rows import NamedSpan, PromptTokens
+from ...methods.token_rows import Token, encoder_of_rows, words_range
 from ...methods.words import SENTENCEPIECE_SPACE, Piece, PlacedPiece, Word, occurrences, words_of
 from .. import keys
-from ..types import CLIP, CondEntry, Conditioning
+from ..types import CLIP, CondEntry, Conditioning, Tokenizes, Tokens
 
 SECTION = 77
 """Token rows of one call of a CLIP text encoder."""
-
-Token: TypeAlias = int | torch.Tensor
-"""A token's number, or a vector of a textual inversion."""
+_NOT_A_CLIP = (
+    "This text encoder has no start token (T5 and language models have none), and closed-form erasure finds words in a "
+    "CLIP only; use a model of the SD 1, SD 2 or SDXL families with its own CLIP."
+)
 
 
 def encode_with_phrase(clip: CLIP, text: str, phrase: str) -> Conditioning:
@@ -35,9 +37,38 @@ def encode_with_phrase(clip: CLIP, text: str, phrase: str) -> Conditioning:
     Raises:
         ValueError: as ``phrase_positions``.
     """
-    positions = phrase_positions(clip, text, phrase)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    positions = phrase_rows(clip, text, phrase, conditioning[0][0].shape[1])
     return node_helpers.conditioning_set_values(conditioning, {keys.PHRASE_POSITIONS: positions})
+
+
+class _OneEncoder:
+    """One text encoder of a CLIP as a CLIP of its own, as far as tokens go: its vocabulary spells them."""
+
+    def __init__(self, clip: CLIP, name: str) -> None:
+        self.clip, self.name = clip, name
+        every = clip.tokenizer
+        self.tokenizer: Any = getattr(every, name, getattr(every, f"clip_{name}", every))
+
+    def tokenize(self, text: str, **options: object) -> Tokens:
+        return {self.name: self.clip.tokenize(text, **options)[self.name]}
+
+
+def phrase_rows(clip: CLIP, text: str, phrase: str, rows: int) -> tuple[int, ...]:
+    """The rows of the encoded prompt that are of the phrase; none where it is not known whose tokens they are.
+
+    Args:
+        phrase: as ``phrase_positions``.
+        rows: of the encoded prompt.
+
+    Raises:
+        ValueError: as ``phrase_positions``.
+    """
+    lengths = {name: sum(map(len, sections)) for name, sections in clip.tokenize(text).items()}
+    if (found := encoder_of_rows(lengths, rows)) is None:
+        return phrase_positions(clip, text, phrase)[:0]  # refuses what is not there
+    encoder, moved = found
+    return tuple(p + moved for p in phrase_positions(_OneEncoder(clip, encoder), text, phrase))
 
 
 def encode_with_objects(clip: CLIP, text: str, phrases: list[str]) -> Conditioning:
@@ -108,9 +139,12 @@ def encode_parts(clip: CLIP, text: str) -> list[PromptTokens]:
     empty = _empty(clip)
     rows, pooled = clip.encode_from_tokens(clip.tokenize(text, disable_weights=True), return_pooled=True)
     pooled = None if pooled is None else pooled[0].float().cpu()
+    sections = _sections(clip, text, read_weights=False)
+    if rows.shape[1] != sum(map(len, sections)):  # the first of several encoders is a CLIP, and the rows are another's
+        raise ValueError(_NOT_A_CLIP)
     parts, first = [], 0
-    for section in _sections(clip, text, read_weights=False):
-        stop, tokens = _content(section, empty)[1], rows[0, first : first + len(section)]
+    for section in sections:
+        stop, tokens = words_range(section, empty)[1], rows[0, first : first + len(section)]
         spans = _spans(_words_in(clip, [section], empty))
         parts.append(PromptTokens(tokens.float().cpu(), stop, stop, stop, pooled, spans))
         first += len(section)
@@ -151,7 +185,7 @@ class PromptEncoder:
         return self.prompts[text]
 
 
-def phrase_positions(clip: CLIP, text: str, phrase: str) -> tuple[int, ...]:
+def phrase_positions(clip: Tokenizes, text: str, phrase: str) -> tuple[int, ...]:
     """As ``first_occurrence``. Without a phrase, the positions of all words of the prompt.
 
     Raises:
@@ -165,7 +199,7 @@ def phrase_positions(clip: CLIP, text: str, phrase: str) -> tuple[int, ...]:
     return positions
 
 
-def first_occurrence(clip: CLIP, text: str, phrase: str) -> tuple[int, ...]:
+def first_occurrence(clip: Tokenizes, text: str, phrase: str) -> tuple[int, ...]:
     """The positions of the phrase's first occurrence in the encoded prompt.
 
     Raises:
@@ -174,7 +208,7 @@ def first_occurrence(clip: CLIP, text: str, phrase: str) -> tuple[int, ...]:
     return phrase_occurrences(clip, text, phrase)[0]
 
 
-def phrase_occurrences(clip: CLIP, text: str, phrase: str) -> list[tuple[int, ...]]:
+def phrase_occurrences(clip: Tokenizes, text: str, phrase: str) -> list[tuple[int, ...]]:
     """The positions of each occurrence of the phrase in the encoded prompt, first to last. Occurrences do not overlap.
 
     Raises:
@@ -195,53 +229,43 @@ def context_length(entry: CondEntry) -> int:
     return 0 if context is None else int(context.cond.shape[1])
 
 
-def every_copy(positions: Sequence[int], length: int, total: int) -> tuple[int, ...]:
-    """The same positions in every copy of a prompt of ``length`` tokens, of which a model call has ``total``.
-
-    Beside a longer prompt the host repeats a shorter one until both are of one length.
-    """
-    starts = range(0, max(total - length, 0) + 1, length) if length else (0,)
-    return tuple(start + position for start in starts for position in positions)
-
-
-def _check_start_token(clip: CLIP) -> None:
-    """Refuses encoders whose prompts begin with a word: row 0 would be left out, and an empty prompt has no end token
-    at 1."""
+def _check_start_token(clip: Tokenizes) -> None:
+    """Refuses encoders whose prompts have no start token, or no end token at 1 if they are empty."""
     empty, word = (_sections(clip, text, read_weights=False)[0] for text in ("", "a"))
-    if empty[0] != word[0]:
-        raise ValueError(
-            "This text encoder has no start token (T5 and language models have none), and closed-form erasure finds "
-            "words in a CLIP only; use a model of the SD 1, SD 2 or SDXL families with its own CLIP."
-        )
+    if len(empty) < 2 or empty[0] != word[0] or empty[1] == word[1]:
+        raise ValueError(_NOT_A_CLIP)
 
 
-def _sections(clip: CLIP, text: str, *, read_weights: bool) -> list[list[Token]]:
+def _sections(clip: Tokenizes, text: str, *, read_weights: bool) -> list[list[Token]]:
     """The tokens of a prompt in sections, as they are encoded: those of the first encoder, because all share positions.
 
     Args:
         read_weights: whether brackets are weights; otherwise they are part of the words.
     """
-    tokens = clip.tokenize(text) if read_weights else clip.tokenize(text, disable_weights=True)
+    try:
+        tokens = clip.tokenize(text) if read_weights else clip.tokenize(text, disable_weights=True)
+    except TypeError:  # encoders with a template never read weights, and pass on that option a second time
+        tokens = clip.tokenize(text)
     return [[token for token, *_ in section] for section in tokens[next(iter(tokens))]]
 
 
-def _empty(clip: CLIP) -> list[Token]:
+def _empty(clip: Tokenizes) -> list[Token]:
     """The tokens of an empty prompt."""
     return _sections(clip, "", read_weights=True)[0]
 
 
-def _words(clip: CLIP, text: str, *, read_weights: bool) -> list[Word]:
+def _words(clip: Tokenizes, text: str, *, read_weights: bool) -> list[Word]:
     """The words of all sections, as ``_sections``."""
     return _words_in(clip, _sections(clip, text, read_weights=read_weights), _empty(clip))
 
 
-def _words_in(clip: CLIP, sections: Sequence[list[Token]], empty: list[Token]) -> list[Word]:
+def _words_in(clip: Tokenizes, sections: Sequence[list[Token]], empty: list[Token]) -> list[Word]:
     first, *_ = _sections(clip, "a a", read_weights=True)
     sentencepiece = any(SENTENCEPIECE_SPACE in str(_piece(clip, token)) for token in first)
     return words_of(_placed(clip, sections, empty), sentencepiece=sentencepiece)
 
 
-def _piece(clip: CLIP, token: Token) -> Piece:
+def _piece(clip: Tokenizes, token: Token) -> Piece:
     """How the vocabulary writes the token."""
     if isinstance(token, torch.Tensor):
         return token
@@ -249,13 +273,11 @@ def _piece(clip: CLIP, token: Token) -> Piece:
     return str(piece)
 
 
-def _placed(clip: CLIP, sections: Sequence[list[Token]], empty: list[Token]) -> list[PlacedPiece]:
+def _placed(clip: Tokenizes, sections: Sequence[list[Token]], empty: list[Token]) -> list[PlacedPiece]:
     """The tokens of the words of all sections, as the vocabulary writes them, with their positions."""
     placed, offset = [], 0
     for section in sections:
-        first, end = _content(section, empty)
-        if first >= end and len(section) != len(empty):  # a template surrounds the prompt: its words are every prompt's
-            first, end = 0, len(section)
+        first, end = words_range(section, empty)
         placed += [(offset + n, _piece(clip, section[n])) for n in range(first, end)]
         offset += len(section)
     return placed
@@ -267,31 +289,12 @@ def _spans(words: Sequence[Word]) -> tuple[NamedSpan, ...]:
     return tuple(NamedSpan(word.text, word.positions[0], word.positions[-1] + 1) for word in spelled)
 
 
-def _content_ranges(clip: CLIP, text: str) -> tuple[tuple[int, int], ...]:
+def _content_ranges(clip: Tokenizes, text: str) -> tuple[tuple[int, int], ...]:
     """First position, and last + 1, of the words of each section."""
     empty, offset = _empty(clip), 0
     ranges = []
     for section in _sections(clip, text, read_weights=True):
-        first, end = _content(section, empty)
+        first, end = words_range(section, empty)
         ranges.append((offset + first, offset + end))
         offset += len(section)
     return tuple(ranges)
-
-
-def _content(section: list[Token], empty: list[Token]) -> tuple[int, int]:
-    """First index, and last + 1, of the words of a section, without start token, end token and padding.
-
-    Args:
-        empty: the section of an empty prompt. The token after its start token ends every prompt.
-    """
-    first = 1 if section and empty and _same(section[0], empty[0]) else 0
-    if len(empty) <= first:
-        return first, len(section)
-    return first, next((n for n in range(first, len(section)) if _same(section[n], empty[first])), len(section))
-
-
-def _same(token: Token, other: Token) -> bool:
-    """Whether two tokens are equal: numbers, or vectors of a textual inversion."""
-    if isinstance(token, torch.Tensor) and isinstance(other, torch.Tensor):
-        return token.shape == other.shape and bool((token == other).all())
-    return type(token) is type(other) and not isinstance(token, torch.Tensor) and token == other

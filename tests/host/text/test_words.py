@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import comfy.text_encoders.qwen_image
 import comfy.text_encoders.sd3_clip
 import pytest
-from comfyui_concepts.host.text.tokens import encode_prompt, every_copy, phrase_occurrences, phrase_positions
+from comfyui_concepts.host.text.tokens import encode_prompt, phrase_occurrences, phrase_positions
 from comfyui_concepts.host.text.weights import without_weights
+from comfyui_concepts.methods.token_rows import every_copy
 
 
 @pytest.fixture(scope="module")
