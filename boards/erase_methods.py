@@ -118,6 +118,7 @@ METHODS: dict[str, EraseMethod] = {
     "realera": closed_form("realera"),
     "null-space": closed_form("null-space"),
     "double-projections": closed_form("double-projections"),
+    "speed": closed_form("speed"),
 }
 """The rows of the board."""
 TRAINED: dict[str, EraseMethod] = {name: partial(_trained, name) for name in erase_trained.ROWS}

@@ -19,14 +19,19 @@ def null_space(problem: Problem, settings: SolverSettings) -> Solution:
     P projects on the directions that the preserved rows do not use. K has the rows of the empty prompt that stay
     exactly (its first row and the centres of the others), since every picture with guidance is drawn against it.
 
-    Differs from the paper: it also selects the preserved rows for each layer, and here all layers share one solve.
+    Differs from the paper: it also refines the preserved rows (``speed``), for each layer; here all share one solve.
     ``settings.preserve_weight`` has no effect: a row is preserved or not, and ``threshold`` decides.
     """
+    weights = problem.preserved_weights.double()
+    return solved_within(problem, settings, gram(problem.preserved.double(), weights / weights.sum()))
+
+
+def solved_within(problem: Problem, settings: SolverSettings, retained: torch.Tensor) -> Solution:
+    """The same, where ``retained`` (d, d) is the mean Gram matrix of what is preserved."""
     rows = joined_rows(problem.erased)
     C, G, s = (t.double() for t in rows)
     s = s / s.sum()
-    preserved, weights = problem.preserved.double(), problem.preserved_weights.double()
-    P, dimensions = projector(gram(preserved, weights / weights.sum()), unused_level(problem.empty, settings.threshold))
+    P, dimensions = projector(retained, unused_level(problem.empty, settings.threshold))
     K = fixed_rows(problem.empty.double())
     rho = (settings.ridge or 0) * float(C.square().sum(1).mean()) / problem.width
     N = torch.linalg.inv(gram(C, s) @ P + rho * torch.eye(problem.width, dtype=C.dtype))
@@ -34,7 +39,8 @@ def null_space(problem: Problem, settings: SolverSettings) -> Solution:
     # where P has already removed K nothing is left to preserve, and what rounding leaves must not be inverted
     inverse = torch.linalg.pinv(K @ PNK, atol=1e-9 * float(K.square().sum()) / rho)
     right = P @ (torch.eye(len(P), dtype=P.dtype) - N @ K.T @ inverse @ K @ P) @ N
-    A, notes = system(rows, preserved, weights, rho), room_notes(dimensions, problem.width)
+    A = system(rows, problem.preserved, problem.preserved_weights, rho)
+    notes = room_notes(dimensions, problem.width)
     return Solution(LowRank(((G - C) * s[:, None]).T.contiguous(), C @ right), A, notes=notes)
 
 

@@ -69,7 +69,7 @@ class SolverSettings:
         neighbours: how many neighbours RealEra samples per row.
         reach: how far RealEra erases; 1 is the distance of the farthest other name or sentence.
         threshold: below it the null space counts a direction as unused.
-        seed: of RealEra's samples.
+        seed: of RealEra's and SPEED's samples.
     """
 
     ridge: float | None = None

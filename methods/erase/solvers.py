@@ -15,6 +15,7 @@ from .problem import Problem, Solution, Solver, SolverSettings
 from .realera import realera
 from .rows import joined_rows
 from .solve import scaled_ridge, system, uce
+from .speed import speed
 
 
 def _uce(problem: Problem, settings: SolverSettings) -> Solution:
@@ -57,6 +58,13 @@ SOLVERS: dict[str, Solver] = {
         0.5,
         1.0,
         "takes each concept to a proxy in its anchor's span and moves no preserved row (Double Projections)",
+    ),
+    "speed": Solver(
+        speed,
+        0.05,
+        1.0,
+        "null-space, of those preserved prompts that the erasure would move most (SPEED)",
+        every_weight=True,
     ),
 }
 """To add a solver, write a function (Problem, SolverSettings) -> Solution and a line here; all tests run over it."""

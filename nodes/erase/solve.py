@@ -36,7 +36,7 @@ class ConceptsEraseOptions(io.ComfyNode):
                     step=0.01,
                     round=0.0001,
                     tooltip="λ: how much every weight resists changing. Lower erases more. Start with 0, the solver's "
-                    "own (uce and realera 0.5, rece 0.1, null-space 0.05). double-projections has none.",
+                    "own (uce and realera 0.5, rece 0.1, null-space and speed 0.05). double-projections has none.",
                 ),
                 io.Float.Input(
                     "keep",
@@ -46,8 +46,8 @@ class ConceptsEraseOptions(io.ComfyNode):
                     step=0.1,
                     round=0.0001,
                     tooltip="Multiplies the weight of everything preserved, the empty prompt too. Start with 0, the "
-                    "solver's own (rece 6, rece-sequential 0.1, else 1). null-space and double-projections use "
-                    "'threshold' instead.",
+                    "solver's own (rece 6, rece-sequential 0.1, else 1). null-space, speed and double-projections "
+                    "use 'threshold' instead.",
                 ),
                 io.Int.Input(
                     "epochs",
@@ -82,9 +82,10 @@ class ConceptsEraseOptions(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     round=0.000001,
-                    tooltip="null-space changes a direction only if preserved prompts use it less than this, relative "
-                    "to the empty prompt. Higher erases more and preserves less. Start with 0.1. double-projections "
-                    "takes 30 times this, and only if preserved prompts use more than half of all directions.",
+                    tooltip="null-space and speed change a direction only if preserved prompts use it less than this, "
+                    "relative to the empty prompt. Higher erases more and preserves less. Start with 0.1. "
+                    "double-projections takes 30 times this, and only if preserved prompts use more than half "
+                    "of all directions.",
                 ),
             ],
             outputs=[EraseOptions.Output("erase_options", display_name="options", tooltip="For Solve Erasure.")],
@@ -131,7 +132,7 @@ class ConceptsSolveErasure(io.ComfyNode):
                     "in the published order, which forgets the first edit. rece-published: on the published rows too. "
                     "realera: also erases the neighbourhood. "
                     "null-space: for many concepts. double-projections: for several concepts, and moves no preserved "
-                    "token. Start with uce.",
+                    "token. speed: null-space, where only prompts count that would suffer. Start with uce.",
                 ),
                 io.Combo.Input(
                     "projections",

@@ -58,7 +58,16 @@ def test_solving_and_probing_read_keys_and_values_of_a_model_with_32(new_model, 
 
 
 @pytest.mark.parametrize(
-    ("solver", "count"), [("uce", 11), ("rece", 32), ("rece-sequential", 32), ("realera", 11), ("null-space", 11)]
+    ("solver", "count"),
+    [
+        ("uce", 11),
+        ("rece", 32),
+        ("rece-sequential", 32),
+        ("realera", 11),
+        ("null-space", 11),
+        ("double-projections", 11),
+        ("speed", 32),
+    ],
 )
 def test_solvers_whose_result_depends_on_the_weights_read_every_one(new_model, monkeypatch, solver, count):
     read = []
