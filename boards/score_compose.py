@@ -45,7 +45,7 @@ JOINT_COMPOSERS: dict[str, Compose] = {
 }
 """Where text and picture attend together; the other ingredients do nothing there."""
 HOST = ("stacked LoRAs", "host hooks")
-CONCEPT_ROWS = {"unet": (*HOST, *COMPOSERS, AUTOMATIC, "conductor"), "dit": (*HOST, *JOINT_COMPOSERS)}
+CONCEPT_ROWS = {"unet": (*HOST, *COMPOSERS, AUTOMATIC, "conductor"), "dit": (*HOST, *JOINT_COMPOSERS, AUTOMATIC)}
 """The rows with LoRAs, by the kind of demo model."""
 ROWS = {"unet": (*CONCEPT_ROWS["unet"], *object_prompts.ROWS), "dit": CONCEPT_ROWS["dit"]}
 
@@ -80,8 +80,6 @@ def methods(runner: ConceptRunner) -> dict[str, GuiderFactory]:
     }
     composers = COMPOSERS if runner.kind == "unet" else JOINT_COMPOSERS
     found |= {name: partial(composer_guider, runner, settings, False) for name, settings in composers.items()}
-    if runner.kind != "unet":
-        return found
     return found | {
         AUTOMATIC: partial(composer_guider, runner, WHOLE_LORA, True),
         "conductor": partial(runner.conductor_guider, variant=ConductVariant()),

@@ -12,7 +12,7 @@ from ...methods.compose.reinit import around, rearranged
 from ...methods.compose.settings import Compose
 from ...methods.compose.stop import StopRule
 from ...methods.panels import AttentionSnapshot
-from ..engine.attention import CROSS, SELF, Captured, capture
+from ..engine.attention import CROSS, SELF, Captured, capture, loss_sites
 from ..engine.gradients import (
     check_differentiable,
     differentiable_conds,
@@ -25,7 +25,6 @@ from ..engine.model_call import active_entries
 from ..engine.reach import unanswered
 from ..types import CondEntry, Conds, ModelOptions
 from .injection import Injection
-from .projections import loss_sites
 
 
 class CapturedMaps(NamedTuple):

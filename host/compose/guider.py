@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...methods.compose.automatic import found_regions
+from ...methods.compose.automatic import NEVER_FOUND, regions_of_concepts
 from ...methods.compose.settings import Compose
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
@@ -29,10 +29,6 @@ from .region_search import AttentionAccumulator
 log = logging.getLogger(__name__)
 
 _ENHANCEMENT = "LoRA-Composer's enhancement"
-_NEVER_FOUND = (
-    "LoRA Composer: the sampling ended before the regions were found, which is after %.0f %% of it, so no concept is "
-    "in the picture; lower automatic_percent, take more steps, or draw the regions."
-)
 
 
 @dataclass(eq=False)
@@ -142,13 +138,12 @@ class ComposeGuider(RunGuider[ComposerRun]):
     def _find_regions(self, run: ComposerRun, maps: torch.Tensor, device: torch.device) -> None:
         """Takes the regions from the attention so far, and ends the search."""
         run.found = run.attention()
-        self.regions = found_regions(maps)
-        _check_found(self.regions, self.concepts)
+        self.regions = regions_of_concepts(maps, [concept.name for concept in self.concepts])
         run.injection.regions.masks, run.accumulator = self._masks(self.regions.to(device)), None
 
     def finish(self, run: ComposerRun) -> None:
         if run.accumulator is not None:
-            log.warning(_NEVER_FOUND, 100 * self.settings.automatic)
+            log.warning(NEVER_FOUND, 100 * self.settings.automatic)
         elif run.injection.called:
             run.injection.check_answered()
 
@@ -161,17 +156,3 @@ class ComposeGuider(RunGuider[ComposerRun]):
     def attention(self) -> AttentionSnapshot | None:
         """As ``ComposerRun.attention``; None outside of a sampling."""
         return None if self.run is None else self.run.attention()
-
-
-def _check_found(regions: torch.Tensor, concepts: Sequence[Concept]) -> None:
-    """Refuses regions (concepts, h, w) of which one is empty: its concept would have no place.
-
-    Raises:
-        ValueError: which concept has no place, and what to do.
-    """
-    for region, concept in zip(regions, concepts, strict=True):
-        if not region.any():
-            raise ValueError(
-                f"No region was found for the concept '{concept.name}': another concept's phrase has its attention "
-                "at the same places; give each concept a different phrase, or draw the regions with Region Editor."
-            )

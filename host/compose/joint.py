@@ -8,52 +8,59 @@ are those that each prompt has alone, and each LoRA acts on its own words and on
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
 import comfy.sampler_helpers
 import torch
-from torch.utils.hooks import RemovableHandle
 
-from ...methods.compose.groups import Extent, RegionGroups, grouped
+from ...methods.compose.automatic import NEVER_FOUND, regions_of_concepts
+from ...methods.compose.groups import RegionGroups
 from ...methods.compose.settings import Compose
 from ...methods.lora import LayerLoras
 from ...methods.masks import MaskPyramid, in_whole_tokens
 from ...methods.panels import Panel, concept_panels
 from .. import keys
+from ..architecture import Size
 from ..engine.base_prompts import BasePrompts
 from ..engine.guider import RunGuider, Sampling
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
 from ..engine.preview import Painter
 from ..engine.reach import check_answered, check_reaches_network
+from ..engine.sampling import percent_of
 from ..lora.branches import Branch, TokensByKind, low_rank, prepared
-from ..lora.concept import Concept, check_concept_prompts, with_strength
+from ..lora.concept import Concept, check_concept_prompts, phrase_of, with_strength
 from ..lora.factors import network_factors
 from ..registry import architecture_of
-from ..text.equal_lengths import Attention, TextAttentionCall, TextAttentions, has_own_call
+from ..text.equal_lengths import TextAttentions, has_own_call
 from ..text.sequence import SequenceText, text_of
-from ..types import BaseModel, HookInputs, ModelOptions, ModelPatcher
+from ..types import BaseModel, ModelOptions, ModelPatcher
+from .grouping import WHO, GroupedCall, SearchingCall
 
 log = logging.getLogger(__name__)
-WHO = "LoRA Composer"
 _PROMPT_TYPES = ("positive", "negative")
 
 
 class JointConcept(NamedTuple):
-    """A concept where and as the model computes: positive and negative, (1, tokens, channels) each, and its LoRA."""
+    """A concept where and as the model computes: positive and negative, (1, tokens, channels) each, and its LoRA.
+
+    ``phrase`` holds the positions of its phrase in the positive, where they are looked for.
+    """
 
     prompts: tuple[torch.Tensor, torch.Tensor]
     factors: LayerLoras
     strength: float
+    phrase: tuple[int, ...] = ()
 
 
 class JointInjection:
     """What puts concepts into the model calls of one sampling.
 
     Args:
-        coverage: how much of each cell each region covers, (concepts, height, width).
+        size: of the latent in cells.
+        coverage: how much of each cell each region covers, (concepts, height, width). None looks for the regions: the
+            base draws alone, and ``maps`` gets the attention to the phrases, until ``place`` says where they are.
         cond_or_uncond: uuid of a conditioning entry to 0 (positive) or 1 (negative).
     """
 
@@ -61,21 +68,29 @@ class JointInjection:
         self,
         model: BaseModel,
         concepts: Sequence[JointConcept],
-        coverage: torch.Tensor,
+        size: Size,
+        coverage: torch.Tensor | None,
         cond_or_uncond: Mapping[UUID, int],
         settings: Compose,
         soft: bool = False,
     ) -> None:
         self.architecture, self.concepts, self.settings = architecture_of(model), concepts, settings
-        self.cond_or_uncond = cond_or_uncond
+        self.cond_or_uncond, self.soft = cond_or_uncond, soft
         self.attentions = TextAttentions(model.diffusion_model, self.architecture.equal_lengths)
         own = (site for site in self.architecture.sites() if site.attention.kind == "self")
         self.picture_alone = {site.block for site in own if site.attention.output == ("image",)}
-        self.grid = self.architecture.grid(*coverage.shape[-2:])
-        covered = in_whole_tokens(coverage.float().cpu(), self.grid, self.architecture.patch)
-        self.masks = MaskPyramid(covered, soft, overlapping=True)
-        self.groups = RegionGroups(self.masks.inside(self.grid), settings.isolation, settings.base_in_regions)
+        self.grid, self.maps = self.architecture.grid(*size), torch.zeros(())
+        self.masks: MaskPyramid | None = None
+        self.groups = RegionGroups(None, tokens=self.architecture.image_tokens(size)[0])
         self.called = self.answered = False
+        if coverage is not None:
+            self.place(in_whole_tokens(coverage.float().cpu(), self.grid, self.architecture.patch))
+
+    def place(self, regions: torch.Tensor) -> None:
+        """Puts the concepts into these regions, (concepts, rows, columns of tokens)."""
+        self.masks = MaskPyramid(regions, self.soft, overlapping=True)
+        inside = self.masks.inside(self.grid)
+        self.groups = RegionGroups(inside, self.settings.isolation, self.settings.base_in_regions)
 
     def options(self, model_options: ModelOptions) -> ModelOptions:
         """A copy of the options under which the concepts have their regions."""
@@ -94,13 +109,18 @@ class JointInjection:
                 "the sequence of all prompts; bypass that node."
             )
         text = SequenceText(self.architecture, call, [[c.prompts[n] for c in self.concepts] for n in numbers], WHO)
-        grouping = _Grouping(self.attentions, text, [entry.rows for entry in entries], self.groups, self.picture_alone)
+        grouped = GroupedCall(self.attentions, text, [entry.rows for entry in entries], self.groups, self.picture_alone)
+        if self.masks is None:
+            positives = [entry for entry, number in enumerate(numbers) if number == 0]
+            grouped = search = SearchingCall(grouped, [concept.phrase for concept in self.concepts], positives)
         with low_rank(self.attentions.network, self._branches(text, call.x.device)) as silent:
-            out = grouping.run(text.call, run)
+            out = grouped.run(text.call, run)
+        if self.masks is None:
+            self.maps = self.maps + search.maps
         self.called = True
-        if grouping.answered:  # else a step cache answered this call
+        if grouped.answered:  # else a step cache answered this call
             self.answered = True
-            check_answered([*silent, *(self.attentions.sites.keys() - grouping.answered)], WHO)
+            check_answered([*silent, *(self.attentions.sites.keys() - grouped.answered)], WHO)
         return out
 
     def check_answered(self) -> None:
@@ -113,7 +133,9 @@ class JointInjection:
             check_answered(self.attentions.sites, WHO)
 
     def _branches(self, text: SequenceText, device: torch.device) -> list[Branch]:
-        """Each LoRA on its own words, and on the tokens of its region."""
+        """Each LoRA on its own words, and on the tokens of its region; none while the regions are not known."""
+        if self.masks is None:
+            return []
         weights = self.masks.weights(self.grid)[1:].to(device) * float(self.settings.token_lora)
         return [
             Branch(
@@ -125,80 +147,11 @@ class JointInjection:
         ]
 
 
-class _Grouping(TextAttentionCall):
-    """One model call in which every token reads what its group does.
-
-    Args:
-        rows: of every entry of the call.
-        groups: who reads whom.
-        picture_alone: blocks in which the picture attends to itself.
-    """
-
-    def __init__(
-        self,
-        network: TextAttentions,
-        text: SequenceText,
-        rows: Sequence[slice],
-        groups: RegionGroups,
-        picture_alone: Collection[str] = (),
-    ) -> None:
-        super().__init__(network, WHO)
-        self.text, self.rows, self.groups = text, rows, groups
-        self.picture_alone = picture_alone
-        self.positions, self.passed = text.positions(), 0
-
-    def hooks(self) -> Iterator[RemovableHandle]:
-        yield from super().hooks()
-        for block in self.picture_alone:
-            yield from self.site_hooks(block, self.network.network.get_submodule(block))
-        embedder = self.text.architecture.position_embedder
-        if embedder is not None:
-            yield self.network.network.get_submodule(embedder).register_forward_pre_hook(self._placed)
-
-    def _placed(self, module: torch.nn.Module, inputs: HookInputs) -> HookInputs:
-        """The positions of the text's tokens, and of the picture behind it. Text and picture may come one by one."""
-        positions, text = inputs[0].clone(), self.text  # (rows or 1, tokens, axes)
-        start, self.passed = self.passed, self.passed + positions.shape[1]
-        if self.positions is not None:
-            own = self.positions[start : self.passed]
-            positions[:, : len(own)] = own.to(positions)
-        first = max(text.slots.length - start, 0)
-        image = slice(first, max(first, first + text.architecture.image_tokens(text.size)[0]))
-        positions[:, image, 0] -= text.moved_back
-        return (positions, *inputs[1:])
-
-    def filled_in(self) -> Iterator[tuple[slice, slice]]:
-        for rows, places in zip(self.rows, self.text.slots.places, strict=True):
-            for place in places:
-                yield rows, slice(place.text.stop, place.filled.stop)
-
-    def attention(
-        self, attend: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        if mask is not None or k.shape[-2] != q.shape[-2]:
-            raise ValueError(
-                f"Another node changes the attention that {WHO} works in, by a mask or by tokens of its own; bypass it."
-            )
-        k, v = (t.flatten(2) if t.ndim > q.ndim else t for t in (k, v))  # SD3's values have their heads apart
-        alone = self.site in self.picture_alone
-        by_prompts: dict[tuple[Extent, ...], list[torch.Tensor]] = {}
-        for rows, places in zip(self.rows, self.text.slots.places, strict=True):
-            prompts = (Extent(0, 0),) * len(places) if alone else tuple(place.filled for place in places)
-            by_prompts.setdefault(prompts, []).append(torch.arange(rows.start, rows.stop, device=q.device))
-        parts = []
-        for prompts, own in by_prompts.items():
-            groups = self.groups(prompts, 0 if alone else self.text.slots.length, q.shape[-2], q.device)
-            chosen = (q, k, v) if len(by_prompts) == 1 else (t.index_select(0, torch.cat(own)) for t in (q, k, v))
-            parts.append(grouped(groups, *chosen, partial(attend, mask=None)))
-        order = torch.cat([at for own in by_prompts.values() for at in own])
-        return parts[0] if len(parts) == 1 else torch.cat(parts).index_select(0, order.argsort())
-
-
 class JointGuider(RunGuider[JointInjection]):
     """LoRA Composer where text and picture attend together; the arguments are as ``ComposeGuider``'s.
 
     A region that covers nothing leaves its concept out. Soft regions fade in what their LoRA does; who reads whom is
-    decided at half.
+    decided at half. Without regions they are found in the attention to the phrases, one set for the whole batch.
 
     After a sampling ``regions`` holds the regions at the latent's size.
     """
@@ -220,7 +173,7 @@ class JointGuider(RunGuider[JointInjection]):
         self.coverage_at, self.settings, self.soft = coverage_at, settings, soft
         self.regions: torch.Tensor | None = None
         if self.concepts:
-            _check_model(model.model, self.concepts, coverage_at is None)
+            _check_model(model.model, self.concepts)
             _say_what_is_left_out(model.model, settings)
 
     def is_plain(self) -> bool:
@@ -228,30 +181,47 @@ class JointGuider(RunGuider[JointInjection]):
 
     def begin(self, sampling: Sampling) -> JointInjection:
         check_reaches_network(self.model_patcher, WHO)
-        assert self.coverage_at is not None  # refused before
-        self.regions = self.coverage_at(*sampling.noise.shape[-2:])[self.active]
-        there = [number for number, region in enumerate(self.regions) if region.any()]
-        concepts = _joint_concepts(self.inner_model, sampling, [self.concepts[number] for number in there])
+        height, width = sampling.noise.shape[-2:]
+        self.regions = None if self.coverage_at is None else self.coverage_at(height, width)[self.active]
         cond_or_uncond = {
             entry["uuid"]: number for number, name in enumerate(_PROMPT_TYPES) for entry in self.conds.get(name, ())
         }
-        return JointInjection(self.inner_model, concepts, self.regions[there], cond_or_uncond, self.settings, self.soft)
+        there, covered = list(range(len(self.concepts))), None
+        if self.regions is not None:
+            there = [number for number, region in enumerate(self.regions) if region.any()]
+            covered = self.regions[there]
+        concepts = _joint_concepts(self.inner_model, sampling, [self.concepts[number] for number in there])
+        if covered is None:
+            phrases = [phrase_of(concept) for concept in self.concepts]
+            concepts = [c._replace(phrase=phrase) for c, phrase in zip(concepts, phrases, strict=True)]
+        size = (int(height), int(width))
+        return JointInjection(self.inner_model, concepts, size, covered, cond_or_uncond, self.settings, self.soft)
 
     def predict(
         self, run: JointInjection, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions, seed: int | None
     ) -> torch.Tensor:
+        if run.masks is None and run.maps.ndim and self._percent(sigma) >= self.settings.automatic:
+            maps = run.maps.unflatten(-1, run.grid)
+            self.regions = regions_of_concepts(maps, [concept.name for concept in self.concepts])
+            run.place(self.regions)
         return self.guided(x, sigma, run.options(options), seed)
+
+    def _percent(self, sigma: torch.Tensor) -> float:
+        return percent_of(self.inner_model.model_sampling, float(sigma.max()))
 
     def finish(self, run: JointInjection) -> None:
         run.check_answered()
+        if self.concepts and run.masks is None:
+            log.warning(NEVER_FOUND, 100 * self.settings.automatic)
 
     def panels(self, run: JointInjection, x0: torch.Tensor, paint: Painter) -> list[Panel]:
-        """The picture under the regions."""
-        assert self.regions is not None
+        """The picture under the regions, once they are known."""
+        if self.regions is None:
+            return [Panel(paint(x0))]
         return concept_panels(paint(x0), self.regions, [concept.phrase for concept in self.concepts])
 
 
-def _check_model(model: BaseModel, concepts: Sequence[Concept], searching: bool) -> None:
+def _check_model(model: BaseModel, concepts: Sequence[Concept]) -> None:
     """Refuses what a model with joint attention cannot do.
 
     Raises:
@@ -262,8 +232,6 @@ def _check_model(model: BaseModel, concepts: Sequence[Concept], searching: bool)
         raise architecture.lacks(
             f"{WHO} with attentions or prompts that are not the host's own", "load the model with the host's loader"
         )
-    if searching:
-        raise architecture.lacks("Finding regions in the attention", "draw them with Region Editor")
     for concept in concepts:
         if any(keys.LAYER_CONTEXTS in values for _, values in (*concept.positive, *concept.negative)):
             raise architecture.lacks(f"The ED-LoRA '{concept.name}'", "use a LoRA that was trained on such a model")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
@@ -14,18 +14,16 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ...methods.lora import LayerLoras, LoraFactors
 from ...methods.lora_tokens import unknown_grid
 from .. import keys
-from ..engine.attention import CROSS, Site, find_sites, sites_of
+from ..engine.attention import CROSS, Site, sites_of
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
 from ..lora.branches import prepared
-from ..lora.concept import Concept, check_layers
+from ..lora.concept import Concept, check_layers, phrase_of
 from ..lora.factors import network_factors
 from ..registry import unet_of
 from ..types import BaseModel, ModelOptions, TransformerOptions
 
 POSITIVE, NEGATIVE = 0, 1  # as the host counts in ``cond_or_uncond``
-_LOSS_GRID = 16  # tokens of the shorter side of the maps, as in the paper for SD 1.5
 _TEXT_PATCHES = "attn2_patch"  # the host's name
-_MAX_SITES = 8  # models with deep blocks (SDXL) give one map per block
 
 TextPatch = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """Called by the host as ``patch(n, context, value, extra_options)``."""
@@ -89,13 +87,7 @@ def concept_prompts(concept: Concept, device: torch.device, dtype: torch.dtype) 
         for context, values in (concept.positive[0], concept.negative[0]):
             layers = values.get(keys.LAYER_CONTEXTS, context)
             contexts.append(layers.detach().to(device, dtype).clone())
-    phrase = concept.positive[0][1].get(keys.PHRASE_POSITIONS)
-    if not phrase:
-        raise ValueError(
-            f"The concept '{concept.name}' has no phrase in its prompt, so its place in the picture cannot be found; "
-            "write a phrase that occurs in the prompt."
-        )
-    return ConceptPrompts(contexts[0], contexts[1], tuple(phrase))
+    return ConceptPrompts(contexts[0], contexts[1], phrase_of(concept))
 
 
 class ProjectedConcepts:
@@ -259,21 +251,3 @@ def grid_of(q: torch.Tensor, transformer_options: TransformerOptions) -> tuple[i
     if q.shape[1] != height * width:
         raise unknown_grid(q.shape[1], [height * width])
     return height, width
-
-
-def loss_sites(unet: UNetModel, kind: str, height: int = 64, width: int = 64) -> list[Site]:
-    """The attentions that losses read: the level whose grid is nearest to 16 tokens per side, in encoder and decoder.
-
-    For SD 1.5 at 512 px these are the five layers of the reference (latent / 4).
-    """
-    factors = {s.factor for s in find_sites(unet, kind, "output")}
-    factor = _nearest_factor(factors, min(height, width))
-    sites = [s for s in find_sites(unet, kind, factor=factor) if s.block[0] != "middle"]
-    if len(sites) <= _MAX_SITES:
-        return sites
-    depths = {s.block: max(t.depth for t in sites if t.block == s.block) for s in sites}
-    return [s for s in sites if s.depth == depths[s.block] // 2]
-
-
-def _nearest_factor(factors: Iterable[int], shorter: int) -> int:
-    return min(factors, key=lambda f: abs(math.log2(shorter / f / _LOSS_GRID)))

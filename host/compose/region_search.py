@@ -7,11 +7,11 @@ from uuid import UUID
 
 import torch
 
-from ..engine.attention import CROSS, Site, find_sites
+from ..engine.attention import CROSS, Site, find_sites, loss_sites
 from ..engine.attention_patches import Attend, override_attention
 from ..engine.model_call import conditioning_rows
 from ..types import ModelOptions, TransformerOptions
-from .projections import POSITIVE, ProjectedConcepts, grid_of, loss_sites, with_patched_words
+from .projections import POSITIVE, ProjectedConcepts, grid_of, with_patched_words
 
 
 class AttentionAccumulator:

@@ -7,7 +7,8 @@ packs' contexts). The model computes its own attention as always, and the host's
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,6 +20,8 @@ from ..types import HookInputs
 SELF, CROSS = "self", "cross"
 MODULES = {SELF: "attn1", CROSS: "attn2"}
 """The host's names of both attentions of a transformer block."""
+_MAX_SITES = 8  # models with deep blocks (SDXL) give one map per block
+_LOSS_GRID = 16  # tokens of the shorter side of the maps, as in the paper for SD 1.5
 
 
 class AttentionModule(Protocol):
@@ -164,3 +167,21 @@ def _grid_hook(seen: Captured, site: Site) -> Callable[..., None]:
         seen.grids[site] = (int(inputs[0].shape[-2]), int(inputs[0].shape[-1]))
 
     return hook
+
+
+def loss_sites(unet: UNetModel, kind: str, height: int = 64, width: int = 64) -> list[Site]:
+    """The attentions that losses read: the level whose grid is nearest to 16 tokens per side, in encoder and decoder.
+
+    For SD 1.5 at 512 px these are the five layers of the reference (latent / 4).
+    """
+    factors = {s.factor for s in find_sites(unet, kind, "output")}
+    factor = _nearest_factor(factors, min(height, width))
+    sites = [s for s in find_sites(unet, kind, factor=factor) if s.block[0] != "middle"]
+    if len(sites) <= _MAX_SITES:
+        return sites
+    depths = {s.block: max(t.depth for t in sites if t.block == s.block) for s in sites}
+    return [s for s in sites if s.depth == depths[s.block] // 2]
+
+
+def _nearest_factor(factors: Iterable[int], shorter: int) -> int:
+    return min(factors, key=lambda f: abs(math.log2(shorter / f / _LOSS_GRID)))

@@ -178,6 +178,21 @@ def with_strength(concepts: Sequence[Concept]) -> list[int]:
     return [number for number, concept in enumerate(concepts) if concept.strength != 0]
 
 
+def phrase_of(concept: Concept) -> tuple[int, ...]:
+    """The positions of the phrase in the concept's positive.
+
+    Raises:
+        ValueError: they are not known.
+    """
+    phrase = concept.positive[0][1].get(keys.PHRASE_POSITIONS)
+    if not phrase:
+        raise ValueError(
+            f"The concept '{concept.name}' has no phrase in its prompt, so its place in the picture cannot be found; "
+            "write a phrase that occurs in the prompt."
+        )
+    return tuple(phrase)
+
+
 def check_concept_prompts(concepts: Iterable[Concept]) -> None:
     """Refuses concepts whose prompts need model calls of their own.
 

@@ -157,6 +157,7 @@ class TextAttentionCall:
     def __init__(self, network: TextAttentions, who: str) -> None:
         self.network, self.who = network, who
         self.site: str | None = None
+        self.heads = 0  # of the attention that runs
         self.entered: set[str] = set()
         self.answered: set[str] = set()
 
@@ -236,6 +237,7 @@ class TextAttentionCall:
         if self.site is None:
             return attend(q, k, v, heads, mask, *more, **options)
         self.answered.add(self.site)
+        self.heads = heads
 
         def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             return attend(q, k, v, heads, mask, *more, **options)

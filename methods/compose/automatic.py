@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .losses import smoothed
 
 _ROUNDS = 40
 _FOREGROUND = 0.5  # of the canvas at most: the tokens with more attention than the median token
+
+
+NEVER_FOUND = (
+    "LoRA Composer: the sampling ended before the regions were found, which is after %.0f %% of it, so no concept is "
+    "in the picture; lower automatic_percent, take more steps, or draw the regions."
+)
+
+
+def regions_of_concepts(maps: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    """As ``found_regions``, none of them empty.
+
+    Raises:
+        ValueError: a concept has no place; the message names it and says what to do.
+    """
+    regions = found_regions(maps)
+    for region, name in zip(regions, names, strict=True):
+        if not region.any():
+            raise ValueError(
+                f"No region was found for the concept '{name}': another concept's phrase has its attention at the same "
+                "places; give each concept a different phrase, or draw the regions with Region Editor."
+            )
+    return regions
 
 
 def found_regions(maps: torch.Tensor) -> torch.Tensor:

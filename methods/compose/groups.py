@@ -41,6 +41,20 @@ def prompt_groups(prompts: Sequence[Extent], length: int) -> list[Group]:
     return _merged([(own, own) for own in _marked(prompts, length)])
 
 
+def search_groups(prompts: Sequence[Extent], start: int, length: int) -> list[Group]:
+    """The groups while nobody knows the regions yet: base and picture read each other and no concept.
+
+    A concept's prompt reads itself and all behind the text, as if the whole picture were its region.
+
+    Args:
+        prompts, length: as ``region_groups``.
+        start: the first token behind the text.
+    """
+    base, *concepts = _marked(prompts, length)
+    (behind,) = _marked([Extent(start, length)], length)
+    return _merged([(base | behind, base | behind), *((own, own | behind) for own in concepts)])
+
+
 def region_groups(
     prompts: Sequence[Extent],
     inside: torch.Tensor,
@@ -84,10 +98,16 @@ def region_groups(
 
 
 class RegionGroups:
-    """The groups of a picture with regions, each kind of sequence computed once; arguments as ``region_groups``."""
+    """The groups of a picture with regions, each kind of sequence computed once; arguments as ``region_groups``.
 
-    def __init__(self, inside: torch.Tensor, isolation: bool = True, with_base: bool = True) -> None:
+    Without regions (``inside`` is None) they are those of a search, for a picture of so many ``tokens``.
+    """
+
+    def __init__(
+        self, inside: torch.Tensor | None, isolation: bool = True, with_base: bool = True, tokens: int = 0
+    ) -> None:
         self.inside, self.isolation, self.with_base = inside, isolation, with_base
+        self.tokens = tokens if inside is None else inside.shape[1]
         self._found: dict[tuple[object, ...], list[Group]] = {}
 
     def __call__(self, prompts: tuple[Extent, ...], text: int, length: int, device: torch.device) -> list[Group]:
@@ -98,13 +118,18 @@ class RegionGroups:
         """
         key = (prompts, text, length, device)
         if key not in self._found:
-            tokens = self.inside.shape[1]
-            if text < length < text + tokens:
-                raise unknown_grid(length - text, [tokens])
-            with_picture = (self.inside, text, length, self.isolation, self.with_base)
-            groups = prompt_groups(prompts, length) if length == text else region_groups(prompts, *with_picture)
+            if text < length < text + self.tokens:
+                raise unknown_grid(length - text, [self.tokens])
+            groups = self._of(prompts, text, length)
             self._found[key] = [Group(*(at.to(device) for at in group)) for group in groups]
         return self._found[key]
+
+    def _of(self, prompts: tuple[Extent, ...], text: int, length: int) -> list[Group]:
+        if length == text:
+            return prompt_groups(prompts, length)
+        if self.inside is None:
+            return search_groups(prompts, text, length)
+        return region_groups(prompts, self.inside, text, length, self.isolation, self.with_base)
 
 
 def grouped(groups: Sequence[Group], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attend: Attend) -> torch.Tensor:

@@ -18,8 +18,8 @@ from comfyui_concepts.host.compose import enhancement
 from comfyui_concepts.host.compose.enhancement import AttentionMaps, Enhancer
 from comfyui_concepts.host.compose.guider import ComposeGuider
 from comfyui_concepts.host.compose.injection import Injection
-from comfyui_concepts.host.compose.projections import ConceptPrompts, PreparedConcept, ProjectedConcepts, loss_sites
-from comfyui_concepts.host.engine.attention import CROSS, SELF, capture, find_sites
+from comfyui_concepts.host.compose.projections import ConceptPrompts, PreparedConcept, ProjectedConcepts
+from comfyui_concepts.host.engine.attention import CROSS, SELF, capture, find_sites, loss_sites
 from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.engine.gradients import differentiable_options, gradient_of, without_inference_tensors
 from comfyui_concepts.host.engine.latent_edits import EditSchedule

@@ -200,7 +200,7 @@ PLACES = {
     "pulling": (Enhancer, "_scaled", ONE_PULL),
     "in a layer": (Injection, "_after", replace(ONE_PULL, reinit="off", enhancement=0)),
     "watching": (AttentionAccumulator, "_override", ONE_PULL),
-    "finding": (composer_module, "found_regions", replace(ONE_PULL, automatic=0.1)),
+    "finding": (composer_module, "regions_of_concepts", replace(ONE_PULL, automatic=0.1)),
     "showing": (ComposeGuider, "panels", replace(ONE_PULL, enhancement=0)),
 }
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from comfyui_concepts.host import keys
 from comfyui_concepts.host.compose.guider import ComposeGuider
-from comfyui_concepts.host.compose.joint import JointGuider
 from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.engine.model_call import ModelCall
 from comfyui_concepts.host.registry import architecture_of, attends_jointly
@@ -268,9 +267,6 @@ def test_a_network_whose_attention_another_pack_has_replaced_is_refused(monkeypa
 
 
 def test_what_a_sequence_has_no_place_for_is_refused():
-    searching = (shared_transformer("flux"), base("flux"), [concept("flux")], None, Compose())
-    with pytest.raises(ValueError, match="Region Editor"):
-        JointGuider(*searching)
     layered = concept("flux")
     layered.positive[0][1][keys.LAYER_CONTEXTS] = torch.zeros(16, 5, 48)
     with pytest.raises(ValueError, match="ED-LoRA 'c0'"):

@@ -1,0 +1,128 @@
+"""A model call with the prompts of all concepts in its sequence: who reads whom, and what reads the phrases."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from ...methods.compose.groups import Extent, RegionGroups, grouped
+from ..text.equal_lengths import Attention, TextAttentionCall, TextAttentions
+from ..text.sequence import SequenceText
+from ..types import HookInputs
+
+WHO = "LoRA Composer"
+
+
+class GroupedCall(TextAttentionCall):
+    """One model call in which every token reads what its group does.
+
+    Args:
+        rows: of every entry of the call.
+        groups: who reads whom.
+        picture_alone: blocks in which the picture attends to itself.
+    """
+
+    def __init__(
+        self,
+        network: TextAttentions,
+        text: SequenceText,
+        rows: Sequence[slice],
+        groups: RegionGroups,
+        picture_alone: Collection[str] = (),
+    ) -> None:
+        super().__init__(network, WHO)
+        self.text, self.rows, self.groups = text, rows, groups
+        self.picture_alone = picture_alone
+        self.positions, self.passed = text.positions(), 0
+
+    def hooks(self) -> Iterator[RemovableHandle]:
+        yield from super().hooks()
+        for block in self.picture_alone:
+            yield from self.site_hooks(block, self.network.network.get_submodule(block))
+        embedder = self.text.architecture.position_embedder
+        if embedder is not None:
+            yield self.network.network.get_submodule(embedder).register_forward_pre_hook(self._placed)
+
+    def _placed(self, module: torch.nn.Module, inputs: HookInputs) -> HookInputs:
+        """The positions of the text's tokens, and of the picture behind it. Text and picture may come one by one."""
+        positions, text = inputs[0].clone(), self.text  # (rows or 1, tokens, axes)
+        start, self.passed = self.passed, self.passed + positions.shape[1]
+        if self.positions is not None:
+            own = self.positions[start : self.passed]
+            positions[:, : len(own)] = own.to(positions)
+        first = max(text.slots.length - start, 0)
+        image = slice(first, max(first, first + text.architecture.image_tokens(text.size)[0]))
+        positions[:, image, 0] -= text.moved_back
+        return (positions, *inputs[1:])
+
+    def filled_in(self) -> Iterator[tuple[slice, slice]]:
+        for rows, places in zip(self.rows, self.text.slots.places, strict=True):
+            for place in places:
+                yield rows, slice(place.text.stop, place.filled.stop)
+
+    def attention(
+        self, attend: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        if mask is not None or k.shape[-2] != q.shape[-2]:
+            raise ValueError(
+                f"Another node changes the attention that {WHO} works in, by a mask or by tokens of its own; bypass it."
+            )
+        k, v = (t.flatten(2) if t.ndim > q.ndim else t for t in (k, v))  # SD3's values have their heads apart
+        alone = self.site in self.picture_alone
+        by_prompts: dict[tuple[Extent, ...], list[torch.Tensor]] = {}
+        for rows, places in zip(self.rows, self.text.slots.places, strict=True):
+            prompts = (Extent(0, 0),) * len(places) if alone else tuple(place.filled for place in places)
+            by_prompts.setdefault(prompts, []).append(torch.arange(rows.start, rows.stop, device=q.device))
+        parts = []
+        for prompts, own in by_prompts.items():
+            groups = self.groups(prompts, 0 if alone else self.text.slots.length, q.shape[-2], q.device)
+            chosen = (q, k, v) if len(by_prompts) == 1 else (t.index_select(0, torch.cat(own)) for t in (q, k, v))
+            parts.append(grouped(groups, *chosen, partial(attend, mask=None)))
+        order = torch.cat([at for own in by_prompts.values() for at in own])
+        return parts[0] if len(parts) == 1 else torch.cat(parts).index_select(0, order.argsort())
+
+
+class SearchingCall(GroupedCall):
+    """The same, in which it is also summed how much the picture attends to each concept's phrase.
+
+    Args:
+        phrases: the positions of each concept's phrase in its positive.
+        positives: the entries of the call that are positive, by number.
+
+    ``maps`` is (concepts, tokens of the picture), the mean over heads and rows, summed over attentions.
+    """
+
+    def __init__(
+        self,
+        call: GroupedCall,
+        phrases: Sequence[Sequence[int]],
+        positives: Collection[int],
+    ) -> None:
+        super().__init__(call.network, call.text, call.rows, call.groups, call.picture_alone)
+        self.phrases, self.positives = phrases, positives
+        self.maps = torch.zeros(())
+
+    def attention(
+        self, attend: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self.site not in self.picture_alone and q.shape[-2] > self.text.slots.length:
+            for entry in self.positives:
+                self.maps = self.maps + self._map(q[self.rows[entry]], k[self.rows[entry]], entry).cpu()
+        return super().attention(attend, q, k, v, mask)
+
+    def _map(self, q: torch.Tensor, k: torch.Tensor, entry: int) -> torch.Tensor:
+        """How much the picture attends to each phrase among the concept's own words, (concepts, tokens)."""
+        start, found = self.text.slots.length, []
+        picture = self._heads_apart(q[..., start : start + self.text.architecture.image_tokens(self.text.size)[0], :])
+        for place, phrase in zip(self.text.slots.places[entry][1:], self.phrases, strict=True):
+            words = self._heads_apart(k[..., slice(*place.text), :])
+            attention = (picture @ words.transpose(-1, -2) * picture.shape[-1] ** -0.5).softmax(-1)
+            found.append(attention[..., list(phrase)].sum(-1).mean((0, 1)))
+        return torch.stack(found)
+
+    def _heads_apart(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, heads, tokens, channels) in float32. SD3's come as (rows, tokens, heads times channels)."""
+        return (x if x.ndim == 4 else x.unflatten(-1, (self.heads, -1)).transpose(1, 2)).float()
