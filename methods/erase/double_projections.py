@@ -15,7 +15,7 @@ from .rows import RowPairs, joined_rows
 from .solve import gram, scaled_ridge, system
 
 _ROOM = 0.5  # share of all directions that must be free for the exact form
-_EDGE = 30.0  # times the null space's threshold: this edge has no ridge that would soften it
+_EDGE = 15.0  # times the null space's threshold, shared by the concepts: what they move of the rest adds up
 _MAIN = 0.5  # of a concept's largest singular value: directions below it are sentences, and not the concept
 _SPAN = 0.01  # of the largest singular value: what is below it in an anchor's rows is rounding
 _NOTHING = 1e-6  # of the concept's size: less of it is free only by rounding
@@ -61,7 +61,7 @@ def _unused(problem: Problem, threshold: float) -> tuple[torch.Tensor, tuple[str
     used = gram(held, weights / weights.sum())
     P, dimensions = projector(used, _ZERO * float(used.trace()))
     if dimensions < _ROOM * problem.width:
-        P, dimensions = projector(used, unused_level(problem.empty, _EDGE * threshold))
+        P, dimensions = projector(used, unused_level(problem.empty, _EDGE / len(problem.erased) * threshold))
     return P, room_notes(dimensions, problem.width)
 
 

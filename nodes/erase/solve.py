@@ -84,8 +84,8 @@ class ConceptsEraseOptions(io.ComfyNode):
                     round=0.000001,
                     tooltip="null-space and speed change a direction only if preserved prompts use it less than this, "
                     "relative to the empty prompt. Higher erases more and preserves less. Start with 0.1. "
-                    "double-projections takes 30 times this, and only if preserved prompts use more than half "
-                    "of all directions.",
+                    "double-projections takes 15 times this, shared by the concepts, and only if preserved prompts "
+                    "use more than half of all directions.",
                 ),
             ],
             outputs=[EraseOptions.Output("erase_options", display_name="options", tooltip="For Solve Erasure.")],

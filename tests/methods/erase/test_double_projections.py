@@ -102,6 +102,19 @@ def test_with_too_many_preserved_rows_the_most_used_directions_are_held():
     )
 
 
+def test_several_concepts_share_the_room_beside_what_is_kept():
+    full = cases.problem(4, 64, kept=400)
+    alone = full._replace(erased=full.erased[:1])
+    settings = SolverSettings(threshold=0.03)
+
+    def moved(case):
+        M = solve("double-projections", case, settings).M
+        across = torch.linalg.svd(M.down).Vh[: M.rank]  # the directions of an embedding that the edit reads
+        return float((full.preserved @ across.T).norm() / full.preserved.norm() / M.rank**0.5)
+
+    assert moved(full) < 0.9 * moved(alone)
+
+
 def test_a_weight_on_what_is_kept_changes_nothing(problem):
     plain, heavy = (solve("double-projections", problem, SolverSettings(preserve_weight=w)).M for w in (None, 50.0))
     assert torch.equal(plain.matrix(), heavy.matrix())
