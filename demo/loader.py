@@ -178,7 +178,8 @@ def _check_canvas(kind: str, height: int, width: int) -> None:
     trained, enter = _TRAINED[kind]
     raise ValueError(
         f"The demo model draws pictures of {trained}, and this canvas is {width} × {height}; set width and height in "
-        f"Empty Latent Image to {enter} (it takes {smallest} to {largest})."
+        f"Empty Latent Image to {enter} (it takes {smallest} to {largest}). If they come from Region Editor, set them "
+        "there."
     )
 
 

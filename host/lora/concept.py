@@ -11,6 +11,7 @@ import node_helpers
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
+from ...methods.assignment import as_label
 from .. import keys
 from ..engine.attention import CROSS, find_sites
 from ..engine.base_prompts import needs_own_call
@@ -36,8 +37,8 @@ class Concept:
 
     @property
     def labels(self) -> set[str]:
-        """The labels by which a region is this concept's, in small letters and without blanks around them."""
-        return {self.phrase.strip().lower(), self.name.strip().lower()} - {""}
+        """The labels by which a region is this concept's."""
+        return {as_label(self.phrase), as_label(self.name)} - {""}
 
 
 def make_concept(lora: LoraFile, strength: float, clip: CLIP, prompt: str, phrase: str, negative: str) -> Concept:

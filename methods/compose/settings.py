@@ -54,7 +54,7 @@ class Compose:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("reinit", self.reinit, ("swap", "copy", "off")),
+            ("first_noise", self.reinit, ("swap", "copy", "off")),
             ("stop", self.stop, ("patience", "rise", "never")),
             ("words", self.weights.words, ("mean", "sum")),
         ):

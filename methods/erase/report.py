@@ -41,7 +41,7 @@ def _table(report: EditReport, spec: EditSpec) -> str:
         return training_text(report, spec)
     if "concepts" not in report:
         return f"{spec.get('solver', 'an edit')}: nothing was measured"
-    lines = [f"{spec.get('solver', 'solved')}: {len(report['concepts'])} concepts, rank {report['rank']}"]
+    lines = [f"{spec.get('solver', 'solved')}: {_concepts(len(report['concepts']))}, rank {report['rank']}"]
     lines[0] += f" of {report['rows']} token rows (lost {report['lost']:.1%})" if report["lost"] else ""
     lines.append(f"weights change by {report['change']:.2%}")
     for c in report["concepts"]:
@@ -60,6 +60,10 @@ def _held(drift: PromptDrift) -> str:
     most = sorted(rows, key=lambda row: -row["moved"])[:_MOST_ROWS]
     named = [f"{row['row']} {row['moved']:.2%}" for row in rows if row in most]
     return f" ({', '.join(named)}{', …' if len(most) < len(rows) else ''})" if named else ""
+
+
+def _concepts(count: int) -> str:
+    return "1 concept" if count == 1 else f"{count} concepts"
 
 
 def _margin(concept: ConceptResult) -> str:

@@ -44,7 +44,8 @@ class ConceptsComposer(io.ComfyNode):
                 ),
                 Concepts.Input(
                     "concepts",
-                    tooltip="The concepts, from Concept. Each concept's prompt describes what its region shows.",
+                    tooltip="The concepts, from Concept: connect the last of the chain. Each one's prompt is the whole "
+                    "scene with this concept in its place.",
                 ),
                 io.Conditioning.Input(
                     "positive",

@@ -54,7 +54,7 @@ def test_regions_take_concepts_by_their_labels_in_whatever_order_they_lie(demo_m
 
 
 def test_labels_that_do_not_say_and_numbers_that_differ_are_refused():
-    with pytest.raises(ValueError, match="2 concepts and 3 regions; draw one region per concept, or label"):
+    with pytest.raises(ValueError, match="2 concepts and 3 regions; draw one region per concept, connect"):
         assigned_concepts([LION, ROBOT], _regions("robot", "lion", "elsewhere").in_order())
 
 
@@ -73,6 +73,18 @@ def test_what_no_label_names_fills_the_other_regions_in_order():
     assert _assigned([LION, ROBOT], "robot", "box 2") == ["robot", "lion"]
     cat = _concept("cat")
     assert _assigned([LION, ROBOT, cat], "left", "a lion", "right") == ["robot", "lion", "cat"]
+
+
+def test_an_article_is_no_part_of_a_label_and_one_that_names_nobody_is_said(caplog):
+    plain = [replace(LION, phrase="lion"), replace(ROBOT, phrase="robot")]
+    assert _assigned(plain, "a robot", "The lion") == ["robot", "lion"]
+    assert _assigned([LION, ROBOT], "robot", "lion") == ["robot", "lion"]
+    assert not caplog.messages
+    assert _assigned(plain, "robto", "") == ["lion", "robot"]
+    (said,) = caplog.messages
+    assert said == (
+        "The region label 'robto' names no concept (lion, robot); its region gets the next one in order, 'lion'."
+    )
 
 
 def test_a_concept_without_a_region_is_refused_unless_it_has_no_strength():

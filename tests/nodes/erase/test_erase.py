@@ -160,7 +160,7 @@ def test_a_trained_and_a_chained_edit_show_their_reports_when_they_are_loaded(de
     assert report(trained).startswith("ESD, draft: the budget is used up\nconcepts: bus; rank 4")
     assert report(silent) == "no report in this file"
     both = report(chain(chain(solved, trained), silent))
-    assert both.startswith("uce: 1 concepts")
+    assert both.startswith("uce: 1 concept,")
     assert "'a fox'" in both
     assert "ESD, draft: the budget is used up" in both
     assert both.count(PROMISE) == 1
