@@ -20,8 +20,7 @@ Kind: TypeAlias = Literal["image", "text", "joint", "rows", "global"]
 - ``text``: text tokens;
 - ``joint``: both in one sequence;
 - ``rows``: text tokens that are not the axis before the last: the first axis is the batch times any number;
-- ``global``: neither, such as one vector for the whole picture. A token axis there means nothing.
-"""
+- ``global``: neither, such as one vector for the whole picture. A token axis there means nothing."""
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in cells of the latent."""
@@ -76,7 +75,7 @@ class Attention(NamedTuple):
     """An attention of all blocks whose path matches ``blocks``.
 
     ``keys`` is the layer that makes its keys, inside the block, and ``after`` the one that its output goes through;
-    empty if that layer is shared with the MLP. ``output`` is what the block returns.
+    empty if that is a layer ``shared`` with the MLP, whose inputs come behind. ``output`` is what the block returns.
     """
 
     blocks: str
@@ -85,6 +84,7 @@ class Attention(NamedTuple):
     keys: Part
     after: str
     output: tuple[Kind, ...]
+    shared: str = ""
 
 
 class Site(NamedTuple):

@@ -53,6 +53,11 @@ def attends_jointly(model: ModelPatcher) -> bool:
     return architecture is not None and any(attention.kind == "joint" for attention in architecture.attentions)
 
 
+def has_decoder(model: BaseModel | torch.nn.Module) -> bool:
+    """Whether a model's network goes down to fewer tokens and up again, as a UNet does."""
+    return any(attention.stage == "output" for attention in architecture_of(model).attentions)
+
+
 def unet_of(model: BaseModel | UNetModel) -> UNetModel:
     """The UNet inside the host's model, for what works on no other family.
 

@@ -30,10 +30,11 @@ class MaskPyramid:
         soft: weights fade as the regions do. Otherwise edges are sharp.
         overlapping: what sharp masks do with a token that several regions own. False gives it to one of them
             (``partition``), True divides it equally (``divided``).
+        side: of a token in cells of ``covered``, where a network fills them up to whole tokens.
     """
 
-    def __init__(self, covered: torch.Tensor, soft: bool = False, overlapping: bool = False) -> None:
-        self.covered, self.soft, self.overlapping = covered, soft, overlapping
+    def __init__(self, covered: torch.Tensor, soft: bool = False, overlapping: bool = False, side: int = 1) -> None:
+        self.covered, self.soft, self.overlapping, self.side = covered, soft, overlapping, side
         self._weights: dict[Grid, torch.Tensor] = {}
         self._sets: dict[Grid, TokenSets] = {}
 
@@ -48,8 +49,17 @@ class MaskPyramid:
         if grid not in self._weights:
             # ordinary tensors, whatever mode the caller runs in: gradients pass what they weigh
             with torch.inference_mode(False), torch.no_grad():
-                self._weights[grid] = self._weights_of(resample(self.covered, height, width))
+                self._weights[grid] = self._weights_of(resample(self._filled_up(grid), height, width))
         return self._weights[grid]
+
+    def with_side(self, side: int) -> MaskPyramid:
+        """The same masks for a network whose tokens are squares of that many cells."""
+        return self if side == self.side else MaskPyramid(self.covered, self.soft, self.overlapping, side)
+
+    def _filled_up(self, grid: Grid) -> torch.Tensor:
+        """What is covered; at the grid of a network's tokens, with the cells that it fills the last ones up with."""
+        whole = tuple(-(-cells // self.side) for cells in self.covered.shape[-2:])
+        return self.covered if self.side == 1 or grid != whole else in_whole_tokens(self.covered, grid, self.side)
 
     def _weights_of(self, covered: torch.Tensor) -> torch.Tensor:
         if self.soft:

@@ -30,7 +30,7 @@ from ..engine.preview import Painter
 from ..engine.reach import check_answered, check_reaches_network
 from ..engine.sampling import percent_of
 from ..lora.branches import Branch, TokensByKind, low_rank, prepared
-from ..lora.concept import Concept, check_concept_prompts, phrase_of, with_strength
+from ..lora.concept import Concept, check_concept_prompts, check_layers, phrase_of, with_strength
 from ..lora.factors import network_factors
 from ..registry import architecture_of
 from ..text.equal_lengths import TextAttentions, has_own_call
@@ -232,9 +232,7 @@ def _check_model(model: BaseModel, concepts: Sequence[Concept]) -> None:
         raise architecture.lacks(
             f"{WHO} with attentions or prompts that are not the host's own", "load the model with the host's loader"
         )
-    for concept in concepts:
-        if any(keys.LAYER_CONTEXTS in values for _, values in (*concept.positive, *concept.negative)):
-            raise architecture.lacks(f"The ED-LoRA '{concept.name}'", "use a LoRA that was trained on such a model")
+    check_layers(concepts, model)
 
 
 def _say_what_is_left_out(model: BaseModel, settings: Compose) -> None:

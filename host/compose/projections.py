@@ -66,7 +66,8 @@ def prepared_concepts(model: BaseModel, concepts: Sequence[Concept]) -> list[Pre
     """
     dtype = model.manual_cast_dtype or model.get_dtype()
     device = model.current_patcher.load_device
-    check_layers(concepts, unet_of(model))
+    unet_of(model)  # any other network is refused before its prompts are looked at
+    check_layers(concepts, model)
     made: dict[int, PreparedConcept] = {}
     for concept in concepts:
         if id(concept) not in made:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,7 +12,6 @@ from ...methods.conduct.settings import Conduct
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot
 from ...methods.regions import Region
-from ..engine.attention import Site, capture
 from ..engine.base_prompts import BasePrompts, reference_words
 from ..engine.gradients import plain_patcher
 from ..engine.guider import Sampling
@@ -20,7 +19,7 @@ from ..engine.latent_edits import edit_schedule_for
 from ..engine.sampling import percent_of
 from ..lora.concept import Concept, with_strength
 from ..types import ModelOptions, ModelPatcher
-from .layout import Aligner, Denoiser, LayoutReference, Trajectory, mask_site, trajectory
+from .layout import Aligner, Denoiser, LayoutReference, Trajectory, trajectory
 from .path_guider import PathGuider, PathRun, first_masks
 
 _LAYOUT, _WHO = "layout", "Concept Conductor's layout alignment"
@@ -35,7 +34,6 @@ class ConductRun(PathRun):
     """
 
     settings: Conduct
-    site: Site
     aligner: Aligner | None = None
     refined_at: float | None = None
     snapshot: AttentionSnapshot | None = None
@@ -46,16 +44,16 @@ class ConductRun(PathRun):
         if self.aligner is not None:
             x = self.aligner(x, sigma, options)
         self.paths.merging.active = self.settings.injects_at(percent)
-        self.paths.recorded_site = self.site if self.settings.refines_at(percent, self.refined_at) else None
+        self.paths.records = self.settings.refines_at(percent, self.refined_at)
         return x
 
     def after(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
         paths = self.paths
-        if paths.recorded_site is None or len(paths.maps) < len(paths.paths):  # a step cache may have answered
+        if not paths.records or len(paths.maps) < len(paths.paths):  # a step cache may have answered
             paths.maps.clear()
             return
         self.refined_at = percent_of(paths.model.model_sampling, float(sigma.max()))
-        grid = _grid_of(paths.maps[0].shape[-1], *x.shape[-2:])
+        grid = paths.map_grid
         paths.merging.masks = MaskPyramid(self._refined(grid, len(x)))
         own = torch.stack([paths.maps[number][0] for number in range(1, len(paths.paths))])
         seen = attention_of_masks(own, first_masks(paths.merging.masks, *grid))
@@ -67,8 +65,8 @@ class ConductRun(PathRun):
 
         Of the last refinement; before any, of the last step of the alignment.
         """
-        if self.snapshot is None and self.aligner is not None and self.aligner.captured:
-            own, grid = self.aligner.attention()
+        if self.snapshot is None and self.aligner is not None and (captured := self.aligner.attention()):
+            own, grid = captured
             seen = attention_of_masks(own, first_masks(self.paths.merging.masks, *grid))
             return AttentionSnapshot(seen, self.aligner.percent)
         return self.snapshot
@@ -138,7 +136,7 @@ class ConductGuider(PathGuider):
         paths = self.new_paths(x)
         paths.whole_blocks = self.settings.whole_transformers
         self.masks = None
-        run = ConductRun(paths, self.settings, mask_site(paths.unet, *x.shape[-2:]))
+        run = ConductRun(paths, self.settings)
         if self.layout is not None and len(sampling.sigmas) > 1:  # a sampling without steps predicts nothing
             self._lay_out(run, self.layout, sampling)
         return run
@@ -173,15 +171,9 @@ class ConductGuider(PathGuider):
         """First masks from the clicks, of the reference at the noise level where refinement ends."""
         end, sampling = self.settings.refine_end, denoiser.model.model_sampling
         sigma = min(latents, key=lambda s: abs(percent_of(sampling, s) - end))
-        with capture(run.paths.unet, [run.site]) as captured:
-            denoiser(latents[sigma], sigma)
-        attention = captured.probabilities(run.site).mean(1)[0]
-        return masks_at_points(attention, captured.grid(run.site), self.points).float()
 
+        def predict(options: ModelOptions) -> torch.Tensor:
+            return replace(denoiser, options=options)(latents[sigma], sigma)
 
-def _grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """The grid of the level with that many tokens, for a latent of (height, width)."""
-    factor = 1
-    while -(-height // factor) * -(-width // factor) > tokens:
-        factor *= 2
-    return -(-height // factor), -(-width // factor)
+        attention, grid = run.paths.recorded(predict, denoiser.options)
+        return masks_at_points(attention[0], grid, self.points).float()

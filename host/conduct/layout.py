@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
@@ -11,11 +10,10 @@ from weakref import WeakKeyDictionary
 import comfy.samplers
 import comfy.utils
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...methods.conduct.alignment import alignment_loss, inverted_step, moved_latent
 from ...methods.conduct.settings import Conduct
-from ..engine.attention import SELF, Captured, Site, capture, find_sites
+from ..engine.attention import Captured
 from ..engine.gradients import (
     check_differentiable,
     differentiable_conds,
@@ -29,8 +27,6 @@ from ..engine.reach import unanswered
 from ..engine.sampling import fades_signal, percent_of, signal_and_noise
 from ..types import BaseModel, Conditioning, Conds, ModelOptions, ModelPatcher
 from .paths import ConceptPath, Paths
-
-_MASK_GRID = 32  # tokens per side of the maps that masks are refined on, in the paper for every model
 
 Trajectory = dict[float, torch.Tensor]
 """The latent of the reference at each noise level, (1, channels, height, width)."""
@@ -54,6 +50,7 @@ class LayoutReference:
     Args:
         latent: clean, as on a wire, (1, channels, height, width).
         noised: adds forward noise instead of inverting.
+        passes: further model calls for each level of an inversion, which take its slope where the step ends.
         points: clicks (x, y) in fractions, one per concept; the first masks are made from them.
 
     ``cache`` holds the last trajectory by MODEL, for a second run of the graph. A node that changes a model in
@@ -65,6 +62,7 @@ class LayoutReference:
     noised: bool = False
     points: tuple[tuple[float, float], ...] = ()
     cache: WeakKeyDictionary[ModelPatcher, tuple[TrajectoryKey, Trajectory]] = field(default_factory=WeakKeyDictionary)
+    passes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,29 +88,6 @@ class Denoiser:
         return ConceptPath(self.conds, self.conds)
 
 
-def guidance_site(unet: UNetModel) -> Site:
-    """The self-attention whose keys are aligned: the first of the decoder; in deep blocks the middle of its second."""
-    sites = find_sites(unet, SELF, "output")
-    coarsest = max(s.factor for s in sites)
-    return _middle_of_second_block(sites, coarsest) or next(s for s in sites if s.factor == coarsest)
-
-
-def mask_site(unet: UNetModel, height: int, width: int) -> Site:
-    """The self-attention whose rows make masks: the last of the decoder's level nearest to 32 × 32 tokens."""
-    sites = find_sites(unet, SELF, "output")
-    factors = sorted({s.factor for s in sites})
-    factor = min(factors, key=lambda f: abs(min(height, width) / f - _MASK_GRID))
-    return _middle_of_second_block(sites, factor) or [s for s in sites if s.factor == factor][-1]
-
-
-def _middle_of_second_block(sites: Iterable[Site], factor: int) -> Site | None:
-    """In models with deep blocks (SDXL); None in others."""
-    at_factor = [s for s in sites if s.factor == factor]
-    blocks = sorted({s.block for s in at_factor})
-    found = [s for s in at_factor if len(blocks) > 1 and s.block == blocks[1] and s.depth == 4]
-    return found[0] if found else None
-
-
 def trajectory(
     reference: LayoutReference, denoiser: Denoiser, patcher: ModelPatcher, sigmas: torch.Tensor, like: torch.Tensor
 ) -> Trajectory:
@@ -126,41 +101,54 @@ def trajectory(
     Raises:
         ValueError: the reference has another size than the picture.
     """
-    _check_size(reference, like)
+    latent = _latent_like(reference, like)
     ascending = sorted({float(s) for s in sigmas if s > 0})
     beside = denoiser.beside()
     key = TrajectoryKey(patcher.patches_uuid, tuple(ascending), tuple(like.shape[1:]), like.dtype, beside)
     cached = reference.cache.get(patcher)
     if cached is None or cached[0] != key:
         reference.cache.clear()  # one at a time: a picture of 4 MB at 200 noise levels is much to store twice
-        clean = denoiser.model.process_latent_in(reference.latent[:1].to(like))
-        make = _noised if reference.noised else _inverted
-        cached = reference.cache[patcher] = (key, make(denoiser, ascending, clean))
+        clean = denoiser.model.process_latent_in(latent)
+        given = (denoiser, ascending, clean)
+        cached = key, _noised(*given) if reference.noised else _inverted(*given, reference.passes)
+        reference.cache[patcher] = cached
     return cached[1]
 
 
-def _check_size(reference: LayoutReference, like: torch.Tensor) -> None:
-    if reference.latent.shape[1:] != like.shape[1:]:
+def _latent_like(reference: LayoutReference, like: torch.Tensor) -> torch.Tensor:
+    """The reference's latent as the model's latents are: some have an axis for frames."""
+    latent = reference.latent[:1].to(like)
+    latent = latent.unsqueeze(2) if like.ndim > latent.ndim else latent
+    if latent.shape[1:] != like.shape[1:]:
         raise ValueError(
             f"The layout reference's latent is {tuple(reference.latent.shape)} and the picture's is "
             f"{tuple(like.shape)}; scale the reference picture to the canvas before VAE Encode."
         )
+    return latent
 
 
-def _inverted(denoiser: Denoiser, sigmas: list[float], clean: torch.Tensor) -> Trajectory:
+def _inverted(denoiser: Denoiser, sigmas: list[float], clean: torch.Tensor, passes: int = 0) -> Trajectory:
     """By inversion. As in the reference code, the model gets the next noise level and the latent of the one before.
 
     Where noise is only added, that latent gets the size of the next level first. A flow's latents have nearly one size.
+    Further passes see the latent at which the step has arrived.
     """
     grows = not fades_signal(denoiser.model.model_sampling)
     x, before, latents = clean, 0.0, {}
     bar = comfy.utils.ProgressBar(len(sigmas))
     for sigma in sigmas:
         seen = x * ((1 + sigma**2) / (1 + before**2)) ** 0.5 if grows else x
-        x = inverted_step(x, (seen - denoiser(seen, sigma)) / sigma, before, sigma)
+        start, x = x, inverted_step(x, _slope(denoiser, seen, sigma), before, sigma)
+        for _ in range(passes):
+            x = inverted_step(start, _slope(denoiser, x, sigma), before, sigma)
         latents[sigma], before = x, sigma
         bar.update(1)
     return latents
+
+
+def _slope(denoiser: Denoiser, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Where the flow of probability leads from ``x``, per noise level."""
+    return (x - denoiser(x, sigma)) / sigma
 
 
 def _noised(denoiser: Denoiser, sigmas: list[float], clean: torch.Tensor) -> Trajectory:
@@ -197,7 +185,7 @@ class Aligner(LatentEdit):
         window = (settings.guidance_start, settings.guidance_end)
         super().__init__(paths.model, schedule, window, settings.steps_each(aligned))
         self.paths, self.layout, self.latents, self.settings = paths, layout, latents, settings
-        self.site = guidance_site(paths.unet)
+        self.site = paths.network.guidance_site
         self.losses: list[float] = []
         self.captured: dict[ConceptPath, Captured] = {}
         self._target = torch.empty(0)  # the reference's keys, of ``prepare``
@@ -237,7 +225,7 @@ class Aligner(LatentEdit):
 
     def _keys(self, path: ConceptPath, z: torch.Tensor, sigma: torch.Tensor, options: ModelOptions) -> torch.Tensor:
         """The keys of the guidance site on one path, (batch, tokens, channels). The forward pass ends there."""
-        with self.paths.single_path(path), capture(self.paths.unet, [self.site], stop=True) as captured:
+        with self.paths.single_path(path), self.paths.network.capture(stop=True) as captured:
             conds = differentiable_conds([active_entries(path.positive, sigma)[:1]])
             comfy.samplers.calc_cond_batch(self.paths.model, conds, z, sigma.expand(len(z)), self.paths.routed(options))
         if self.site not in captured.keys:
@@ -245,7 +233,12 @@ class Aligner(LatentEdit):
         self.captured[path] = captured.first()
         return captured.key(self.site)
 
-    def attention(self) -> tuple[torch.Tensor, tuple[int, int]]:
-        """The concepts' self-attention in the last step, (concepts, tokens, tokens), mean over heads, and its grid."""
+    def attention(self) -> tuple[torch.Tensor, tuple[int, int]] | None:
+        """The concepts' self-attention in the last step, (concepts, tokens, tokens), mean over heads, and its grid.
+
+        None before any step, and where a pass ends before its queries.
+        """
+        if not all(self.site in one.queries for one in self.captured.values()) or not self.captured:
+            return None
         captured = [self.captured[path] for path in self.paths.paths[1:]]
         return torch.cat([one.probabilities(self.site).mean(1) for one in captured]), captured[0].grid(self.site)

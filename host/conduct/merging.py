@@ -97,7 +97,7 @@ class Merging:
                 self.cached_outputs = None
 
     def merge(self, output: torch.Tensor, place: OutputSite, transformer_options: TransformerOptions) -> torch.Tensor:
-        """In the base's rows of an output of the decoder: h ← Σ M_i h_i (2408.03632).
+        """In the base's rows of an output at which paths meet: h ← Σ M_i h_i (2408.03632).
 
         Args:
             output: (rows, tokens, channels), changed in place.
@@ -105,7 +105,7 @@ class Merging:
         self.reached = True
         table: Sequence[PathRows] = transformer_options.get(keys.PATH_ROWS, ())
         merges = self.active and self.evaluation is not Evaluation.SINGLE_PATH
-        if not table or not merges or place.block[0] != "output" or not self.concepts:
+        if not table or not merges or not self.concepts:
             return output
         masks = self.masks.at(*place.grid).to(output.device).flatten(-2)  # (…, 1 + concepts, tokens)
         outputs = {row.owner: output[row.rows] for row in table if row.owner.path}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...methods.lora import LayerLoras
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
@@ -18,8 +19,8 @@ from ..engine.reach import check_reaches_network
 from ..lora.branches import prepared
 from ..lora.concept import Concept, check_concept_prompts, check_layers
 from ..lora.factors import network_factors
-from ..registry import unet_of
-from ..types import Conds, EvaluationArguments, ModelOptions, ModelPatcher
+from ..registry import architecture_of
+from ..types import BaseModel, Conds, EvaluationArguments, ModelOptions, ModelPatcher
 from .paths import WHO, ConceptPath, Paths
 
 
@@ -64,7 +65,7 @@ class PathGuider(RunGuider[PathRun]):
         self.inner_set_conds(base.checked())
         check_concept_prompts(concepts)
         if concepts:
-            check_layers(concepts, unet_of(model.model))
+            check_layers(concepts, model.model)
         self.concepts, self.masks_for = tuple(concepts), masks_for
         if self.concepts:
             self._set_concepts(base)
@@ -89,7 +90,7 @@ class PathGuider(RunGuider[PathRun]):
         model = self.inner_model
         check_reaches_network(model.current_patcher, WHO)
         dtype = model.manual_cast_dtype or model.get_dtype()
-        factors = [prepared(network_factors(concept.lora, model), x.device, dtype) for concept in self.concepts]
+        factors = [prepared(_factors_of(concept, model), x.device, dtype) for concept in self.concepts]
         base, *others = self.path_conds()
         paths = [
             ConceptPath(*conds, own, concept.strength)
@@ -125,6 +126,20 @@ class PathGuider(RunGuider[PathRun]):
     def attention(self) -> AttentionSnapshot | None:
         """The concepts' attention when it was last recorded; None outside of a sampling."""
         return None if self.run is None else self.run.attention()
+
+
+def _factors_of(concept: Concept, model: BaseModel) -> LayerLoras:
+    """The concept's factors by layer of the network.
+
+    Raises:
+        ValueError: some are of layers that run before any model call.
+    """
+    factors, architecture = network_factors(concept.lora, model), architecture_of(model)
+    if early := next((layer for layer in factors if architecture.before_call(layer)), None):
+        raise architecture.lacks(
+            f"The part of the LoRA '{concept.name}' on '{early}', which prepares the prompts,", "use a LoRA without it"
+        )
+    return factors
 
 
 def first_masks(masks: MaskPyramid, height: int, width: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -77,19 +77,22 @@ def find_sites(
 
 
 class Captured:
-    """Queries and keys of the captured sites, one entry per model call, in the order of the calls."""
+    """Queries and keys of the captured sites, one entry per model call, in the order of the calls.
+
+    A site is a ``Site`` of a UNet, or one of a transformer.
+    """
 
     def __init__(self) -> None:
-        self.queries: dict[Site, list[torch.Tensor]] = {}
-        self.keys: dict[Site, list[torch.Tensor]] = {}
-        self.grids: dict[Site, tuple[int, int]] = {}
-        self.heads: dict[Site, int] = {}
+        self.queries: dict[Hashable, list[torch.Tensor]] = {}
+        self.keys: dict[Hashable, list[torch.Tensor]] = {}
+        self.grids: dict[Hashable, tuple[int, int]] = {}
+        self.heads: dict[Hashable, int] = {}
 
-    def key(self, site: Site) -> torch.Tensor:
+    def key(self, site: Hashable) -> torch.Tensor:
         """The projected keys of all heads, (rows, keys, heads · channels)."""
         return _joined_calls(self.keys[site])
 
-    def probabilities(self, site: Site, rows: slice | Sequence[int] = slice(None)) -> torch.Tensor:
+    def probabilities(self, site: Hashable, rows: slice | Sequence[int] = slice(None)) -> torch.Tensor:
         """The attention of the site's queries to its keys, (rows, heads, queries, keys), in float32 or better.
 
         An attention mask is not part of it.
@@ -108,7 +111,7 @@ class Captured:
             ours.update({site: [calls[0][:1].detach()] for site, calls in theirs.items()})
         return out
 
-    def grid(self, site: Site) -> tuple[int, int]:
+    def grid(self, site: Hashable) -> tuple[int, int]:
         """Height and width of the site's grid of image tokens."""
         return self.grids[site]
 
@@ -124,42 +127,62 @@ class _Exit(BaseException):
     """
 
 
-@contextlib.contextmanager
-def capture(unet: UNetModel, sites: Collection[Site], *, stop: bool = False) -> Iterator[Captured]:
-    """Records queries and keys at these sites during the model calls in the body.
+class Watch(NamedTuple):
+    """A layer whose output is captured: of which site, whether as its keys or its queries, and which part of it."""
 
-    They stay on the graph inside a differentiable region. All hooks are removed at the end.
+    site: Hashable
+    layer: torch.nn.Module
+    keys: bool = True
+    part: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+@contextlib.contextmanager
+def capture_layers(watches: Collection[Watch], *, stop: bool = False) -> Iterator[Captured]:
+    """Records what these layers make during the model calls in the body.
+
+    It stays on the graph inside a differentiable region. All hooks are removed at the end.
 
     Args:
-        stop: leaves the body as soon as the last of the sites has run. The code after the model call does not run.
+        stop: leaves the body as soon as the last of the keys is there. The code after the model call does not run.
     """
     seen = Captured()
-    missing = set(sites)
+    missing = {watch.site for watch in watches if watch.keys}
 
-    def watch(site: Site, table: dict[Site, list[torch.Tensor]], last: bool) -> Callable[..., None]:
+    def hook_of(watch: Watch) -> Callable[..., None]:
+        table = seen.keys if watch.keys else seen.queries
+
         def hook(module: torch.nn.Module, inputs: HookInputs, output: torch.Tensor) -> None:
-            table.setdefault(site, []).append(output)
-            if last:
-                missing.discard(site)
+            table.setdefault(watch.site, []).append(output if watch.part is None else watch.part(output))
+            if watch.keys:
+                missing.discard(watch.site)
                 if stop and not missing:
                     raise _Exit(seen)
 
         return hook
 
     with contextlib.ExitStack() as stack:
-        for site in sites:
-            attention, transformer = site.module(unet), transformer_at(unet, site.block)
-            seen.heads[site] = attention.heads
-            grid = transformer.register_forward_pre_hook(_grid_hook(seen, site))
-            query = attention.to_q.register_forward_hook(watch(site, seen.queries, last=False))
-            key = attention.to_k.register_forward_hook(watch(site, seen.keys, last=True))
-            for handle in (grid, query, key):
-                stack.callback(handle.remove)
+        for watch in watches:
+            stack.callback(watch.layer.register_forward_hook(hook_of(watch)).remove)
         try:
             yield seen
         except _Exit as reason:
             if reason.args[0] is not seen:
                 raise
+
+
+@contextlib.contextmanager
+def capture(unet: UNetModel, sites: Collection[Site], *, stop: bool = False) -> Iterator[Captured]:
+    """Records queries and keys at these sites of a UNet; the rest is as ``capture_layers``."""
+    modules = [(site, site.module(unet)) for site in sites]
+    watches = [Watch(site, module.to_q, keys=False) for site, module in modules]
+    watches += [Watch(site, module.to_k) for site, module in modules]
+    with contextlib.ExitStack() as stack:
+        seen = stack.enter_context(capture_layers(watches, stop=stop))
+        for site, module in modules:
+            seen.heads[site] = module.heads
+            hook = transformer_at(unet, site.block).register_forward_pre_hook(_grid_hook(seen, site))
+            stack.callback(hook.remove)
+        yield seen
 
 
 def _grid_hook(seen: Captured, site: Site) -> Callable[..., None]:

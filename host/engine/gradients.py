@@ -62,7 +62,17 @@ def differentiable(*models: HasModules, in_place: bool = True) -> Iterator[None]
             stack.enter_context(_aliased(model))
         stack.enter_context(temporarily_set(comfy.model_management, "in_training", True))
         stack.enter_context(temporarily_set(comfy.model_management, "NUM_STREAMS", 0))
+        stack.enter_context(_with_backward_pass())
         yield
+
+
+def _with_backward_pass() -> contextlib.AbstractContextManager[None]:
+    """Inside it, newer hosts' Cosmos models turn their queries and keys by plain torch: their kernel has no gradient,
+    and they alone use it whatever ``in_training`` says."""
+    name = "rms_rope_split_half"
+    kernels = getattr(getattr(comfy, "quant_ops", None), "ck", None)
+    plain = getattr(getattr(getattr(kernels, "backends", None), "eager", None), "rope", None)
+    return temporarily_set(kernels if hasattr(plain, name) else None, name, getattr(plain, name, None))
 
 
 def check_differentiable(model: HasModules) -> None:

@@ -98,7 +98,7 @@ class Flux(Architecture):
     )
     attentions = (
         Attention(r"double_blocks\.\d+", "double", "joint", Part("img_attn.qkv", ("k",)), "img_attn.proj", _TWO),
-        Attention(r"single_blocks\.\d+", "single", "joint", Part("linear1", ("k",)), "", ("joint",)),
+        Attention(r"single_blocks\.\d+", "single", "joint", Part("linear1", ("k",)), "", ("joint",), "linear2"),
     )
     first_text_layers = r"^txt_in$"
     pooled_layer = "vector_in.in_layer"

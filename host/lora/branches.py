@@ -87,6 +87,30 @@ class TokensByKind:
 
 
 @dataclass(frozen=True, eq=False)
+class WholeRows:
+    """All tokens of some rows of a call, also in layers whose first axis is longer than the call's.
+
+    Args:
+        kind: of a layer, as its architecture says.
+        count: rows of the call.
+    """
+
+    kind: Callable[[str], str]
+    count: int
+
+    def acts_on(self, layer: str) -> bool:
+        return True
+
+    def at(self, layer: str, shape: Sequence[int], rows: slice) -> Place:
+        times, (first, last, _) = shape[0] // self.count, rows.indices(self.count)
+        if times == 1 or self.kind(layer) == "rows":  # each row's tokens follow each other
+            return Place(slice(first * times, last * times))
+        weights = torch.zeros(times, self.count)  # the rows come several times, as at the time of references
+        weights[:, first:last] = 1
+        return Place(slice(None), weights.reshape(-1, *[1] * (len(shape) - 1)))
+
+
+@dataclass(frozen=True, eq=False)
 class Branch:
     """The low-rank part of one concept, and where it acts.
 

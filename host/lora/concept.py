@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import comfy.lora
 import node_helpers
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...methods.assignment import as_label
 from .. import keys
 from ..engine.attention import CROSS, find_sites
 from ..engine.base_prompts import needs_own_call
+from ..registry import architecture_of, has_decoder, unet_of
 from ..text.tokens import encode_with_phrase, phrase_occurrences, phrase_rows
-from ..types import CLIP, Conditioning, TextEncoder, Tokens
+from ..types import CLIP, BaseModel, Conditioning, TextEncoder, Tokens
 from .files import LoraFile
 
 _STAND_INS = ("sks", "pll", "ucd", "mth", "aav", "rrs", "wht", "gdp")  # rare words of one token
@@ -216,16 +216,20 @@ def _check_one_call(name: str, conditioning: Conditioning) -> None:
         )
 
 
-def check_layers(concepts: Iterable[Concept], unet: UNetModel) -> None:
-    """Refuses prompts with another number of layers than the UNet has cross-attentions.
+def check_layers(concepts: Iterable[Concept], model: BaseModel) -> None:
+    """Refuses prompts with another number of layers than a UNet has cross-attentions, and any on other networks.
 
     Raises:
         ValueError: a layer-wise prompt of another kind of model.
     """
-    layers = len(find_sites(unet, CROSS))
+    layers = len(find_sites(unet_of(model), CROSS)) if has_decoder(model) else 0
     for concept in concepts:
         for _, values in (*concept.positive, *concept.negative):
             contexts = values.get(keys.LAYER_CONTEXTS)
+            if contexts is not None and not layers:
+                raise architecture_of(model).lacks(
+                    f"The ED-LoRA '{concept.name}'", "use a LoRA that was trained on such a model"
+                )
             if contexts is not None and len(contexts) != layers:
                 raise ValueError(
                     f"The ED-LoRA '{concept.name}' has learned its words for {len(contexts)} layers, and this model "

@@ -43,7 +43,7 @@ class SequenceText:
         assert base is not None  # no family here is without text
         self.architecture, self.base = architecture, base
         self.size: Size = (int(call.x.shape[-2]), int(call.x.shape[-1]))
-        self.references = _references(architecture, call)
+        self.references = references_of(architecture, call)
         lengths = [[base.shape[1], *(p.shape[1] for p in entry)] for entry in prompts]
         self.slots: Slots = slots_for(lengths, facts.multiple, facts.shifts)
         others = {key: value for key, value in call.others.items() if key != "attention_mask"}
@@ -102,6 +102,15 @@ def _check_call(architecture: Architecture, call: ModelCall, who: str) -> None:
         ValueError: what it is, and what to do.
     """
     _check_mask(architecture, call.others.get("attention_mask"), who)
+    check_layout(architecture, call, who)
+
+
+def check_layout(architecture: Architecture, call: ModelCall, who: str) -> None:
+    """Refuses a call whose tokens have no known places.
+
+    Raises:
+        ValueError: pictures beside the prompt, or several frames, and what to do.
+    """
     if any(key in call.others for key in architecture.equal_lengths.not_with):
         raise architecture.lacks(f"{who} with pictures beside the prompt", "remove the reference images")
     if call.x.ndim == 5 and call.x.shape[2] != 1:
@@ -113,7 +122,7 @@ def _check_mask(architecture: Architecture, mask: object, who: str) -> None:
         raise architecture.lacks(f"{who} with a prompt of which some tokens are masked", "bypass what masks them")
 
 
-def _references(architecture: Architecture, call: ModelCall) -> list[Size]:
+def references_of(architecture: Architecture, call: ModelCall) -> list[Size]:
     """The sizes of the pictures behind the image. Krea 2 passes them over unless a way to place them is named."""
     default = getattr(architecture.network, "default_ref_method", "the network's")
     given = call.others.get("ref_latents")

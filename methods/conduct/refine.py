@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 
 RESTARTS, MAX_ROUNDS = 5, 50
+MAP_SIDE = 32
+"""Tokens per side of the maps that masks are refined on, in the paper for every model."""
 
 
 def k_means(rows: torch.Tensor, k: int, seed: int = 0, restarts: int = RESTARTS) -> torch.Tensor:
@@ -55,6 +57,32 @@ def _lloyd(rows: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, flo
         centres = torch.where(sizes[:, None] > 0, means, centres)
         distances = torch.cdist(rows, centres)
     return labels, float(distances.min(1).values.square().sum())
+
+
+def pooled_attention(
+    queries: torch.Tensor, keys: torch.Tensor, grid: tuple[int, int], side: int = MAP_SIDE
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The attention of squares of tokens to squares of tokens, mean over heads, in float32 or better, and its grid.
+
+    Args:
+        queries, keys: (rows, heads, tokens, channels), row by row of the grid.
+        grid: rows and columns of tokens.
+        side: about as many squares are on the shorter side, if there are more tokens.
+
+    Returns:
+        (rows, squares, squares), rows as probabilities; rows and columns of squares.
+    """
+    size = max(1, round(min(grid) / side))
+    squares = (-(-grid[0] // size), -(-grid[1] // size))
+    down, across = (torch.arange(count, device=keys.device) // size for count in grid)
+    members = torch.nn.functional.one_hot((down[:, None] * squares[1] + across).flatten())  # (tokens, squares)
+    out: torch.Tensor | float = 0.0
+    for q, k in zip(queries.unbind(1), keys.unbind(1), strict=True):  # one head at a time: a map is large
+        precise = torch.promote_types(q.dtype, torch.float32)
+        seen = (q.to(precise) @ k.to(precise).transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        out = out + (members.to(precise) / members.sum(0)).T @ seen @ members.to(precise)
+    assert isinstance(out, torch.Tensor)
+    return out / queries.shape[1], squares
 
 
 def clusters(attention: torch.Tensor, counts: range | list[int], seed: int = 0) -> torch.Tensor:

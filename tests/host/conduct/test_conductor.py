@@ -16,11 +16,10 @@ from comfyui_concepts.host.conduct.layout import (
     Aligner,
     Denoiser,
     LayoutReference,
-    guidance_site,
-    mask_site,
     trajectory,
 )
 from comfyui_concepts.host.conduct.merging import Merging
+from comfyui_concepts.host.conduct.networks.unet import UNetPaths, guidance_site, mask_site
 from comfyui_concepts.host.conduct.paths import ConceptPath, Paths
 from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.engine.latent_edits import EditSchedule
@@ -265,10 +264,8 @@ def test_the_early_exit_gradient_is_the_full_one_bit_for_bit(model, monkeypatch)
     with torch.no_grad():
         wanted = aligner._keys(aligner.layout, torch.zeros_like(x), torch.tensor([2.0]), {})
     early = aligner._moved(x, torch.tensor([2.0]), wanted, {})
-    import comfyui_concepts.host.conduct.layout as layout
-
-    whole = layout.capture
-    monkeypatch.setattr(layout, "capture", lambda unet, sites, stop: whole(unet, sites, stop=False))
+    whole = UNetPaths.capture
+    monkeypatch.setattr(UNetPaths, "capture", lambda self, stop: whole(self, stop=False))
     assert torch.equal(aligner._moved(x, torch.tensor([2.0]), wanted, {}), early)
 
 

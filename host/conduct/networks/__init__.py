@@ -1,0 +1,1 @@
+"""What the paths need of their network: one file for UNets, one for transformers."""
