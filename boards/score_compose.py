@@ -45,7 +45,10 @@ JOINT_COMPOSERS: dict[str, Compose] = {
 }
 """Where text and picture attend together; the other ingredients do nothing there."""
 HOST = ("stacked LoRAs", "host hooks")
-CONCEPT_ROWS = {"unet": (*HOST, *COMPOSERS, AUTOMATIC, "conductor"), "dit": (*HOST, *JOINT_COMPOSERS, AUTOMATIC)}
+CONCEPT_ROWS = {
+    "unet": (*HOST, *COMPOSERS, AUTOMATIC, "conductor"),
+    "dit": (*HOST, *JOINT_COMPOSERS, AUTOMATIC, "conductor"),
+}
 """The rows with LoRAs, by the kind of demo model."""
 ROWS = {"unet": (*CONCEPT_ROWS["unet"], *object_prompts.ROWS), "dit": CONCEPT_ROWS["dit"]}
 

@@ -26,7 +26,7 @@ VARIANTS = {
 ALONE = "single concept"
 """Each concept by itself with its LoRA by the host's loader: the most that several in one picture can reach."""
 HOST = (ALONE, "stacked LoRAs", "host hooks", "area composition")
-ROWS = {"unet": (*HOST, *VARIANTS), "dit": HOST}
+ROWS = {kind: (*HOST, *VARIANTS) for kind in ("unet", "dit")}
 """By the kind of demo model."""
 ROWS_OF_THREE = (
     "stacked LoRAs",
