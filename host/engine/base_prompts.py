@@ -14,7 +14,8 @@ _NOT_IN_ONE_CALL = {
     "hooks": "LoRA hooks",
     "default": "a default conditioning",
 }
-WORDS = ("pooled_output", "attention_mask", keys.PHRASE_POSITIONS, keys.OBJECT_POSITIONS, keys.LAYER_CONTEXTS)
+_OF_TEXT = ("pooled_output", "attention_mask", "t5xxl_ids", "t5xxl_weights")  # the last two are Anima's
+WORDS = (*_OF_TEXT, keys.PHRASE_POSITIONS, keys.OBJECT_POSITIONS, keys.LAYER_CONTEXTS)
 """The values of an entry that belong to its words. All others say what stands beside them: ControlNets, pictures beside
 the latent, reference latents, sizes, when the entry counts."""
 _WITHOUT_REFERENCE = ("control", "control_apply_to_uncond", "start_percent", "end_percent")

@@ -14,7 +14,7 @@ from comfyui_concepts.host import keys
 from comfyui_concepts.host.conduct.guider import ConductGuider
 from comfyui_concepts.host.conduct.layout import Aligner, LayoutReference
 from comfyui_concepts.host.conduct.paths import Paths
-from comfyui_concepts.host.engine.base_prompts import BasePrompts
+from comfyui_concepts.host.engine.base_prompts import BasePrompts, numbered, with_words_of
 from comfyui_concepts.host.engine.sampling import signal_and_noise
 from comfyui_concepts.host.families.cosmos import Cosmos
 from comfyui_concepts.host.lora.branches import WholeRows
@@ -26,7 +26,7 @@ from comfyui_concepts.methods.regions import Box, Region
 
 from ..compose.joint_cases import apart, base, changes, concept, plain, prompt, sample
 from ..faults import FAULTS, assert_as_before, tensors_of
-from ..tiny_transformers import counted, names, noise, shared_transformer
+from ..tiny_transformers import conditioning, counted, names, noise, shared_transformer
 
 LEFT, RIGHT = Region("left", (Box(0, 0, 4 / 7, 1),)), Region("right", (Box(4 / 7, 0, 3 / 7, 1),))
 EVERYWHERE = Region("all", (Box(0, 0, 1, 1),))
@@ -149,6 +149,14 @@ def test_over_nothing_without_strength_and_after_it_the_picture_is_the_base_s_bi
         assert torch.equal(nowhere, sample(made, size=size))
         assert apart(nowhere, theirs) < 1e-6  # a call of more rows is rounded otherwise
     assert torch.equal(sample(plain(model, prompts), size=size), theirs)
+
+
+def test_the_ids_that_anima_reads_are_the_concept_s_words():
+    """Its adapter reads them beside the encoded text."""
+    (own, *_), (theirs, *_) = (conditioning("anima", length, seed) for length, seed in ((5, 1), (7, 2)))
+    said = with_words_of(numbered([theirs]), [own], "positive")
+    assert torch.equal(said[0][1]["t5xxl_ids"], own[1]["t5xxl_ids"])
+    assert torch.equal(said[0][1]["t5xxl_weights"], own[1]["t5xxl_weights"])
 
 
 # ---- layout ---------------------------------------------------------------------------------------------------------
