@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-API = ROOT / "workflows" / "api"
+API, PROGRAM = ROOT / "workflows" / "api", ROOT / "boards" / "graph_worker.py"
 FAMILIES = ("anagram", "compose", "conduct", "erase")
 Costs = dict[str, Any]
 """What one run has cost: ``seconds``, ``processor`` (seconds of it), ``memory`` (MB it grew by), ``calls`` of the
@@ -32,10 +32,9 @@ class Worker:
 
     def __init__(self, pack: Path, graph: Path) -> None:
         self.pack = pack
-        program = Path(__file__).with_name("graph_worker.py")
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  until close
         self.process = subprocess.Popen(
-            [sys.executable, str(program), str(pack), str(graph)],
+            [sys.executable, str(PROGRAM), str(pack), str(graph)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,

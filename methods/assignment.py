@@ -29,7 +29,7 @@ AnyConcept = TypeVar("AnyConcept", bound=Labelled)
 
 def as_label(text: str) -> str:
     """A label or a phrase as they are compared: in small letters, without blanks around it and without an article."""
-    return re.sub(r"^(an?|the)\s+", "", text.strip().lower())
+    return re.sub(r"^(an?|the) ", "", text.strip().lower())
 
 
 def assigned_concepts(concepts: Sequence[AnyConcept], regions: Sequence[Region]) -> list[AnyConcept]:

@@ -8,6 +8,7 @@ import numpy
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .assignment import as_label
 from .regions import Region
 
 COLOURS = (
@@ -43,7 +44,7 @@ def colour_indices(labels: Sequence[str], names: Sequence[Collection[str]]) -> l
         names: per concept the labels that a region of it may have, in small letters.
     """
     return [
-        next((at for at, known in enumerate(names) if label.strip().lower() in known), len(names) + place)
+        next((at for at, known in enumerate(names) if as_label(label) in known), len(names) + place)
         for place, label in enumerate(labels)
     ]
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..host.schema import io, schema, ui, with_widget
+from ..methods.assignment import as_label
 from ..methods.boxes import bounding_boxes, layout_elements, regions_from
 from ..methods.colours import colours_of
 from ..methods.drawing import parse_drawing
@@ -236,8 +237,8 @@ class ConceptsRegionMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, regions: RegionList, label: str, width: int, height: int) -> io.NodeOutput:
-        wanted = label.strip().lower()
-        chosen = [r for r in regions.in_order() if not wanted or r.label.strip().lower() == wanted]
+        wanted = as_label(label)
+        chosen = [r for r in regions.in_order() if not wanted or as_label(r.label) == wanted]
         if not chosen:
             known = ", ".join(f"'{r.label}'" for r in regions.in_order())
             raise ValueError(f"There is no region '{label}'; there are {known}. Write its label as in the editor.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from comfyui_concepts.boards import against, graph_worker
@@ -40,16 +41,27 @@ def test_a_graph_costs_the_same_rows_in_two_folders_with_one_pack(graph, capsys)
     assert line.endswith("2 (2 there) calls, 8 (8 there) rows, 2048 (2048 there) cells")
 
 
-def test_a_graph_that_does_not_run_and_a_pack_that_is_none_are_said(graph, tmp_path):
-    made = json.loads(graph.read_text())
-    made["8"]["inputs"]["cfg"] = "high"
-    graph.write_text(json.dumps(made))
-    worker = Worker(ROOT, graph)
-    with pytest.raises(RuntimeError, match=r"did not run with the pack in .*: \w+: "):
-        worker.run(1)
-    worker.close()
-    with pytest.raises(RuntimeError, match="has ended, and said at last:\n(.*\n)*.*could not be imported"):
-        Worker(tmp_path / "nothing", graph)
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (
+            "print('ready', flush=True); input(); print('costs {\"failure\": \"Composer: no LoRA\"}', flush=True)",
+            "did not run with the pack in here: Composer: no LoRA",
+        ),
+        (
+            "raise SystemExit('The pack in here could not be imported.')",
+            "has ended, and said at last:\nThe pack in here",
+        ),
+        ("print('ready', flush=True); input(); print('killed', flush=True)", "has ended"),
+    ],
+)
+def test_a_graph_that_does_not_run_and_a_process_that_ends_are_said(tmp_path, monkeypatch, program, words):
+    """A small program is in the worker's place."""
+    path = tmp_path / "worker.py"
+    path.write_text(program)
+    monkeypatch.setattr(against, "PROGRAM", path)
+    with pytest.raises(RuntimeError, match=words):
+        Worker(Path("here"), tmp_path / "graph.json").run(1)
 
 
 def test_ratios_are_of_pairs_and_their_median_is_told():

@@ -5,8 +5,8 @@ export const COLOURS = [
   "#4c9fe6", "#f2a33a", "#3fc08a", "#e06aa5", "#d9d14a", "#9a7fe0", "#e8694a", "#58c6d6",
 ];
 
-/** A name as names are compared: case and blanks around it say nothing. */
-const bare = (name) => name.trim().toLowerCase();
+/** A name as names are compared: case, blanks around it and an article say nothing. */
+const bare = (name) => name.trim().toLowerCase().replace(/^(an?|the) /, "");
 
 /**
  * The index a region's colour comes from: its concept's, or its own place among the regions.
