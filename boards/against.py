@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-API, PROGRAM = ROOT / "workflows" / "api", ROOT / "boards" / "graph_worker.py"
+API, PROGRAM = ROOT / "workflows" / "api", ROOT / "workbench" / "run.py"
 FAMILIES = ("anagram", "compose", "conduct", "erase")
 Costs = dict[str, Any]
 """What one run has cost: ``seconds``, ``processor`` (seconds of it), ``memory`` (MB it grew by), ``calls`` of the
@@ -34,7 +34,7 @@ class Worker:
         self.pack = pack
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  until close
         self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(pack), str(graph)],
+            [sys.executable, str(PROGRAM), "boards.graph_worker", str(pack), str(graph)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,

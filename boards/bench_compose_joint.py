@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import comfy.hooks
 import comfy.samplers
 import node_helpers
 import torch
@@ -19,9 +18,10 @@ from ..host.compose.joint import JointGuider
 from ..host.engine.base_prompts import BasePrompts
 from ..host.lora.concept import Concept
 from ..methods.compose.settings import Compose
+from .host_hooks import hooked_in
 from .random_models import boxes
 from .random_transformers import TRANSFORMERS, random_lora, random_prompt, random_transformer
-from .timing import peak_of, timed
+from .timing import in_turn
 
 CELLS, TOKENS = 128, 256  # of a latent's side; of a prompt
 
@@ -63,8 +63,7 @@ class JointBench:
         """The host's LoRA hooks with masks, and the base prompt where none is."""
         positive: list[Any] = []
         for concept, mask in zip(self.concepts, boxes(self.count, self.cells, self.cells), strict=True):
-            hook = comfy.hooks.create_hook_lora(dict(concept.lora.tensors), 1.0, 0.0)
-            own = {"mask": mask[None], "hooks": hook, "mask_strength": 1.0, "set_area_to_bounds": False}
+            own = hooked_in(concept.lora.tensors, mask)
             positive += node_helpers.conditioning_set_values(concept.positive, own)
         return self._plain(positive + node_helpers.conditioning_set_values(self.base, {"default": True}))
 
@@ -72,11 +71,7 @@ class JointBench:
 def print_costs(name: str, bench: JointBench, runs: int) -> None:
     """Prints seconds over those of plain sampling, all run in turn, and how far memory grows."""
     actions = {"plain sampling": bench.plain(), "ours": bench.ours(), "host hooks": bench.hooks()}
-    grown = {title: peak_of(action) for title, action in actions.items()}  # warms up as well
-    times: dict[str, list[float]] = {title: [] for title in actions}
-    for _ in range(runs):
-        for title, action in actions.items():
-            times[title].append(timed(action))
+    grown, times = in_turn(actions, runs)
     parts = []
     for title in ("ours", "host hooks"):
         ratios = [own / plain for own, plain in zip(times[title], times["plain sampling"], strict=True)]

@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import comfy.hooks
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
@@ -24,8 +23,9 @@ from ..host.lora.concept import Concept
 from ..host.lora.files import LoraFile
 from ..methods.masks import MaskPyramid
 from ..methods.regions import Box, Region
+from .host_hooks import hooked_in
 from .random_models import SD15_UNET, random_model
-from .timing import peak_of, timed
+from .timing import in_turn
 
 RANK = 4
 CELLS = 16  # of a latent's side: a small canvas, or the full-size model takes minutes a step on a CPU
@@ -103,9 +103,7 @@ class ConductBench:
         """The host's LoRA hooks with masks, and the plain prompt where none is."""
         sides: list[list] = [[], []]
         for concept, region in zip(self.concepts, self.regions, strict=True):
-            hook = comfy.hooks.create_hook_lora(dict(concept.lora.tensors), 1.0, 0.0)
-            mask = region.raster(*self.x.shape[-2:])[None]
-            own = {"mask": mask, "hooks": hook, "mask_strength": 1.0, "set_area_to_bounds": False}
+            own = hooked_in(concept.lora.tensors, region.raster(*self.x.shape[-2:]))
             for side, text in zip(sides, (self.positive, self.negative), strict=True):
                 side += node_helpers.conditioning_set_values(text, own)
         for side, text in zip(sides, (self.positive, self.negative), strict=True):
@@ -122,11 +120,7 @@ def compare(name: str, bench: ConductBench, runs: int) -> None:
         "one by one": bench.one_by_one(),
         "host hooks": bench.hooks(),
     }
-    peaks = {title: peak_of(step) for title, step in steps.items()}  # warms up as well
-    times: dict[str, list[float]] = {title: [] for title in steps}
-    for _ in range(runs):
-        for title, step in steps.items():
-            times[title].append(timed(step))
+    peaks, times = in_turn(steps, runs)
     ours = times["ours"]
     over = statistics.median(o / b for o, b in zip(ours, times["bare rows"], strict=True))
     line = f"{name}, N = {bench.count}: ours {over:.2f} × the bare rows"

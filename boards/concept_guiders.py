@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import comfy.hooks
 import comfy.samplers
 import comfy.sd
 import comfy.utils
@@ -28,6 +27,7 @@ from ..methods.conduct.settings import Conduct
 from ..methods.regions import Box, Region, coverage
 from .concept_tasks import STAND_INS, ConceptMetrics, ConceptTask, found_box, lora_of
 from .demo_models import counting_clone
+from .host_hooks import hooked_in
 
 GuiderFactory = Callable[[ConceptTask, Any], comfy.samplers.CFGGuider]
 """(task, model) → the guider that draws it."""
@@ -47,10 +47,9 @@ class ConceptRunner:
     """Samples the pictures of a task with the guider of any method, on a kind of demo model."""
 
     def __init__(self, kind: str = "unet") -> None:
-        self.demo, self.judge, self.kind = DemoSampler(kind=kind), Judge.load(), kind
-        steps, self.cfg, self.sampler, scheduler = self.demo.settings
+        self.demo, self.judge = DemoSampler(kind=kind), Judge.load()
         self.sigmas = comfy.samplers.calculate_sigmas(
-            self.demo.model.get_model_object("model_sampling"), scheduler, steps
+            self.demo.model.get_model_object("model_sampling"), self.demo.settings.scheduler, self.demo.settings.steps
         )
         self.negative = encode(self.demo.clip, "")
         self.concept = cache(self._concept)
@@ -60,8 +59,8 @@ class ConceptRunner:
     def run(self, guider_of: GuiderFactory, task: ConceptTask) -> tuple[ConceptMetrics, np.ndarray]:
         """The counts over the pictures of a task, and the pictures, (seeds, h, w, 3) of bytes."""
         model, rows = counting_clone(self.demo.model)
-        noise = noise_for(list(task.seeds), task.layout.width, kind=self.kind)
-        sampler = comfy.samplers.sampler_object(self.sampler)
+        noise = noise_for(list(task.seeds), task.layout.width, kind=self.demo.kind)
+        sampler = comfy.samplers.sampler_object(self.demo.settings.sampler)
         latents = guider_of(task, model).sample(
             noise, torch.zeros_like(noise), sampler, self.sigmas, disable_pbar=True, seed=1
         )
@@ -72,7 +71,7 @@ class ConceptRunner:
 
     def _concept(self, noun: str, prompt: str) -> Concept:
         return make_concept(
-            read_lora(lora_of(noun, self.kind)), 1.0, self.demo.clip, prompt, vocabulary.article(noun), ""
+            read_lora(lora_of(noun, self.demo.kind)), 1.0, self.demo.clip, prompt, vocabulary.article(noun), ""
         )
 
     def concepts(self, task: ConceptTask) -> list[Concept]:
@@ -89,7 +88,7 @@ class ConceptRunner:
         layout = LayoutReference(positive, self.reference_latent(task)) if variant.layout else None
         return ConductGuider(
             model,
-            BasePrompts(positive, self.negative, self.cfg),
+            BasePrompts(positive, self.negative, self.demo.settings.cfg),
             self.concepts(task),
             self.regions(task),
             variant.settings,
@@ -129,11 +128,10 @@ class ConceptRunner:
     def hooks_guider(self, task: ConceptTask, model: Any) -> comfy.samplers.CFGGuider:
         """The host's LoRA hooks: each concept's prompt with its LoRA and mask, the base prompt where no mask is."""
         positive, negative = [], []
-        factor = LATENTS[self.kind].factor
+        factor = LATENTS[self.demo.kind].factor
         masks = self.coverage_at(task, 128 // factor, task.layout.width // factor)
         for noun, concept, mask in zip(task.concepts, self.concepts(task), masks, strict=True):
-            hook = comfy.hooks.create_hook_lora(_state(lora_of(noun, self.kind)), 1.0, 0.0)
-            own = {"mask": mask[None], "hooks": hook, "mask_strength": 1.0, "set_area_to_bounds": False}
+            own = hooked_in(_state(lora_of(noun, self.demo.kind)), mask)
             positive += node_helpers.conditioning_set_values(concept.positive, own)
             negative += node_helpers.conditioning_set_values(concept.negative, own)
         base = node_helpers.conditioning_set_values(encode(self.demo.clip, task.base_prompt()), {"default": True})
@@ -143,13 +141,13 @@ class ConceptRunner:
     def _with_loras(self, task: ConceptTask, model: Any) -> tuple[Any, Any]:
         clip = self.demo.clip
         for concept in task.concepts:
-            model, clip = comfy.sd.load_lora_for_models(model, clip, _state(lora_of(concept, self.kind)), 1.0, 1.0)
+            model, clip = comfy.sd.load_lora_for_models(model, clip, _state(lora_of(concept, self.demo.kind)), 1.0, 1.0)
         return model, clip
 
     def plain_guider(self, model: Any, positive: list, negative: list) -> comfy.samplers.CFGGuider:
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
-        guider.set_cfg(self.cfg)
+        guider.set_cfg(self.demo.settings.cfg)
         return guider
 
 

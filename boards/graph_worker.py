@@ -1,24 +1,30 @@
 """Runs one graph as often as it is told to, with the pack of a given folder, and says what each run cost.
 
-A program of its own: ``python graph_worker.py PACK GRAPH``, with the host's folder in ``COMFYUI_PATH``. It prints a
-line when it is ready. For each seed that it reads, it prints a line with the costs as JSON. It ends with its input.
+``python workbench/run.py boards.graph_worker PACK GRAPH`` prints a line when it is ready. For each seed that it reads,
+it prints a line with the costs as JSON. It ends with its input.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import json
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-UNTIMED = ("ConceptsDemoModel", "SaveImage", "PreviewImage")
+import comfy.model_base
+import folder_paths
+import torch
+
+from .timing import peak_of
+
+nodes = importlib.import_module("nodes")  # the host's, not the pack's, which a type checker would find
+execution = importlib.import_module("execution")
+SAVING = ("SaveImage", "PreviewImage")
+UNTIMED = ("ConceptsDemoModel", *SAVING)
 """Nodes that read the model or write files: what they take says nothing about a method."""
 
 
@@ -51,8 +57,6 @@ class Calls:
     """Counts the calls of models in this process, their rows, and rows times cells of the latent."""
 
     def __init__(self) -> None:
-        import comfy.model_base
-
         self.calls = self.rows = self.cells = 0
         apply_model = comfy.model_base.BaseModel.apply_model
 
@@ -73,7 +77,7 @@ class Calls:
 
 def seeded(graph: dict[str, Any], seed: int) -> dict[str, Any]:
     """The graph with this seed wherever a node has one."""
-    made = json.loads(json.dumps(graph))
+    made: dict[str, Any] = json.loads(json.dumps(graph))
     for node in made.values():
         for name in ("seed", "noise_seed"):
             if isinstance(node["inputs"].get(name), int):
@@ -81,42 +85,20 @@ def seeded(graph: dict[str, Any], seed: int) -> dict[str, Any]:
     return made
 
 
-def memory(field: str) -> float:
-    """A figure of this process in MB; 0 where the system has none."""
-    if not FORGET.exists():
-        return 0.0
-    return next(int(line.split()[1]) / 1024 for line in STATUS.read_text().splitlines() if line.startswith(field))
-
-
 def one_run(graph: dict[str, Any], calls: Calls) -> dict[str, Any]:
     """Runs the graph from its first node on, and returns its costs, or what went wrong under ``failure``."""
-    import execution
-
-    gc.collect()
-    before, clock = memory("VmRSS"), Clock(graph)
-    if FORGET.exists():
-        FORGET.write_text("5")  # the highest memory is what it is now
-    outputs = [number for number, node in graph.items() if node["class_type"] in ("SaveImage", "PreviewImage")]
+    clock = Clock(graph)
+    outputs = [number for number, node in graph.items() if node["class_type"] in SAVING]
     executor = execution.PromptExecutor(clock, execution.CacheType.CLASSIC, {"lru": 0, "ram": 0})
-    executor.execute(graph, "bench", {"client_id": "bench"}, outputs)
+    grown = peak_of(lambda: executor.execute(graph, "bench", {"client_id": "bench"}, outputs))
     clock.turn_to("")
-    costs = {"seconds": clock.seconds, "processor": clock.processor, "memory": memory("VmHWM") - before}
+    costs = {"seconds": clock.seconds, "processor": clock.processor, "memory": grown}
     return {**costs, **calls.taken(), "failure": clock.failure}
 
 
-def main(pack: str, graph: str) -> None:
+def main(arguments: list[str]) -> int:
     """Loads the host's nodes and the pack, then runs the graph for each seed that is read."""
-    sys.argv = sys.argv[:1]  # the host reads the command line when it is imported
-    here = str(Path(__file__).resolve().parent)
-    sys.path[:] = [os.environ["COMFYUI_PATH"], *(entry for entry in sys.path if entry not in (here, ""))]
-    import comfy.cli_args
-
-    if os.environ.get("CONCEPTS_DEVICE", "cpu") == "cpu":
-        comfy.cli_args.args.cpu = True
-    import folder_paths
-    import torch
-
-    nodes = importlib.import_module("nodes")  # the host's, not the pack's, which a type checker would find
+    pack, graph = arguments
     torch.set_num_threads(1)
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
     if not asyncio.run(nodes.load_custom_node(pack)):
@@ -128,7 +110,4 @@ def main(pack: str, graph: str) -> None:
         print("ready", flush=True)
         for line in sys.stdin:
             print("costs " + json.dumps(one_run(seeded(told, int(line)), calls)), flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return 0

@@ -42,8 +42,12 @@ def random_model(unet: dict[str, Any]) -> comfy.model_patcher.ModelPatcher:
         latent_format = comfy.latent_formats.SD15
         memory_usage_factor = 1.0
 
+    return with_random_weights(Sized(dict(unet)))
+
+
+def with_random_weights(config: comfy.supported_models_base.BASE) -> comfy.model_patcher.ModelPatcher:
+    """A ModelPatcher around a model of this description, in float32 on the CPU."""
     with torch.inference_mode(False), torch.no_grad():
-        config = Sized(dict(unet))
         config.set_inference_dtype(torch.float32, None)
         model = config.get_model({}, "", device="cpu")
         for parameter in model.diffusion_model.parameters():

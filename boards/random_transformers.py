@@ -13,6 +13,7 @@ import torch
 
 from ..host.lora.files import LoraFile
 from ..host.registry import architecture_of
+from .random_models import with_random_weights
 
 RANK = 16
 
@@ -136,14 +137,7 @@ def random_transformer(name: str) -> comfy.model_patcher.ModelPatcher:
     family = getattr(comfy.supported_models, kind.base, None)
     if family is None:
         raise ValueError(f"This ComfyUI has no model '{kind.base}'; take a newer one (COMFYUI_PATH), or --model flux.")
-    with torch.inference_mode(False), torch.no_grad():
-        config = family(known_to_the_host(kind.config))
-        config.set_inference_dtype(torch.float32, None)
-        model = config.get_model({}, "", device="cpu")
-        for parameter in model.diffusion_model.parameters():
-            parameter.normal_(0, 0.02)
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return with_random_weights(family(known_to_the_host(kind.config)))
 
 
 def random_prompt(name: str, tokens: int, seed: int) -> list:

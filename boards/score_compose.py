@@ -65,7 +65,7 @@ def composer_guider(
     clip = runner.demo.clip
     concepts = [runner.concept(name, scene_with(task, n)) for n, name in enumerate(task.concepts)]
     coverage = None if automatic else partial(runner.coverage_at, task)
-    base = BasePrompts(encode(clip, task.base_prompt()), encode(clip, ""), runner.cfg)
+    base = BasePrompts(encode(clip, task.base_prompt()), encode(clip, ""), runner.demo.settings.cfg)
     guider = JointGuider if attends_jointly(model) else ComposeGuider
     return guider(model, base, concepts, coverage, settings)
 
@@ -81,7 +81,7 @@ def methods(runner: ConceptRunner) -> dict[str, GuiderFactory]:
         "stacked LoRAs": runner.stacked_loras_guider,
         "host hooks": runner.hooks_guider,
     }
-    composers = COMPOSERS if runner.kind == "unet" else JOINT_COMPOSERS
+    composers = COMPOSERS if runner.demo.kind == "unet" else JOINT_COMPOSERS
     found |= {name: partial(composer_guider, runner, settings, False) for name, settings in composers.items()}
     return found | {
         AUTOMATIC: partial(composer_guider, runner, WHOLE_LORA, True),

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -25,6 +25,16 @@ def ratios(plain: Callable[[], object], other: Callable[[], object], runs: int) 
     """Seconds of ``other`` over seconds of ``plain``, run in turn."""
     plain(), other()  # warm up
     return [timed(other) / timed(plain) for _ in range(runs)]
+
+
+def in_turn(actions: Mapping[str, Callable[[], object]], runs: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """How far the process grows in each action, in MB, and the seconds of so many runs, all actions in turn."""
+    grown = {title: peak_of(action) for title, action in actions.items()}  # warms up as well
+    times: dict[str, list[float]] = {title: [] for title in actions}
+    for _ in range(runs):
+        for title, action in actions.items():
+            times[title].append(timed(action))
+    return grown, times
 
 
 def memory(field: str) -> float | None:

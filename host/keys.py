@@ -19,6 +19,10 @@ ATTENTION = "concepts.attention"
 ANTI_SEGREGATION = "concepts.anti_segregation"
 AUXILIARY_MODELS = "concepts.auxiliary_models"
 
+# transformer options of the host's own
+ATTENTION_OVERRIDE = "optimized_attention_override"
+"""A single function that stands around every attention; whoever sets it calls the one that was there."""
+
 # the model options of one sampling (model patch of anagrams)
 ANAGRAM_RUN = "concepts_anagram_run"
 """What one sampling of an anagram works with (``anagram.guidance.AnagramRun``)."""

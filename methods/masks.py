@@ -93,7 +93,7 @@ class MaskPyramid:
     def _sets_at(self, grid: Grid) -> TokenSets:
         if grid not in self._sets:
             with torch.inference_mode(False), torch.no_grad():
-                inside = owned(resample(self.covered, *grid)).flatten(1)
+                inside = owned(resample(self._filled_up(grid), *grid)).flatten(1)
                 tokens = [(row > 0).nonzero().flatten() for row in self.weights(grid)]
                 self._sets[grid] = TokenSets(inside, tokens, _readable(inside))
         return self._sets[grid]

@@ -9,11 +9,11 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from ...methods.compose.groups import Extent, RegionGroups, grouped
+from ...methods.compose.settings import WHO
+from ..engine.attention import heads_apart
 from ..text.equal_lengths import Attention, TextAttentionCall, TextAttentions
 from ..text.sequence import SequenceText
 from ..types import HookInputs
-
-WHO = "LoRA Composer"
 
 
 class GroupedCall(TextAttentionCall):
@@ -31,7 +31,7 @@ class GroupedCall(TextAttentionCall):
         text: SequenceText,
         rows: Sequence[slice],
         groups: RegionGroups,
-        picture_alone: Collection[str] = (),
+        picture_alone: Collection[str],
     ) -> None:
         super().__init__(network, WHO)
         self.text, self.rows, self.groups = text, rows, groups
@@ -97,32 +97,33 @@ class SearchingCall(GroupedCall):
 
     def __init__(
         self,
-        call: GroupedCall,
+        network: TextAttentions,
+        text: SequenceText,
+        rows: Sequence[slice],
+        groups: RegionGroups,
+        picture_alone: Collection[str],
         phrases: Sequence[Sequence[int]],
         positives: Collection[int],
     ) -> None:
-        super().__init__(call.network, call.text, call.rows, call.groups, call.picture_alone)
+        super().__init__(network, text, rows, groups, picture_alone)
         self.phrases, self.positives = phrases, positives
-        self.maps = torch.zeros(())
+        self.maps: torch.Tensor | float = 0.0
 
     def attention(
         self, attend: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         if self.site not in self.picture_alone and q.shape[-2] > self.text.slots.length:
             for entry in self.positives:
-                self.maps = self.maps + self._map(q[self.rows[entry]], k[self.rows[entry]], entry).cpu()
+                self.maps = self.maps + self._map(q[self.rows[entry]], k[self.rows[entry]], entry)
         return super().attention(attend, q, k, v, mask)
 
     def _map(self, q: torch.Tensor, k: torch.Tensor, entry: int) -> torch.Tensor:
         """How much the picture attends to each phrase among the concept's own words, (concepts, tokens)."""
         start, found = self.text.slots.length, []
-        picture = self._heads_apart(q[..., start : start + self.text.architecture.image_tokens(self.text.size)[0], :])
+        image = slice(start, start + self.text.architecture.image_tokens(self.text.size)[0])
+        picture = heads_apart(q[..., image, :], self.heads).float()
         for place, phrase in zip(self.text.slots.places[entry][1:], self.phrases, strict=True):
-            words = self._heads_apart(k[..., slice(*place.text), :])
+            words = heads_apart(k[..., slice(*place.text), :], self.heads).float()
             attention = (picture @ words.transpose(-1, -2) * picture.shape[-1] ** -0.5).softmax(-1)
             found.append(attention[..., list(phrase)].sum(-1).mean((0, 1)))
         return torch.stack(found)
-
-    def _heads_apart(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, heads, tokens, channels) in float32. SD3's come as (rows, tokens, heads times channels)."""
-        return (x if x.ndim == 4 else x.unflatten(-1, (self.heads, -1)).transpose(1, 2)).float()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...methods.compose.automatic import NEVER_FOUND, regions_of_concepts
-from ...methods.compose.settings import Compose
+from ...methods.compose.settings import WHO, Compose
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
@@ -23,7 +23,7 @@ from ..engine.sampling import percent_of
 from ..lora.concept import Concept, check_concept_prompts, with_strength
 from ..types import ModelOptions, ModelPatcher
 from .enhancement import Enhancer, NoiseArranger
-from .injection import WHO, Injection, injection_for
+from .injection import Injection, injection_for
 from .region_search import AttentionAccumulator
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from uuid import UUID
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ...methods.compose.settings import Compose
+from ...methods.compose.settings import WHO, Compose
 from ...methods.lora_tokens import ImageTokens
 from ...methods.masks import MaskPyramid
 from .. import keys
@@ -28,7 +28,6 @@ from ..registry import architecture_of, unet_of
 from ..types import BaseModel, Conds, ModelOptions, TransformerOptions
 from .projections import PreparedConcept, ProjectedConcepts, grid_of, prepared_concepts, with_patched_words
 
-WHO = "LoRA Composer"
 _CROSS_LAYERS = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 _COARSEST = 32  # latent cells per side that one token of the coarsest grid may cover
 

@@ -17,9 +17,9 @@ import torch
 
 from ...methods.compose.automatic import NEVER_FOUND, regions_of_concepts
 from ...methods.compose.groups import RegionGroups
-from ...methods.compose.settings import Compose
+from ...methods.compose.settings import WHO, Compose
 from ...methods.lora import LayerLoras
-from ...methods.masks import MaskPyramid, in_whole_tokens
+from ...methods.masks import MaskPyramid
 from ...methods.panels import Panel, concept_panels
 from .. import keys
 from ..architecture import Size
@@ -36,7 +36,7 @@ from ..registry import architecture_of
 from ..text.equal_lengths import TextAttentions, has_own_call
 from ..text.sequence import SequenceText, text_of
 from ..types import BaseModel, ModelOptions, ModelPatcher
-from .grouping import WHO, GroupedCall, SearchingCall
+from .grouping import GroupedCall, SearchingCall
 
 log = logging.getLogger(__name__)
 _PROMPT_TYPES = ("positive", "negative")
@@ -84,11 +84,11 @@ class JointInjection:
         self.groups = RegionGroups(None, tokens=self.architecture.image_tokens(size)[0])
         self.called = self.answered = False
         if coverage is not None:
-            self.place(in_whole_tokens(coverage.float().cpu(), self.grid, self.architecture.patch))
+            self.place(coverage.float().cpu(), self.architecture.patch)
 
-    def place(self, regions: torch.Tensor) -> None:
-        """Puts the concepts into these regions, (concepts, rows, columns of tokens)."""
-        self.masks = MaskPyramid(regions, self.soft, overlapping=True)
+    def place(self, regions: torch.Tensor, patch: int = 1) -> None:
+        """Puts the concepts into these regions, (concepts, height, width); ``patch`` is the side of a token there."""
+        self.masks = MaskPyramid(regions, self.soft, overlapping=True).with_side(patch)
         inside = self.masks.inside(self.grid)
         self.groups = RegionGroups(inside, self.settings.isolation, self.settings.base_in_regions)
 
@@ -109,19 +109,24 @@ class JointInjection:
                 "the sequence of all prompts; bypass that node."
             )
         text = SequenceText(self.architecture, call, [[c.prompts[n] for c in self.concepts] for n in numbers], WHO)
-        grouped = GroupedCall(self.attentions, text, [entry.rows for entry in entries], self.groups, self.picture_alone)
-        if self.masks is None:
-            positives = [entry for entry, number in enumerate(numbers) if number == 0]
-            grouped = search = SearchingCall(grouped, [concept.phrase for concept in self.concepts], positives)
+        grouped = self._grouped(text, [entry.rows for entry in entries], numbers)
         with low_rank(self.attentions.network, self._branches(text, call.x.device)) as silent:
             out = grouped.run(text.call, run)
-        if self.masks is None:
-            self.maps = self.maps + search.maps
+        if isinstance(grouped, SearchingCall):
+            self.maps = self.maps + torch.as_tensor(grouped.maps).cpu()
         self.called = True
         if grouped.answered:  # else a step cache answered this call
             self.answered = True
             check_answered([*silent, *(self.attentions.sites.keys() - grouped.answered)], WHO)
         return out
+
+    def _grouped(self, text: SequenceText, rows: Sequence[slice], numbers: Sequence[int]) -> GroupedCall:
+        """The call by groups; while the regions are not known, with a look at the phrases in its positive entries."""
+        given = (self.attentions, text, rows, self.groups, self.picture_alone)
+        if self.masks is not None:
+            return GroupedCall(*given)
+        positives = [entry for entry, number in enumerate(numbers) if number == 0]
+        return SearchingCall(*given, [concept.phrase for concept in self.concepts], positives)
 
     def check_answered(self) -> None:
         """Refuses a sampling in which no call has reached the network.
@@ -186,15 +191,13 @@ class JointGuider(RunGuider[JointInjection]):
         cond_or_uncond = {
             entry["uuid"]: number for number, name in enumerate(_PROMPT_TYPES) for entry in self.conds.get(name, ())
         }
-        there, covered = list(range(len(self.concepts))), None
-        if self.regions is not None:
+        size, covered = (int(height), int(width)), None
+        if self.regions is None:
+            concepts = _joint_concepts(self.inner_model, sampling, self.concepts, searching=True)
+        else:
             there = [number for number, region in enumerate(self.regions) if region.any()]
             covered = self.regions[there]
-        concepts = _joint_concepts(self.inner_model, sampling, [self.concepts[number] for number in there])
-        if covered is None:
-            phrases = [phrase_of(concept) for concept in self.concepts]
-            concepts = [c._replace(phrase=phrase) for c, phrase in zip(concepts, phrases, strict=True)]
-        size = (int(height), int(width))
+            concepts = _joint_concepts(self.inner_model, sampling, [self.concepts[number] for number in there])
         return JointInjection(self.inner_model, concepts, size, covered, cond_or_uncond, self.settings, self.soft)
 
     def predict(
@@ -241,12 +244,18 @@ def _say_what_is_left_out(model: BaseModel, settings: Compose) -> None:
         log.info("%s: on %s models %s does nothing.", WHO, architecture_of(model).title, names)
 
 
-def _joint_concepts(model: BaseModel, sampling: Sampling, concepts: Sequence[Concept]) -> list[JointConcept]:
+def _joint_concepts(
+    model: BaseModel, sampling: Sampling, concepts: Sequence[Concept], searching: bool = False
+) -> list[JointConcept]:
     """The concepts for a loaded model, their prompts processed as the host does it.
 
+    Args:
+        searching: whether their phrases are looked for.
+
     Raises:
-        ValueError: as ``text_of``.
+        ValueError: as ``text_of``, and as ``phrase_of``.
     """
+    phrases = [phrase_of(concept) if searching else () for concept in concepts]
     raw = {
         name: [entry for c in concepts for entry in comfy.sampler_helpers.convert_cond(getattr(c, name)[:1])]
         for name in _PROMPT_TYPES
@@ -259,6 +268,8 @@ def _joint_concepts(model: BaseModel, sampling: Sampling, concepts: Sequence[Con
         if id(concept) not in made:
             made[id(concept)] = prepared(network_factors(concept.lora, model), device, dtype)
     return [
-        JointConcept((positive.to(device), negative.to(device)), made[id(concept)], concept.strength)
-        for concept, positive, negative in zip(concepts, *(texts[name] for name in _PROMPT_TYPES), strict=True)
+        JointConcept((positive.to(device), negative.to(device)), made[id(concept)], concept.strength, phrase)
+        for concept, positive, negative, phrase in zip(
+            concepts, *(texts[name] for name in _PROMPT_TYPES), phrases, strict=True
+        )
     ]

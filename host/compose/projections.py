@@ -14,7 +14,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ...methods.lora import LayerLoras, LoraFactors
 from ...methods.lora_tokens import unknown_grid
 from .. import keys
-from ..engine.attention import CROSS, Site, sites_of
+from ..engine.attention import CROSS, Site, heads_apart, sites_of
 from ..engine.model_call import ModelCall, RunCall, around_model_call, conditioning_rows
 from ..lora.branches import prepared
 from ..lora.concept import Concept, check_layers, phrase_of
@@ -176,7 +176,7 @@ class ProjectedConcepts:
         """
         heads, patched = site.module(self.unet).heads, self.of_call.get((id(concept), site))
         k = self.at(concept, site, POSITIVE).keys if patched is None else patched.keys[rows]
-        q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2).float() for t in (q, k.to(q)))
+        q, k = (heads_apart(t, heads).float() for t in (q, k.to(q)))
         attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(1)  # (rows, tokens, prompt)
         count, words = k.shape[-2], concept.prompts.positive.shape[1]
         copies = count // words if count % words == 0 else 1  # of the words (``in_rows``): all of them count

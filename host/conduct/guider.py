@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...methods.conduct.refine import attention_of_masks, clusters, followed_mask, masks_at_points, refined_masks
-from ...methods.conduct.settings import Conduct
+from ...methods.conduct.settings import WHO, Conduct
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot
 from ...methods.regions import Region
@@ -22,7 +22,7 @@ from ..types import ModelOptions, ModelPatcher
 from .layout import Aligner, Denoiser, LayoutReference, Trajectory, trajectory
 from .path_guider import PathGuider, PathRun, first_masks
 
-_LAYOUT, _WHO = "layout", "Concept Conductor's layout alignment"
+_LAYOUT, _ALIGNMENT = "layout", f"{WHO}'s layout alignment"
 
 
 @dataclass(eq=False)
@@ -149,7 +149,9 @@ class ConductGuider(PathGuider):
         if self.points:
             run.paths.merging.masks = MaskPyramid(self._masks_at_points(run, denoiser, latents))
         if self.settings.aligns:
-            schedule = edit_schedule_for(sampling.sampler, sigmas, sampling.denoise_mask, model.model_sampling, _WHO)
+            schedule = edit_schedule_for(
+                sampling.sampler, sigmas, sampling.denoise_mask, model.model_sampling, _ALIGNMENT
+            )
             run.aligner = Aligner(run.paths, denoiser.as_path(), latents, sigmas, self.settings, schedule)
 
     def predict(

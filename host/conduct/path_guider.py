@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...methods.conduct.settings import WHO
 from ...methods.lora import LayerLoras
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
@@ -21,7 +22,7 @@ from ..lora.concept import Concept, check_concept_prompts, check_layers
 from ..lora.factors import network_factors
 from ..registry import architecture_of
 from ..types import BaseModel, Conds, EvaluationArguments, ModelOptions, ModelPatcher
-from .paths import WHO, ConceptPath, Paths
+from .paths import ConceptPath, Paths
 
 
 @dataclass(eq=False)

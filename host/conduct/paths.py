@@ -18,6 +18,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
+from ...methods.conduct.settings import WHO
 from ...methods.lora import LayerLoras
 from ...methods.masks import MaskPyramid
 from .. import keys
@@ -35,7 +36,6 @@ from .networks.interface import PathNetwork, Recorded
 from .networks.transformer import TransformerPaths
 from .networks.unet import UNetPaths
 
-WHO = "Concept Conductor"
 _MEMORY_MARGIN = 1.6  # the host splits a batch at 1.5 times the memory it estimates
 
 

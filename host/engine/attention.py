@@ -76,6 +76,11 @@ def find_sites(
     ]
 
 
+def heads_apart(tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    """Queries or keys as (rows, heads, tokens, channels); some come as (rows, tokens, heads · channels)."""
+    return tokens if tokens.ndim == 4 else tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 class Captured:
     """Queries and keys of the captured sites, one entry per model call, in the order of the calls.
 
@@ -98,7 +103,7 @@ class Captured:
         An attention mask is not part of it.
         """
         q, k = (_joined_calls(stored[site])[rows] for stored in (self.queries, self.keys))
-        q, k = (t.unflatten(-1, (self.heads[site], -1)).transpose(1, 2) for t in (q, k))  # (rows, heads, tokens, d)
+        q, k = (heads_apart(t, self.heads[site]) for t in (q, k))  # (rows, heads, tokens, d)
         precise = torch.promote_types(q.dtype, torch.float32)
         logits = q.to(precise) @ k.to(precise).transpose(-1, -2) * q.shape[-1] ** -0.5
         return logits.softmax(-1)

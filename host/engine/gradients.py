@@ -23,6 +23,7 @@ import comfy.model_patcher
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
+from .. import keys
 from ..registry import known_architecture
 from ..saved_tensors import mutation_allowed
 from ..types import BaseModel, CondEntry, Conds, HasModules, ModelOptions, ModelPatcher
@@ -30,7 +31,6 @@ from .reach import compiles, is_compiled, is_spread, step_cache_of
 
 log = logging.getLogger(__name__)
 
-_OVERRIDE = "optimized_attention_override"
 _NO_BACKWARD = ("fp8_ops", "scaled_fp8_op", "MixedPrecisionOps", "Nunchaku", "SVDQW4A4Linear")
 _COMPILED = "Gradients cannot be taken through a compiled model; bypass the TorchCompileModel node."
 _OVERWRITTEN = "modified by an inplace operation"  # torch's words
@@ -185,14 +185,16 @@ def differentiable_options(model_options: ModelOptions) -> ModelOptions:
     """
     options = comfy.model_patcher.create_model_options_clone(model_options)
     transformer_options = options.setdefault("transformer_options", {})
-    previous = transformer_options.get(_OVERRIDE)
+    previous = transformer_options.get(keys.ATTENTION_OVERRIDE)
     chained = previous if getattr(previous, "differentiable", False) else None
 
     def override(func: object, *args: object, **kwargs: object) -> torch.Tensor:
         return chained(attention_pytorch, *args, **kwargs) if chained else attention_pytorch(*args, **kwargs)
 
     override.differentiable = True  # type: ignore[attr-defined]
-    options["transformer_options"] = without_inference_tensors(transformer_options) | {_OVERRIDE: override}
+    options["transformer_options"] = without_inference_tensors(transformer_options) | {
+        keys.ATTENTION_OVERRIDE: override
+    }
     return options
 
 

@@ -33,8 +33,6 @@ Attention = Callable[..., torch.Tensor]
 
 _TEXT, _MASK = "c_crossattn", "attention_mask"
 """The host's names for a processed prompt, and for which of its tokens count."""
-_SLOT = "optimized_attention_override"
-"""The transformer option in which a single function may stand around every attention."""
 _STAY = ("area", "control", "hooks", "gligen")
 """What an entry has where more than the network reads its prompt, or where it gets a call of its own anyway."""
 
@@ -178,7 +176,8 @@ class TextAttentionCall:
             ValueError: an attention did not pass through the function around it.
         """
         given = call.transformer_options
-        options = {**given, _SLOT: partial(self._attend, given.get(_SLOT))}
+        around = partial(self._attend, given.get(keys.ATTENTION_OVERRIDE))
+        options = {**given, keys.ATTENTION_OVERRIDE: around}
         with contextlib.ExitStack() as stack:
             for handle in self.hooks():
                 stack.callback(handle.remove)

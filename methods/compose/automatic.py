@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from .losses import smoothed
+from .settings import WHO
 
 _ROUNDS = 40
 _FOREGROUND = 0.5  # of the canvas at most: the tokens with more attention than the median token
-
-
 NEVER_FOUND = (
-    "LoRA Composer: the sampling ended before the regions were found, which is after %.0f %% of it, so no concept is "
+    f"{WHO}: the sampling ended before the regions were found, which is after %.0f %% of it, so no concept is "
     "in the picture; lower automatic_percent, take more steps, or draw the regions."
 )
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 
 from ..choices import check_choice
 
+WHO = "LoRA Composer"
+"""The subject of its refusals and warnings."""
+
 
 @dataclass(frozen=True)
 class LossWeights:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 REFERENCE_UPDATES = 61
 """Gradient steps of the reference code (SD 1.5, 200 steps). Their number, not their density, moves the layout."""
 
+WHO = "Concept Conductor"
+"""The subject of its refusals."""
+
 
 @dataclass(frozen=True)
 class Conduct:

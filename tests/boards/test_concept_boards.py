@@ -6,6 +6,7 @@ import logging
 from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def judge():
 @pytest.mark.parametrize("board", [score_conduct, score_compose])
 def test_every_row_has_its_way(board, kind):
     runner = ConceptRunner.__new__(ConceptRunner)  # nothing is loaded
-    runner.kind = kind
+    runner.demo = SimpleNamespace(kind=kind)
     rows = [name for name in board.ROWS[kind] if name not in object_prompts.ROWS]
     assert set(rows) <= set(board.methods(runner))
     assert len(set(rows)) == len(rows) > 1

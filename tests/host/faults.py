@@ -36,6 +36,19 @@ def assert_as_before(model, before):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
 
 
+def remembered(model):
+    """The model's tensors and options, for ``assert_as_remembered``."""
+    return tensors_of(model), str(model.model_options)
+
+
+def assert_as_remembered(model, before):
+    """Tensors, hooks and options are as they were, and nothing is in training."""
+    tensors, options = before
+    assert_as_before(model, tensors)
+    assert str(model.model_options) == options
+    assert not getattr(comfy.model_management, "in_training", False)
+
+
 def load_off_the_device(monkeypatch):
     """From now on the host loads models in part, so that every layer brings its weights when it runs."""
     load = comfy.model_patcher.ModelPatcher.load

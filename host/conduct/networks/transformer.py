@@ -18,9 +18,11 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from ....methods.conduct.refine import pooled_attention
+from ....methods.conduct.settings import WHO
 from ....methods.lora_tokens import unknown_grid
+from ... import keys
 from ...architecture import Layout, Site, Size
-from ...engine.attention import Captured, Watch, capture_layers
+from ...engine.attention import Captured, Watch, capture_layers, heads_apart
 from ...engine.attention_patches import OutputSite
 from ...engine.model_call import ModelCall
 from ...lora.branches import WholeRows
@@ -28,9 +30,6 @@ from ...registry import architecture_of
 from ...text.sequence import check_layout, references_of
 from ...types import BaseModel, HookInputs, ModelOptions
 
-_WHO = "Concept Conductor"
-_SLOT = "optimized_attention_override"
-"""The transformer option in which a single function may stand around every attention."""
 Change = Callable[[torch.Tensor, OutputSite], torch.Tensor]
 
 
@@ -48,7 +47,7 @@ class TransformerPaths:
         self.sites = [site for site in self.architecture.sites() if site.attention.kind != "text"]
         if len({site.block for site in self.sites}) < self._blocks():
             raise self.architecture.lacks(
-                f"{_WHO} with attentions that are not the host's own", "load the model with the host's loader"
+                f"{WHO} with attentions that are not the host's own", "load the model with the host's loader"
             )
         self.text, self.size, self.references = 0, (0, 0), list[Size]()
 
@@ -68,7 +67,7 @@ class TransformerPaths:
         return WholeRows(self.architecture.kind, count)
 
     def enter(self, call: ModelCall) -> None:
-        check_layout(self.architecture, call, _WHO)
+        check_layout(self.architecture, call, WHO)
         self.text = 0 if call.c_crossattn is None else call.c_crossattn.shape[1]
         self.size = (int(call.x.shape[-2]), int(call.x.shape[-1]))
         self.references = references_of(self.architecture, call)
@@ -154,7 +153,8 @@ class TransformerPaths:
         layout = image.after(words) if site.attention.kind == "joint" else image
         seen = ImageAttention(layout, self.architecture.grid(*self.size))
         given = call.transformer_options
-        options = {**given, _SLOT: partial(seen.attend, given.get(_SLOT))}
+        around = partial(seen.attend, given.get(keys.ATTENTION_OVERRIDE))
+        options = {**given, keys.ATTENTION_OVERRIDE: around}
         block = self.network.get_submodule(site.block)
         with contextlib.ExitStack() as stack:
             stack.callback(block.register_forward_pre_hook(seen.enter).remove)
@@ -202,7 +202,7 @@ class ImageAttention:
 
     def _image(self, t: torch.Tensor, heads: int) -> torch.Tensor:
         """(rows, heads, image tokens, channels) of queries or keys, which have their heads apart or together."""
-        apart = t if t.ndim == 4 else t.unflatten(-1, (heads, -1)).transpose(1, 2)
+        apart = heads_apart(t, heads)
         if apart.shape[-2] != self.layout.length:
             raise unknown_grid(apart.shape[-2], [self.layout.length])
         return apart[:, :, self.layout.image]

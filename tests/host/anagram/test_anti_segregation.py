@@ -21,7 +21,7 @@ from comfyui_concepts.methods.anagram.overlap import CLOSE_ENOUGH, GradientStep,
 from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.nodes.anagram.options import ConceptsAnagramAntiSegregation
 
-from ..faults import FAULTS, assert_as_before, tensors_of
+from ..faults import FAULTS, assert_as_remembered, remembered
 
 
 def _step(strength=0.05, start=0.0, end=1.0, iterations=1, seen=None, in_place=None):
@@ -220,7 +220,7 @@ def test_a_control_net_of_inference_weights_goes_with_it(model, control_net):
 
 @pytest.mark.parametrize("where", ["nothing", *FAULTS])
 def test_the_model_is_as_it_was_whatever_happens(model, where, monkeypatch):
-    before, options = tensors_of(model), str(model.model_options)
+    before = remembered(model)
     fault = FAULTS[where]() if where in FAULTS else None
     guider = _guider(model, _step())
     if fault is None:
@@ -236,8 +236,7 @@ def test_the_model_is_as_it_was_whatever_happens(model, where, monkeypatch):
         with pytest.raises(type(fault)):
             _sample(guider)
         monkeypatch.undo()
-    assert_as_before(model, before)
-    assert str(model.model_options) == options
+    assert_as_remembered(model, before)
     assert guider.run is None
     assert torch.equal(_sample(_guider(model, None)), _sample(_guider(model, None)))
 

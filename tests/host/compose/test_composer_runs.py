@@ -18,7 +18,7 @@ from comfyui_concepts.host.engine.latent_edits import EditSchedule
 from comfyui_concepts.methods.compose.reinit import Window
 from comfyui_concepts.methods.compose.settings import Compose
 
-from ..faults import FAULTS, assert_as_before, faults_at, load_off_the_device, tensors_of
+from ..faults import FAULTS, assert_as_remembered, faults_at, load_off_the_device, remembered
 from .composer_cases import SIZE, concept, guider_of, halves, randn, run, sample
 
 PULLED = Compose(stop="never", end=0.6)  # at two levels of three
@@ -207,7 +207,7 @@ PLACES = {
 
 @pytest.mark.parametrize(("where", "fault"), faults_at(PLACES))
 def test_the_host_is_as_it_was_whatever_happens(model, two, where, fault, monkeypatch):
-    before, options = tensors_of(model), str(model.model_options)
+    before = remembered(model)
     monkeypatch.setattr(comfy.model_management, "NUM_STREAMS", 2)  # as on a GPU
     monkeypatch.setattr(comfy.model_management, "in_training", False, raising=False)
     modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -224,8 +224,7 @@ def test_the_host_is_as_it_was_whatever_happens(model, two, where, fault, monkey
         with pytest.raises(type(error)) as raised:
             run(guider, steps=2, callback=lambda *_: None)
     assert raised.value is error
-    assert_as_before(model, before)
-    assert str(model.model_options) == options
+    assert_as_remembered(model, before)
     assert guider.run is None
     assert guider.model_options is model.model_options
     assert (comfy.model_management.in_training, comfy.model_management.NUM_STREAMS) == (False, 2)

@@ -17,7 +17,7 @@ from comfyui_concepts.host.registry import architecture_of, attends_jointly
 from comfyui_concepts.host.text.sequence import SequenceText
 from comfyui_concepts.methods.compose.settings import Compose
 
-from ..faults import FAULTS, assert_as_before, tensors_of
+from ..faults import FAULTS, assert_as_remembered, remembered
 from ..tiny_transformers import counted, names, noise, shared_transformer
 from .joint_cases import (
     ALONE,
@@ -190,14 +190,13 @@ def test_a_soft_region_fades_in_what_its_lora_does():
 @pytest.mark.parametrize("fault", FAULTS)
 def test_after_a_failure_in_the_middle_everything_is_as_it_was(name, fault):
     model = shared_transformer(name).clone()
-    before, options = tensors_of(model), str(model.model_options)
+    before = remembered(model)
     made = guider(name, [concept(name)], everywhere(), model=model)
     handle = model.model.diffusion_model.get_submodule(BLOCKS[name]).register_forward_hook(_failing(fault))
     with pytest.raises((RuntimeError, comfy.model_management.InterruptProcessingException)):
         sample(made)
     handle.remove()
-    assert_as_before(model, before)
-    assert str(model.model_options) == options
+    assert_as_remembered(model, before)
     assert made.run is None
 
 
