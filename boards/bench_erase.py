@@ -1,6 +1,7 @@
 """``dev.py bench erase``: what solving and applying an edit costs at the sizes of real models, with random weights.
 
-Only the cross-attention weights of a UNet are made, under their real names, in fp16. The text encoder is replaced by
+Only the cross-attention weights of a UNet are made, or what reads the text first on a transformer, under their real
+names, in fp16. The text encoder is replaced by
 random rows of the right width. Seconds are of the solve (rows to edit) and of applying it (edit to patches).
 """
 
@@ -52,6 +53,23 @@ SIZES: dict[str, tuple[int, list[tuple[str, int, int]]]] = {
     ),
 }
 
+# what reads the text first on a transformer: the network's class, the layer, the width of the text and of the layer
+ENTRIES: dict[str, tuple[str, str, int, int]] = {
+    "Flux": ("Flux", "txt_in", 4096, 3072),
+    "Qwen-Image": ("QwenImageTransformer2DModel", "txt_in", 3584, 3072),
+    "Flux 2 Klein": ("Flux", "txt_in", 7680, 3072),
+    "Flux 2": ("Flux", "txt_in", 15360, 6144),
+}
+
+
+def text_entry_only(size: str) -> tuple[Any, int]:
+    """A MODEL with the first text layer of that transformer and nothing else, and the width of its text."""
+    kind, layer, width, channels = ENTRIES[size]
+    root = torch.nn.Module()
+    root.add_module("diffusion_model", type(kind, (torch.nn.Module,), {})())
+    _put(root, f"diffusion_model.{layer}", width, channels, "cpu")
+    return comfy.model_patcher.ModelPatcher(root, torch.device("cpu"), torch.device("cpu")), width
+
 
 def cross_attention_only(size: str, device: str = "cpu") -> Any:
     """A MODEL with the key and value projections of that size and nothing else; on ``meta`` without their memory."""
@@ -77,25 +95,31 @@ def _put(root: torch.nn.Module, path: str, width: int, channels: int, device: st
 
 
 class RandomEncoder:
-    """Rows of norm 27 that share most of their direction, the same for the same text."""
+    """Rows of norm 27 that share most of their direction, the same for the same text.
 
-    def __init__(self, width: int) -> None:
-        self.width = width
+    Prompts have as many as a CLIP's, or as a T5's, whose padding is not erased (``padded``).
+    """
+
+    def __init__(self, width: int, *, padded: bool = False) -> None:
+        self.width, self.padded = width, padded
         self.known: dict[str, torch.Tensor] = {}
         self.shared = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
 
     def __call__(self, text: str, phrase: str = "") -> PromptTokens:
         if text not in self.known:
             self.known[text] = self._rows(text)
-        end = 1 + len(text.split())
-        return PromptTokens(self.known[text], end - len(phrase.split()), end, end)
+        first = 0 if self.padded else 1
+        end = first + len(text.split())
+        start, until = end - len(phrase.split()), end + 1 if self.padded else None
+        return PromptTokens(self.known[text], start, end, end, first=first, until=until)
 
     def parts(self, text: str) -> list[PromptTokens]:
         return [self(text)]
 
     def _rows(self, text: str) -> torch.Tensor:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-        rows = 0.9 * self.shared + 0.44 * torch.randn(77, self.width, generator=torch.Generator().manual_seed(seed))
+        count = 256 if self.padded else 77
+        rows = 0.9 * self.shared + 0.44 * torch.randn(count, self.width, generator=torch.Generator().manual_seed(seed))
         return rows * 27 / rows.norm(dim=1, keepdim=True)
 
 
@@ -106,14 +130,15 @@ def _mb(figure: float | None, before: float | None = 0.0) -> str:
 def main(arguments: list[str]) -> int:
     """Prints a line for each size and solver."""
     parser = argparse.ArgumentParser(prog="dev.py bench erase")
-    parser.add_argument("--size", choices=list(SIZES), action="append")
+    parser.add_argument("--size", choices=[*SIZES, *ENTRIES], action="append")
     parser.add_argument("--solver", choices=list(SOLVERS), action="append")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     kept = Preserved(tuple(f"kept prompt {n}" for n in range(PRESERVES)), 1.0)
     print(f"one concept in {len(TEMPLATES['object'])} sentences, {PRESERVES} kept prompts", flush=True)
-    for size in options.size or SIZES:
-        model, encode = cross_attention_only(size), RandomEncoder(SIZES[size][0])
+    for size in options.size or [*SIZES, *ENTRIES]:
+        model, width = text_entry_only(size) if size in ENTRIES else (cross_attention_only(size), SIZES[size][0])
+        encode = RandomEncoder(width, padded=size in ENTRIES)
         print(f"{size}: {len(text_keys(model, ('k', 'v')))} weights, {_mb(memory('VmRSS'))} with the model", flush=True)
         for solver in options.solver or SOLVERS:
             _line(model, encode, solver, kept)

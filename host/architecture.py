@@ -139,20 +139,20 @@ class EqualLengths(NamedTuple):
 class Architecture(ABC):
     """The facts of one network. A family is a subclass; a new one is a file in ``host/families/``."""
 
-    title: ClassVar[str]
-    """What the family's models are called, in refusals."""
+    title: ClassVar[str]  # what its models are called, in refusals
     classes: ClassVar[tuple[str, ...]]
     """The host's names of its networks' classes."""
     kinds: ClassVar[tuple[tuple[Kind, str], ...]]
     """Patterns of layer paths, the first that is found decides."""
     names: ClassVar[tuple[tuple[str, str, tuple[str, ...]], ...]] = ()
     """What other tools call its layers: their name, our layer, and which spans. ``{}`` is a block's number."""
-
     attentions: ClassVar[tuple[Attention, ...]]
     """Every attention over text or image, in the order they run; those of one block share a pattern."""
     first_text_layers: ClassVar[str]
     """A pattern of the first layers that the text goes through."""
     between: Between = "nothing"
+    text_encoder: str | None = None
+    """The host's name of the encoder whose tokens those layers read, where the conditioning's are another one's."""
     pooled_layer: ClassVar[str | None] = None
     """What reads the pooled embedding, where a model of the family has it."""
     targets: ClassVar[Mapping[str, str]]

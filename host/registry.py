@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from .architecture import Architecture
+from .architecture import Architecture, TextEntry
 from .families.cosmos import Cosmos
 from .families.flux import Flux
 from .families.krea2 import Krea2
@@ -45,6 +45,12 @@ def known_architecture(model: BaseModel | torch.nn.Module) -> Architecture | Non
     network = _network_in(model)
     family = _family_of(network)
     return None if family is None else family(network)
+
+
+def text_entry_of(model: ModelPatcher) -> TextEntry | None:
+    """Where the text enters the transformer of a MODEL; None for a UNet, and for a network that is not known."""
+    architecture = known_architecture(model.model)
+    return None if architecture is None or isinstance(architecture, UNet) else architecture.text_entry()
 
 
 def attends_jointly(model: ModelPatcher) -> bool:

@@ -34,6 +34,15 @@ def encoder_of_rows(lengths: Mapping[str, int], rows: int) -> tuple[str, int] | 
     return (first, rows - lengths[first]) if rows < lengths[first] else None
 
 
+def blocks_of_rows(lengths: Mapping[str, int], rows: int) -> list[tuple[str, int]]:
+    """As ``encoder_of_rows``, with every encoder whose tokens have rows of their own, in order; empty if not known."""
+    first = encoder_of_rows(lengths, rows)
+    if first is None:
+        return []
+    behind = [name for name in lengths if lengths[first[0]] + lengths[name] == rows and name != first[0]]
+    return [first, *((name, lengths[first[0]]) for name in behind[-1:])] if lengths[first[0]] < rows else [first]
+
+
 def words_range(section: Sequence[Token], empty: Sequence[Token]) -> tuple[int, int]:
     """First index, and last + 1, of the words of a section, without start token, end token, padding and template.
 
@@ -45,11 +54,23 @@ def words_range(section: Sequence[Token], empty: Sequence[Token]) -> tuple[int, 
     if len(empty) <= first:
         return first, len(section)
     end = next((n for n in range(first, len(section)) if same_token(section[n], empty[first])), len(section))
-    if end > first or len(section) == len(empty):
+    if end > first or _shared(section, empty) == len(section):
         return first, end
-    before = _shared(section, empty)
-    after = _shared(section[before:][::-1], empty[before:][::-1])
-    return before, len(section) - after
+    before, whole = _shared(section, empty), unpadded(section, empty)
+    after = _shared(section[before:whole][::-1], empty[before : unpadded(empty, empty)][::-1])
+    return before, whole - after
+
+
+def unpadded(section: Sequence[Token], empty: Sequence[Token]) -> int:
+    """How many tokens a section has without what fills it up behind its end, as it does an empty prompt.
+
+    Args:
+        empty: the section of an empty prompt; a last token that it repeats is padding.
+    """
+    if len(empty) < 2 or not same_token(empty[-1], empty[-2]):
+        return len(section)
+    filled = takewhile(lambda token: same_token(token, empty[-1]), reversed(section))
+    return len(section) - sum(1 for _ in filled)
 
 
 def every_copy(positions: Sequence[int], length: int, total: int) -> tuple[int, ...]:

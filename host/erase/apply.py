@@ -5,22 +5,32 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import comfy.patcher_extension
 import comfy.weight_adapter
 import torch
 
 from ...methods.choices import check_choice
-from ...methods.erase.edit import KEYS_AND_VALUES, Edit
+from ...methods.erase.edit import KEYS_AND_VALUES, NOTHING, Edit
 from ...methods.erase.fingerprint import check_same_clip, clip_fingerprint, fingerprints_differ
 from ...methods.erase.lowrank import LowRank
-from ...methods.erase.targets import reaches
 from .. import keys
-from ..engine.gradients import without_inference_tensors
 from ..engine.reach import check_reaches_network
+from ..registry import text_entry_of
 from ..text.tokens import PromptEncoder
 from ..types import CLIP, Conditioning, Executor, ModelPatcher, TransformerOptions
-from .weights import POOLED_KEY, base_fingerprint, check_edit_width, low_precision, text_keys, weight_deltas
+from .entry.hooks import around_entry, mapped_rows
+from .entry.rows import conditioning_rows
+from .weights import (
+    base_fingerprint,
+    check_edit_width,
+    low_precision,
+    no_pooled,
+    pooled_key,
+    text_keys,
+    weight_deltas,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +44,11 @@ def apply_edit(model: ModelPatcher, edit: Edit, strength: float = 1.0, delivery:
     """A clone of the model with the edit. The given model and the loaded weights stay as they are.
 
     Args:
-        delivery: ``weights`` patches every key and value projection with the exact low-rank difference. ``full
-            weights`` patches the difference itself, for programs that read patches. ``text`` changes the embedding
-            before the projections: no storage format rounds it, and LoRAs loaded later cannot undo it. ``automatic`` is
-            ``text`` for fp8 and quantised weights, else ``weights``; it is also ``weights`` where trained layers read
-            the text.
+        delivery: ``weights`` patches every key and value projection, or what reads the text first on a transformer,
+            with the exact low-rank difference. ``full weights`` patches the difference itself, for programs that read
+            patches. ``text`` changes the embedding before these layers: no storage format rounds it, and LoRAs loaded
+            later cannot undo it. ``automatic`` is ``text`` for fp8 and quantised weights, else ``weights``; it is also
+            ``weights`` where trained layers read the text.
 
     Raises:
         ValueError: the edit does not fit the model, or cannot be delivered in this way.
@@ -49,7 +59,7 @@ def apply_edit(model: ModelPatcher, edit: Edit, strength: float = 1.0, delivery:
         return edited
     check_edit_width(model, edit)
     if by_text := _by_text(model, edit, delivery):
-        _change_text(edited, edit, strength)
+        _change_text(edited, edit, strength) if text_entry_of(model) is None else _change_entry(edited, edit, strength)
     _warn_about(model, edit, by_text)
     for layers in ({} if by_text else weight_deltas(model, edit), edit.on_model()):
         _add_patches(edited, {key: _patch(delta, delivery == FULL) for key, delta in layers.items()}, strength)
@@ -83,7 +93,7 @@ def apply_to_clip(clip: CLIP, edit: Edit, strength: float = 1.0) -> CLIP:
 def _check_clip_skip(edit: Edit, clip: CLIP) -> None:
     """Raises if the CLIP skip differs. Another LoRA or edit on the same text encoder only logs a warning: the edit
     still mostly works."""
-    made, encode = edit.specs()[0], PromptEncoder(clip)
+    made, encode = edit.specs()[0], partial(conditioning_rows, clip) if edit.entry else PromptEncoder(clip)
     if "clip_skip" not in made or made["clip_skip"] != clip.layer_idx:
         check_same_clip(edit, encode)
     elif edit.clip and fingerprints_differ(edit.clip, clip_fingerprint(encode)):
@@ -103,7 +113,7 @@ def _by_text(model: ModelPatcher, edit: Edit, delivery: str) -> bool:
     Raises:
         ValueError: the delivery is ``text``, and a trained layer reads that text.
     """
-    mixed = _trains_text_readers(edit)
+    mixed = _trains_text_readers(model, edit)
     if delivery == TEXT and mixed:
         raise ValueError(
             "This edit changes the text and also trains weights that read it, and these were trained for the unedited "
@@ -113,11 +123,11 @@ def _by_text(model: ModelPatcher, edit: Edit, delivery: str) -> bool:
     return delivery == TEXT or (delivery == AUTOMATIC and has_text and not mixed and _stored_coarsely(model, edit))
 
 
-def _trains_text_readers(edit: Edit) -> bool:
+def _trains_text_readers(model: ModelPatcher, edit: Edit) -> bool:
     """Whether trained layers read the edited text: W·T + Δ is meant, and through the text it would be (W + Δ)·T."""
     single = {*edit.layers, *edit.diffs}
-    text = edit.text is not None and any(reaches(key, edit.targets, edit.blocks) for key in single)
-    return text or (edit.pooled is not None and POOLED_KEY in single)
+    text = edit.text is not None and any(map(edit.reads_text, single))
+    return text or (edit.pooled is not None and pooled_key(model) in single)
 
 
 def _warn_about(model: ModelPatcher, edit: Edit, by_text: bool) -> None:
@@ -167,8 +177,8 @@ def change_conditioning(conditioning: Conditioning, edit: Edit, strength: float 
             )
         values, pooled = dict(values), values.get("pooled_output")
         if edit.pooled is not None and pooled is not None:
-            values["pooled_output"] = _mapped_rows(pooled, edit.pooled, strength)
-        changed.append([tokens if edit.text is None else _mapped_rows(tokens, edit.text, strength), values])
+            values["pooled_output"] = mapped_rows(pooled, edit.pooled, strength)
+        changed.append([tokens if edit.text is None else mapped_rows(tokens, edit.text, strength), values])
     return changed
 
 
@@ -178,20 +188,15 @@ def _check_reaches_conditioning(edit: Edit) -> None:
             "This edit was trained and changes single weights, so it cannot be put into a conditioning; connect a "
             "MODEL."
         )
+    if edit.through != NOTHING:
+        raise ValueError(
+            f"This edit acts behind a {edit.through} inside the model, which a conditioning does not reach; connect a "
+            "MODEL to Apply Erasure."
+        )
     if edit.targets != KEYS_AND_VALUES or edit.blocks:
         raise ValueError(
             "This edit changes some of the projections only, and a conditioning reaches all of them; connect a MODEL."
         )
-
-
-def _mapped_rows(x: torch.Tensor, matrix: LowRank, strength: float) -> torch.Tensor:
-    """x + s·Mx, computed in float32."""
-    if strength == 0 or not matrix.rank:
-        return x
-    wide, factors = x.float(), (matrix.up, matrix.down)
-    if not torch.is_inference_mode_enabled():  # inside a gradient region nothing made under inference mode may be saved
-        factors = (without_inference_tensors(matrix.up), without_inference_tensors(matrix.down))
-    return (wide + strength * LowRank(*(f.to(wide) for f in factors))(wide)).to(x.dtype)
 
 
 def _change_text(model: ModelPatcher, edit: Edit, strength: float) -> None:
@@ -203,6 +208,22 @@ def _change_text(model: ModelPatcher, edit: Edit, strength: float) -> None:
         model.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, keys.ERASE, _pooled_wrapper(edit.pooled, strength)
         )
+
+
+def _change_entry(model: ModelPatcher, edit: Edit, strength: float) -> None:
+    """Puts the edit in front of a transformer's first text layers, for the time of each model call."""
+    maps: dict[str, LowRank] = {}
+    if edit.text is not None and edit.text.rank:
+        maps |= dict.fromkeys(text_keys(model, edit.targets, edit.blocks), edit.text)
+    if edit.pooled is not None and edit.pooled.rank:
+        if (key := pooled_key(model)) is None:
+            raise no_pooled("The edit also changes the pooled text embedding", "or apply it to such a model")
+        maps[key] = edit.pooled
+    layers = {key.removeprefix(_MODEL).removesuffix(".weight"): matrix for key, matrix in maps.items()}
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, keys.ERASE, _uncompiled)
+    model.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.APPLY_MODEL, keys.ERASE, around_entry(layers, strength)
+    )
 
 
 def _uncompiled(executor: Executor, *args: object, **kwargs: object) -> object:
@@ -222,8 +243,8 @@ def _text_patch(matrix: LowRank, edit: Edit, strength: float) -> Callable[..., t
         )
         if context.shape[-1] != matrix.width or not (for_keys or for_values):
             return n, context, value
-        same, edited = value is context, _mapped_rows(context, matrix, strength)
-        edited_value = edited if same else _mapped_rows(value, matrix, strength)
+        same, edited = value is context, mapped_rows(context, matrix, strength)
+        edited_value = edited if same else mapped_rows(value, matrix, strength)
         return n, edited if for_keys else context, edited_value if for_values else value
 
     return patch
@@ -247,7 +268,7 @@ def _pooled_wrapper(matrix: LowRank, strength: float) -> Callable[..., torch.Ten
         **kwargs: object,
     ) -> torch.Tensor:
         if isinstance(y, torch.Tensor):
-            y = torch.cat([_mapped_rows(y[:, : matrix.width], matrix, strength), y[:, matrix.width :]], 1)
+            y = torch.cat([mapped_rows(y[:, : matrix.width], matrix, strength), y[:, matrix.width :]], 1)
         return executor(x, timestep, context, y, *args, **kwargs)
 
     return wrapper

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
+import torch
+
+from ...methods.erase.blocks import WIDE
 from ...methods.erase.edit import Edit
 from ...methods.erase.fingerprint import check_same_clip
+from ...methods.erase.lowrank import LowRank
 from ...methods.erase.probe import ProbeFinding, attack, phrase_tokens
+from ...methods.erase.problem import Encode
 from ...methods.erase.regenerate import map_of
-from ...methods.erase.spec import check_erased, erased_of
-from ..text.tokens import PromptEncoder, check_one_encoding
+from ...methods.erase.spec import Erased, check_erased, erased_of
 from ..text.weights import without_weights
 from ..types import CLIP, ModelPatcher
-from .weights import check_edit_width, sampled_keys, text_keys, weight_energy
+from .entry.rows import conditioning_rows, encoders_of
+from .weights import check_edit_width, energy_within, sampled_keys, text_keys, weight_energy
 
 OTHER_SENTENCES = (
     "a drawing of a {}",
@@ -43,15 +50,53 @@ def probe(model: ModelPatcher, clip: CLIP, edit: Edit, others: Sequence[str] = O
     if edit.text is None or not entries:
         raise ValueError(_NOT_SOLVED)
     check_edit_width(model, edit)
-    check_one_encoding(clip)
-    encode = PromptEncoder(clip)
-    check_same_clip(edit, encode)
-    Q = weight_energy(model, sampled_keys(text_keys(model, edit.targets, edit.blocks)))
-    T = map_of(edit.text, len(Q))
-    findings = []
-    for erased in entries:
-        elsewhere = erased._replace(templates=tuple(map(without_weights, others)))
-        check_erased(elsewhere)
-        solved, other = phrase_tokens(encode, erased), phrase_tokens(encode, elsewhere)
-        findings.append(attack(erased.concept, T, Q, solved, other))
-    return findings
+    encoders = encoders_of(model, clip)
+    check_same_clip(edit, partial(conditioning_rows, clip) if edit.entry else encoders[0])
+    attacked = [_attacked(encoders, erased, others) for erased in entries]
+    keys = text_keys(model, edit.targets, edit.blocks)
+    return (
+        _wide_findings(model, keys, edit.text, attacked)
+        if edit.text.width > WIDE
+        else _findings(model, keys, edit.text, attacked)
+    )
+
+
+class _Attacked(NamedTuple):
+    """A concept with its rows and their anchors, in the sentences it was solved with and in others."""
+
+    concept: str
+    solved: tuple[torch.Tensor, torch.Tensor]
+    others: tuple[torch.Tensor, torch.Tensor]
+
+
+def _attacked(encoders: Sequence[Encode], erased: Erased, others: Sequence[str]) -> _Attacked:
+    elsewhere = erased._replace(templates=tuple(map(without_weights, others)))
+    check_erased(elsewhere)
+    solved, other = (
+        tuple(map(torch.cat, zip(*(phrase_tokens(encode, e) for encode in encoders), strict=True)))
+        for e in (erased, elsewhere)
+    )
+    return _Attacked(erased.concept, (solved[0], solved[1]), (other[0], other[1]))
+
+
+def _findings(
+    model: ModelPatcher, keys: Sequence[str], M: LowRank, attacked: Sequence[_Attacked]
+) -> list[ProbeFinding]:
+    Q = weight_energy(model, sampled_keys(keys))
+    T = map_of(M, len(Q))
+    return [attack(a.concept, T, Q, a.solved, a.others) for a in attacked]
+
+
+def _wide_findings(
+    model: ModelPatcher, keys: Sequence[str], M: LowRank, attacked: Sequence[_Attacked]
+) -> list[ProbeFinding]:
+    """The same in the coordinates of all rows and of what M makes. Margins take an embedding's every direction."""
+    rows = [row for a in attacked for row in (*a.solved, *a.others)]
+    basis = torch.linalg.qr(torch.cat([*rows, M.up.T.double()]).T).Q
+    Q, _ = energy_within(model, keys, basis)
+    T = map_of(LowRank(basis.T @ M.up.double(), M.down.double() @ basis), len(Q))
+    found = []
+    for a in attacked:
+        solved, others = ((C @ basis, G @ basis) for C, G in (a.solved, a.others))
+        found.append(attack(a.concept, T, Q, solved, others, margins=False))
+    return found

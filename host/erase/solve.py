@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import comfy.utils
 import torch
 
 from ...methods.choices import chosen
+from ...methods.erase.blocks import WIDE, joined_problems, within_span
 from ...methods.erase.diagnose import measure
 from ...methods.erase.edit import KEYS_AND_VALUES, Edit
 from ...methods.erase.fingerprint import clip_fingerprint
@@ -18,10 +20,20 @@ from ...methods.erase.records import EditReport, EditSpec
 from ...methods.erase.solvers import SOLVERS, solve
 from ...methods.erase.spec import Erased, Preserved, checked_lists
 from ...methods.erase.truncate import AUTOMATIC, shortened_solution
-from ..text.tokens import PromptEncoder, check_one_encoding
+from ..registry import text_entry_of
 from ..text.weights import without_weights
 from ..types import CLIP, ModelPatcher
-from .weights import base_fingerprint, check_clip_width, sampled_keys, text_keys, weight_energy
+from .entry.rows import conditioning_rows, encoders_of
+from .weights import (
+    base_fingerprint,
+    check_clip_width,
+    energy_within,
+    no_pooled,
+    pooled_key,
+    sampled_keys,
+    text_keys,
+    weight_energy,
+)
 
 _NARROW = 1280  # up to this width the margin takes about a second; beyond it, Probe Erasure measures it
 
@@ -67,44 +79,44 @@ def solve_erasure(
         encode: an encoder that already knows some of the prompts.
 
     Raises:
-        ValueError: a prompt cannot be used, the MODEL has no cross-attention to it, or the CLIP is not the model's own
-            or has a schedule.
+        ValueError: a prompt cannot be used, the MODEL has no layer that is known to read it, or the CLIP is not the
+            model's own or has a schedule.
     """
     concepts, entries = checked_lists(*lists_without_weights(erased, preserved))
     # before any prompt, since the encoders of models without cross-attention cut prompts in other ways
     keys = text_keys(model, request.targets, request.blocks)
-    encode = encode or _encoder(clip)
-    check_clip_width(model, encode("").tokens.shape[-1])
+    if request.pooled and text_entry_of(model) is not None and pooled_key(model) is None:
+        raise no_pooled("The pooled text embedding would be edited", "or use such a model")
+    encoders = encoders_of(model, clip) if encode is None else [encode]
+    check_clip_width(model, encoders[0]("").tokens.shape[-1])
     spec = _spec_of(concepts, entries, request, clip.layer_idx)
-    edit = _solved_edit(model, keys, encode, concepts, entries, request) if concepts else Edit()
-    return replace(edit, spec=spec)
-
-
-def _encoder(clip: CLIP) -> Encode:
-    check_one_encoding(clip)
-    return PromptEncoder(clip)
+    if not concepts:
+        return Edit(spec=spec)
+    whole = encoders[0] if encode or text_entry_of(model) is None else partial(conditioning_rows, clip)
+    edit = _solved_edit(model, keys, encoders, concepts, entries, request)
+    return replace(edit, clip=clip_fingerprint(whole), spec=spec)
 
 
 def _solved_edit(
     model: ModelPatcher,
     keys: Sequence[str],
-    encode: Encode,
+    encoders: Sequence[Encode],
     concepts: Sequence[Erased],
     preserved: Sequence[Preserved],
     request: SolveRequest,
 ) -> Edit:
     rows = chosen(SOLVERS, request.solver, "solver").published_rows
-    problem = problem_of(encode, concepts, preserved, published_rows=rows)
+    problem = joined_problems([problem_of(e, concepts, preserved, published_rows=rows) for e in encoders])
     text, report = _solved_text(model, keys, problem, request, [c.concept for c in concepts])
     pooled = None
     if request.pooled:
-        pooled = _solved_pooled(pooled_problem(encode, concepts, preserved), request)
+        pooled = _solved_pooled(pooled_problem(encoders[0], concepts, preserved), request)
         note = f"the pooled embedding is edited too, which sets the style of the picture (rank {pooled.rank})"
         report["notes"].append(note)
-    prints = clip_fingerprint(encode), base_fingerprint(model)
-    return Edit(
-        text, pooled, targets=request.targets, blocks=request.blocks, clip=prints[0], base=prints[1], report=report
-    )
+    edit = Edit(text, pooled, targets=request.targets, blocks=request.blocks, base=base_fingerprint(model))
+    if entry := text_entry_of(model):
+        edit = replace(edit, entry=tuple(keys), through=entry.through)
+    return replace(edit, report=report)
 
 
 def _solved_text(
@@ -112,6 +124,8 @@ def _solved_text(
 ) -> tuple[LowRank, EditReport]:
     """M of the text embedding in float32, and what was measured."""
     every_weight = chosen(SOLVERS, request.solver, "solver").every_weight
+    if problem.width > WIDE and problem.statistics is None:
+        return _solved_wide(model, keys, problem, request, names)
     needed = keys if every_weight else sampled_keys(keys)
     progress = comfy.utils.ProgressBar(len(needed) + 1)
     problem = problem._replace(energy=weight_energy(model, needed, progress))
@@ -120,6 +134,19 @@ def _solved_text(
     report = measure(problem, names, solution, short, margins=every_weight or problem.width <= _NARROW)
     progress.update(1)
     return short.M.to(torch.float32), report
+
+
+def _solved_wide(
+    model: ModelPatcher, keys: Sequence[str], problem: Problem, request: SolveRequest, names: Sequence[str]
+) -> tuple[LowRank, EditReport]:
+    """The same in the coordinates of the problem's own rows: nothing is as large as the square of the width."""
+    within = within_span(problem)
+    Q, size = energy_within(model, keys, within.basis)
+    problem = within.problem._replace(energy=Q)
+    solution = solve(request.solver, problem, request.settings)
+    short = shortened_solution(solution, Q, request.rank)
+    report = measure(problem, names, solution, short, margins=False, size=size)
+    return within.lifted(short.M).to(torch.float32), report
 
 
 def _solved_pooled(problem: Problem, request: SolveRequest) -> LowRank:

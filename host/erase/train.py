@@ -18,7 +18,8 @@ from ...methods.erase.trained.context import ContextT, Pictures, TextEncoderCont
 from ...methods.erase.trained.plan import Plan
 from ..engine.gradients import check_differentiable, check_patcher
 from ..lora.adapters import TARGET_MODULES
-from ..text.tokens import PromptEncoder, check_one_encoding
+from ..text.schedules import check_one_encoding
+from ..text.tokens import PromptEncoder
 from ..types import CLIP, VAE, ModelPatcher
 from .session import TextEncoderSession, Trained, UNetSession
 from .trajectories import own_pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import comfy.lora
@@ -10,11 +11,14 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
-from ...methods.erase.edit import Edit
+from ...methods.erase.edit import KEYS_AND_VALUES, NOTHING, Edit
 from ...methods.erase.lowrank import LowRank
-from ...methods.erase.targets import targeted_keys
+from ...methods.erase.targets import projection, targeted_keys
+from ..architecture import TextEntry
+from ..registry import FAMILIES, text_entry_of
 from ..types import ModelPatcher
 
+_NETWORK = "diffusion_model."
 PatchKey = str | tuple[str, tuple[int, int, int]]
 """Where the host puts a patch: a weight, or (weight, (axis, first, count)) for a range of it."""
 
@@ -24,23 +28,47 @@ SAMPLE = 12  # weights that represent all of them when only a report is made
 _HALF = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def text_keys(model: ModelPatcher, targets: Sequence[str], blocks: str = "") -> list[str]:
+def text_keys(model: ModelPatcher, targets: Sequence[str] = KEYS_AND_VALUES, blocks: str = "") -> list[str]:
     """The keys of every weight that an edit of the text embedding changes.
 
     Raises:
-        ValueError: the model has none, or none in those blocks.
+        ValueError: the model has none, none in those blocks, or one that is neither a key nor a value projection.
     """
-    found = targeted_keys(model.model_state_dict(), targets, blocks)
-    width = text_width(model)
-    keys = [key for key in found if width is None or _layer(model, key).in_features == width]
+    entry = text_entry_of(model)
+    keys = _unet_keys(model, targets, blocks) if entry is None else _entry_keys(model, entry, targets, blocks)
     if not keys:
         name = type(model.model.diffusion_model).__name__
         where = f" in blocks that match '{blocks}'" if blocks else ""
         raise ValueError(
-            f"This model ({name}) has no cross-attention that reads the prompt{where}, which closed-form erasure "
-            "changes; use a model of the SD 1, SD 2 or SDXL families."
+            f"This model ({name}) has no layer that is known to read the prompt first{where}, and closed-form erasure "
+            f"changes that; use a model of one of these families: {'; '.join(known.title for known in FAMILIES)}."
         )
     return keys
+
+
+def _unet_keys(model: ModelPatcher, targets: Sequence[str], blocks: str) -> list[str]:
+    found = targeted_keys(model.model_state_dict(), targets, blocks)
+    width = text_width(model)
+    return [key for key in found if width is None or _layer(model, key).in_features == width]
+
+
+def _entry_keys(model: ModelPatcher, entry: TextEntry, targets: Sequence[str], blocks: str) -> list[str]:
+    """Key and value projections where the text meets those, else whatever it meets."""
+    keys = [f"{_NETWORK}{layer}.weight" for layer in entry.layers]
+    if all(projection(key) is None for key in keys) and set(targets) != set(KEYS_AND_VALUES):
+        raise ValueError(
+            f"The text of this model goes through one layer ({entry.layers[0]}) before any keys and values, so they "
+            "cannot be edited apart; choose 'keys and values'."
+        )
+    return [key for key in keys if projection(key) in (None, *targets) and re.search(blocks, key)]
+
+
+def pooled_key(model: ModelPatcher) -> str | None:
+    """The weight that reads the pooled text embedding itself; None if there is none."""
+    entry = text_entry_of(model)
+    if entry is None:
+        return POOLED_KEY if POOLED_KEY in model.model_state_dict() else None
+    return f"{_NETWORK}{entry.pooled}.weight" if entry.pooled and entry.through == NOTHING else None
 
 
 def sampled_keys(keys: Sequence[str]) -> list[str]:
@@ -49,19 +77,22 @@ def sampled_keys(keys: Sequence[str]) -> list[str]:
 
 
 def text_width(model: ModelPatcher) -> int | None:
-    """Width of the text embedding the model reads, or None if its configuration does not say."""
+    """Width of the text embedding as the weights read it, or None if a UNet's configuration does not say."""
+    if entry := text_entry_of(model):
+        return int(_layer(model, f"{_NETWORK}{entry.layers[0]}.weight").in_features)
     config = getattr(model.model.model_config, "unet_config", None) or {}
     width = config.get("context_dim")
     return width if isinstance(width, int) else None
 
 
 def check_clip_width(model: ModelPatcher, width: int) -> None:
-    """Refuses a CLIP whose embeddings have another width than the model reads.
+    """Refuses a CLIP whose embeddings have another width than the model reads. A transformer says so itself.
 
     Raises:
         ValueError: both widths.
     """
-    _check_width(model, width, "The CLIP makes", "connect the CLIP of the same checkpoint")
+    if text_entry_of(model) is None:
+        _check_width(model, width, "The CLIP makes", "connect the CLIP of the same checkpoint")
 
 
 def check_edit_width(model: ModelPatcher, edit: Edit) -> None:
@@ -71,6 +102,16 @@ def check_edit_width(model: ModelPatcher, edit: Edit) -> None:
         ValueError: both widths.
     """
     _check_width(model, edit.width, "The edit is for", "solve it with the MODEL and CLIP of the checkpoint it is for")
+    if edit.text is not None and set(edit.entry).isdisjoint(known := _known_entry(model)) and (edit.entry or known):
+        changes, reads = (min(places, default="the cross-attention of a UNet") for places in (edit.entry, known))
+        raise ValueError(
+            f"The edit changes {changes}, and this model reads its prompt by {reads}; use the MODEL it is for."
+        )
+
+
+def _known_entry(model: ModelPatcher) -> set[str]:
+    entry = text_entry_of(model)
+    return set() if entry is None else {f"{_NETWORK}{layer}.weight" for layer in entry.layers}
 
 
 def _check_width(model: ModelPatcher, width: int | None, source: str, remedy: str) -> None:
@@ -78,7 +119,7 @@ def _check_width(model: ModelPatcher, width: int | None, source: str, remedy: st
     if None not in (reads, width) and width != reads:
         raise ValueError(
             f"{source} text embeddings of width {width} and this MODEL reads width {reads} (SD 1: 768, SD 2: 1024, "
-            f"SDXL: 2048); {remedy}."
+            f"SDXL: 2048, Flux.1 and SD3: 4096); {remedy}."
         )
 
 
@@ -167,6 +208,16 @@ def weight_energy(
     return total
 
 
+def energy_within(model: ModelPatcher, keys: Sequence[str], basis: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Q in the coordinates of an orthonormal basis (d, n), (n, n), and Σ‖W‖² of the whole weights."""
+    total, size = torch.zeros(basis.shape[1], basis.shape[1], dtype=torch.float64), 0.0
+    for _, weight in effective_weights(model, keys):
+        size += float(weight.square().sum())
+        part = (weight @ basis.to(weight)).cpu().double()
+        total += part.T @ part
+    return total, size
+
+
 def weight_deltas(model: ModelPatcher, edit: Edit) -> dict[PatchKey, LowRank]:
     """ΔW of every weight that the edit's maps change, by the host's key; a range of columns where it is only a part.
 
@@ -179,15 +230,19 @@ def weight_deltas(model: ModelPatcher, edit: Edit) -> dict[PatchKey, LowRank]:
         for key, weight in effective_weights(model, text_keys(model, edit.targets, edit.blocks)):
             deltas[key] = _delta(weight, edit.text)
     if edit.pooled is not None and edit.pooled.rank:
-        if POOLED_KEY not in model.model_state_dict():
-            raise ValueError(
-                "The edit also changes the pooled text embedding, which this model does not read; solve it with "
-                "'pooled' off, or apply it to an SDXL model."
-            )
-        ((_, weight),) = effective_weights(model, [POOLED_KEY])
+        if (pooled := pooled_key(model)) is None:
+            raise no_pooled("The edit also changes the pooled text embedding", "or apply it to such a model")
+        ((_, weight),) = effective_weights(model, [pooled])
         columns = edit.pooled.width
-        deltas[POOLED_KEY, (1, 0, columns)] = _delta(weight[:, :columns], edit.pooled)
+        deltas[pooled, (1, 0, columns)] = _delta(weight[:, :columns], edit.pooled)
     return deltas
+
+
+def no_pooled(what: str, instead: str) -> ValueError:
+    """The refusal of an edit of the pooled embedding on a model without one."""
+    return ValueError(
+        f"{what}, which this model does not read; solve it with 'pooled' off, {instead} (SDXL, Flux.1, SD3)."
+    )
 
 
 def _delta(weight: torch.Tensor, matrix: LowRank) -> LowRank:
@@ -196,8 +251,10 @@ def _delta(weight: torch.Tensor, matrix: LowRank) -> LowRank:
 
 
 def base_fingerprint(model: ModelPatcher) -> tuple[float, ...]:
-    """Norms of three fixed projections of a cross-attention in the middle of the model. Fine-tunes differ in them."""
-    keys = text_keys(model, ("k",))
+    """Norms of three fixed projections of a cross-attention in the middle of the model, or of what reads the text in
+    its place. Fine-tunes differ in them."""
+    keys = text_keys(model)
+    keys = [key for key in keys if projection(key) != "v"]
     middle = [key for key in keys if ".middle_block." in key] or keys[len(keys) // 2 :]
     ((_, weight),) = effective_weights(model, middle[:1])
     directions = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(11)).to(weight)

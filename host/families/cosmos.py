@@ -68,5 +68,9 @@ class Cosmos(Architecture):
         return "network" if self.has_adapter else "nothing"
 
     @property
+    def text_encoder(self) -> str | None:  # type: ignore[override]
+        return "t5xxl" if self.has_adapter else None
+
+    @property
     def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
         return EqualLengths("host" if self.has_adapter else "mask", attentions=r"^blocks\.\d+\.cross_attn$")

@@ -42,7 +42,7 @@ def encode_with_phrase(clip: CLIP, text: str, phrase: str) -> Conditioning:
     return node_helpers.conditioning_set_values(conditioning, {keys.PHRASE_POSITIONS: positions})
 
 
-class _OneEncoder:
+class OneEncoder:
     """One text encoder of a CLIP as a CLIP of its own, as far as tokens go: its vocabulary spells them."""
 
     def __init__(self, clip: CLIP, name: str) -> None:
@@ -68,7 +68,7 @@ def phrase_rows(clip: CLIP, text: str, phrase: str, rows: int) -> tuple[int, ...
     if (found := encoder_of_rows(lengths, rows)) is None:
         return phrase_positions(clip, text, phrase)[:0]  # refuses what is not there
     encoder, moved = found
-    return tuple(p + moved for p in phrase_positions(_OneEncoder(clip, encoder), text, phrase))
+    return tuple(p + moved for p in phrase_positions(OneEncoder(clip, encoder), text, phrase))
 
 
 def encode_with_objects(clip: CLIP, text: str, phrases: list[str]) -> Conditioning:
@@ -109,22 +109,30 @@ def encode_prompt(clip: CLIP, text: str, phrase: str = "") -> PromptTokens:
     Raises:
         ValueError: the sentence lacks the phrase, or is longer than one call of the text encoder.
     """
-    sections = _sections(clip, text, read_weights=False)
-    if len(sections) > 1:
+    check_one_section(clip, text)
+    (part,) = encode_parts(clip, text)
+    found = last_occurrence(clip, text, phrase) if phrase.strip() else ()
+    return part._replace(start=found[0], end=found[-1] + 1) if found else part
+
+
+def check_one_section(clip: Tokenizes, text: str) -> None:
+    """Refuses a sentence whose tokens go through the text encoder in several calls."""
+    if len(token_sections(clip, text, read_weights=False)) > 1:
         raise ValueError(
             f"'{text}' has more tokens than one call of the text encoder takes ({SECTION - 2}), so its tokens have no "
             "counterparts in its anchor's; shorten the concept or its template, or the anchor."
         )
-    (part,) = encode_parts(clip, text)
-    if not phrase.strip():
-        return part._replace(start=part.stop, end=part.stop)
-    found = occurrences(_words(clip, text, read_weights=False), _words(clip, phrase, read_weights=False))
-    if not found:
-        raise ValueError(
-            f"The tokens of '{phrase}' do not occur in '{text}'; write the concept as it is in prompts, as a word of "
-            "its own."
-        )
-    return part._replace(start=found[-1][0], end=found[-1][-1] + 1)
+
+
+def last_occurrence(clip: Tokenizes, text: str, phrase: str) -> tuple[int, ...]:
+    """The positions of the phrase where it is last, with brackets as part of the words.
+
+    Raises:
+        ValueError: the sentence lacks the phrase.
+    """
+    if found := occurrences(_words(clip, text, read_weights=False), _words(clip, phrase, read_weights=False)):
+        return found[-1]
+    raise ValueError(f"The tokens of '{phrase}' do not occur in '{text}'; write the concept as a word of its own.")
 
 
 def encode_parts(clip: CLIP, text: str) -> list[PromptTokens]:
@@ -136,32 +144,18 @@ def encode_parts(clip: CLIP, text: str) -> list[PromptTokens]:
         ValueError: the text encoder is not a CLIP.
     """
     _check_start_token(clip)
-    empty = _empty(clip)
+    empty = empty_section(clip)
     rows, pooled = clip.encode_from_tokens(clip.tokenize(text, disable_weights=True), return_pooled=True)
     pooled = None if pooled is None else pooled[0].float().cpu()
-    sections = _sections(clip, text, read_weights=False)
+    sections = token_sections(clip, text, read_weights=False)
     if rows.shape[1] != sum(map(len, sections)):  # the first of several encoders is a CLIP, and the rows are another's
         raise ValueError(_NOT_A_CLIP)
     parts, first = [], 0
     for section in sections:
         stop, tokens = words_range(section, empty)[1], rows[0, first : first + len(section)]
-        spans = _spans(_words_in(clip, [section], empty))
-        parts.append(PromptTokens(tokens.float().cpu(), stop, stop, stop, pooled, spans))
+        parts.append(PromptTokens(tokens.float().cpu(), stop, stop, stop, pooled, word_spans(clip, section)))
         first += len(section)
     return parts
-
-
-def check_one_encoding(clip: CLIP) -> None:
-    """Refuses a text encoder whose hooks follow a schedule: a prompt then has an encoding for each part of a sampling.
-
-    Raises:
-        ValueError: it does.
-    """
-    if clip.use_clip_schedule and clip.patcher.forced_hooks is not None:
-        raise ValueError(
-            "The CLIP has a schedule (Set CLIP Hooks), so it encodes a prompt anew for each part of a sampling, and an "
-            "erasure is made for one encoding; connect the checkpoint's CLIP, or switch schedule_clip off."
-        )
 
 
 class PromptEncoder:
@@ -231,36 +225,41 @@ def context_length(entry: CondEntry) -> int:
 
 def _check_start_token(clip: Tokenizes) -> None:
     """Refuses encoders whose prompts have no start token, or no end token at 1 if they are empty."""
-    empty, word = (_sections(clip, text, read_weights=False)[0] for text in ("", "a"))
+    empty, word = (token_sections(clip, text, read_weights=False)[0] for text in ("", "a"))
     if len(empty) < 2 or empty[0] != word[0] or empty[1] == word[1]:
         raise ValueError(_NOT_A_CLIP)
 
 
-def _sections(clip: Tokenizes, text: str, *, read_weights: bool) -> list[list[Token]]:
+def token_sections(clip: Tokenizes, text: str, *, read_weights: bool) -> list[list[Token]]:
     """The tokens of a prompt in sections, as they are encoded: those of the first encoder, because all share positions.
 
     Args:
         read_weights: whether brackets are weights; otherwise they are part of the words.
     """
-    try:
-        tokens = clip.tokenize(text) if read_weights else clip.tokenize(text, disable_weights=True)
-    except TypeError:  # encoders with a template never read weights, and pass on that option a second time
-        tokens = clip.tokenize(text)
+    tokens = clip.tokenize(text) if read_weights else unweighted(clip, text)
     return [[token for token, *_ in section] for section in tokens[next(iter(tokens))]]
 
 
-def _empty(clip: Tokenizes) -> list[Token]:
+def unweighted(clip: Tokenizes, text: str) -> Tokens:
+    """The tokens of a prompt, where brackets are part of the words."""
+    try:
+        return clip.tokenize(text, disable_weights=True)
+    except TypeError:  # encoders with a template never read weights, and pass on that option a second time
+        return clip.tokenize(text)
+
+
+def empty_section(clip: Tokenizes) -> list[Token]:
     """The tokens of an empty prompt."""
-    return _sections(clip, "", read_weights=True)[0]
+    return token_sections(clip, "", read_weights=True)[0]
 
 
 def _words(clip: Tokenizes, text: str, *, read_weights: bool) -> list[Word]:
-    """The words of all sections, as ``_sections``."""
-    return _words_in(clip, _sections(clip, text, read_weights=read_weights), _empty(clip))
+    """The words of all sections, as ``token_sections``."""
+    return _words_in(clip, token_sections(clip, text, read_weights=read_weights), empty_section(clip))
 
 
 def _words_in(clip: Tokenizes, sections: Sequence[list[Token]], empty: list[Token]) -> list[Word]:
-    first, *_ = _sections(clip, "a a", read_weights=True)
+    first, *_ = token_sections(clip, "a a", read_weights=True)
     sentencepiece = any(SENTENCEPIECE_SPACE in str(_piece(clip, token)) for token in first)
     return words_of(_placed(clip, sections, empty), sentencepiece=sentencepiece)
 
@@ -283,17 +282,18 @@ def _placed(clip: Tokenizes, sections: Sequence[list[Token]], empty: list[Token]
     return placed
 
 
-def _spans(words: Sequence[Word]) -> tuple[NamedSpan, ...]:
-    """Where the words are in their section; marks only if there is nothing else."""
+def word_spans(clip: Tokenizes, section: list[Token]) -> tuple[NamedSpan, ...]:
+    """Where the words are in a section; marks only if there is nothing else."""
+    words = _words_in(clip, [section], empty_section(clip))
     spelled = [word for word in words if word.has_letters] or words
     return tuple(NamedSpan(word.text, word.positions[0], word.positions[-1] + 1) for word in spelled)
 
 
 def _content_ranges(clip: Tokenizes, text: str) -> tuple[tuple[int, int], ...]:
     """First position, and last + 1, of the words of each section."""
-    empty, offset = _empty(clip), 0
+    empty, offset = empty_section(clip), 0
     ranges = []
-    for section in _sections(clip, text, read_weights=True):
+    for section in token_sections(clip, text, read_weights=True):
         first, end = words_range(section, empty)
         ranges.append((offset + first, offset + end))
         offset += len(section)

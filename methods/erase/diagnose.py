@@ -14,9 +14,20 @@ from .truncate import Truncated
 
 
 def measure(
-    problem: Problem, names: Sequence[str], solution: Solution, short: Truncated, *, margins: bool = True
+    problem: Problem,
+    names: Sequence[str],
+    solution: Solution,
+    short: Truncated,
+    *,
+    margins: bool = True,
+    size: float | None = None,
 ) -> EditReport:
-    """The report of a solved edit. ``margins``: whether the margins are measured, which takes longest."""
+    """The report of a solved edit.
+
+    Args:
+        margins: whether the margins are measured, which takes longest.
+        size: Σ‖W‖² of all weights; None: the trace of Q, which then has every direction.
+    """
     T, one, Q = map_of(short.M, problem.width), map_of(None, problem.width), problem.Q()
     concepts = []
     targets = solution.proxies or tuple(rows.G for rows in problem.erased)
@@ -33,7 +44,7 @@ def measure(
         "rows": sum(map(len, problem.erased)),
         "lost": round(short.lost, 5),
         "regeneration": [round(r, 4) for r in solution.regeneration],
-        "change": _rounded((map_energy(T - one, Q) / map_energy(one, Q)) ** 0.5),
+        "change": _rounded((map_energy(T - one, Q) / (size or map_energy(one, Q))) ** 0.5),
         "notes": list(solution.notes),
     }
 

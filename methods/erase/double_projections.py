@@ -60,9 +60,9 @@ def _unused(problem: Problem, threshold: float) -> tuple[torch.Tensor, tuple[str
     weights = torch.cat([problem.preserved_weights, anchors.weights]).double()
     used = gram(held, weights / weights.sum())
     P, dimensions = projector(used, _ZERO * float(used.trace()))
-    if dimensions < _ROOM * problem.width:
-        P, dimensions = projector(used, unused_level(problem.empty, _EDGE / len(problem.erased) * threshold))
-    return P, room_notes(dimensions, problem.width)
+    if dimensions + problem.outside < _ROOM * problem.directions:
+        P, dimensions = projector(used, unused_level(problem, _EDGE / len(problem.erased) * threshold))
+    return P, room_notes(dimensions + problem.outside, problem.directions)
 
 
 def _shared_directions(rows: RowPairs, proxies: torch.Tensor, P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

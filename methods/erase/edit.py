@@ -13,14 +13,16 @@ from .targets import reaches
 
 KEYS_AND_VALUES = ("k", "v")
 """Both projections of a cross-attention that read the text embedding."""
+NOTHING = "nothing"
+"""The text embedding is the conditioning itself."""
 
 
 @dataclass(frozen=True)
 class Edit:
     """One erasure on a wire (``CONCEPTS_EDIT``). It is never changed; all tensors are float32 on the CPU.
 
-    ``text`` is M of T = I + M, (d, d): every ``attn2.to_k`` and ``to_v`` weight W becomes W·T. ``pooled`` is the same
-    for the pooled text embedding (SDXL).
+    ``text`` is M of T = I + M, (d, d): every ``attn2.to_k`` and ``to_v`` weight W becomes W·T. On transformers the
+    weights are those of ``entry``. ``pooled`` is the same for the pooled text embedding.
 
     Trained edits have no common map. ``layers`` gives ΔW of single weights by the host's key: those of the model
     (``diffusion_model.….weight``) or of the text encoder (``clip_l.…``, ``clip_g.…``). ``diffs`` gives whole
@@ -43,11 +45,20 @@ class Edit:
     """Fingerprint of the model it was made on."""
     report: EditReport = field(default_factory=EditReport)
     """What was measured."""
+    entry: tuple[str, ...] = ()
+    """The weights that ``text`` changes on a transformer, by the host's key: the first that the text meets. Empty means
+    a UNet's."""
+    through: str = NOTHING
+    """What lies between the conditioning and these weights; only behind nothing does T act on conditionings too."""
 
     @property
     def width(self) -> int | None:
         """Width of the text embedding the edit is for, or None where it only changes single weights."""
         return self.text.width if self.text is not None else None
+
+    def reads_text(self, key: str) -> bool:
+        """Whether ``text`` changes this weight."""
+        return key in self.entry if self.entry else reaches(key, self.targets, self.blocks)
 
     def specs(self) -> list[EditSpec]:
         """How each edit of a chain was made, first to last; a single edit has one entry."""
@@ -103,11 +114,15 @@ def _check_chainable(first: Edit, second: Edit) -> None:
             f"One edit is for text embeddings of width {first.width}, the other for {second.width}; chain edits of "
             "one family of models."
         )
-    if (first.targets, first.blocks) != (second.targets, second.blocks):
+    if _place(first) != _place(second):
         raise ValueError(
             "The edits go to different weights (keys or values, or other blocks), so no single edit equals both; use "
             "Apply Erasure twice instead."
         )
+
+
+def _place(edit: Edit) -> tuple[object, ...]:
+    return edit.targets, edit.blocks, edit.entry, edit.through
 
 
 def _chained_maps(first: LowRank | None, second: LowRank | None) -> LowRank | None:
@@ -125,7 +140,7 @@ def _chained_layers(first: Edit, second: Edit) -> dict[str, LowRank]:
 
 
 def _delta_before_map(key: str, delta: LowRank, edit: Edit) -> LowRank:
-    if edit.text is None or not reaches(key, edit.targets, edit.blocks):
+    if edit.text is None or not edit.reads_text(key):
         return delta
     return LowRank(delta.up, delta.down + (delta.down @ edit.text.up) @ edit.text.down)
 

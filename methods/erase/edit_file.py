@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .edit import Edit
+from .edit import NOTHING, Edit
 from .lowrank import LowRank
 
 HEADER = "concepts_edit"
@@ -40,6 +40,8 @@ def save_edit(edit: Edit, path: Path) -> None:
         "base": edit.base,
         "report": edit.report,
     }
+    if edit.entry:  # files of a UNet's edits stay as they are
+        values |= {"entry": edit.entry, "through": edit.through}
     write_tensors(tensors_of(edit), path, {HEADER: json.dumps(values, sort_keys=True)})
 
 
@@ -106,6 +108,8 @@ def _edit_of(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> 
         diffs,
         targets=tuple(values["targets"]),
         blocks=values["blocks"],
+        entry=tuple(values.get("entry", ())),
+        through=values.get("through", NOTHING),
         spec=values["spec"],
         clip=tuple(values["clip"]),
         base=tuple(values["base"]),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from .edit import Edit
-from .problem import Encode
+from .rows import PromptTokens
 
 _SENTENCE = "a quick brown fox jumps over the lazy dog"
 
 
-def clip_fingerprint(encode: Encode) -> tuple[float, ...]:
+def clip_fingerprint(encode: Callable[[str], PromptTokens]) -> tuple[float, ...]:
     """Three fixed projections of a fixed sentence. Another encoder or another CLIP skip gives other values."""
     tokens = encode(_SENTENCE).tokens[1:16].flatten()
     directions = torch.randn(3, len(tokens), generator=torch.Generator().manual_seed(12))
@@ -28,7 +28,7 @@ def fingerprints_differ(first: Sequence[float], second: Sequence[float], toleran
     )
 
 
-def check_same_clip(edit: Edit, encode: Encode) -> None:
+def check_same_clip(edit: Edit, encode: Callable[[str], PromptTokens]) -> None:
     """Refuses a text encoder that the edit was not made with.
 
     Raises:

@@ -31,16 +31,16 @@ def solved_within(problem: Problem, settings: SolverSettings, retained: torch.Te
     rows = joined_rows(problem.erased)
     C, G, s = (t.double() for t in rows)
     s = s / s.sum()
-    P, dimensions = projector(retained, unused_level(problem.empty, settings.threshold))
+    P, dimensions = projector(retained, unused_level(problem, settings.threshold))
     K = fixed_rows(problem.empty.double())
-    rho = (settings.ridge or 0) * float(C.square().sum(1).mean()) / problem.width
+    rho = (settings.ridge or 0) * float(C.square().sum(1).mean()) / problem.directions
     N = torch.linalg.inv(gram(C, s) @ P + rho * torch.eye(problem.width, dtype=C.dtype))
     PNK = P @ N @ K.T  # (d, k)
     # where P has already removed K nothing is left to preserve, and what rounding leaves must not be inverted
     inverse = torch.linalg.pinv(K @ PNK, atol=1e-9 * float(K.square().sum()) / rho)
     right = P @ (torch.eye(len(P), dtype=P.dtype) - N @ K.T @ inverse @ K @ P) @ N
     A = system(rows, problem.preserved, problem.preserved_weights, rho)
-    notes = room_notes(dimensions, problem.width)
+    notes = room_notes(dimensions + problem.outside, problem.directions)
     return Solution(LowRank(((G - C) * s[:, None]).T.contiguous(), C @ right), A, notes=notes)
 
 
@@ -54,9 +54,10 @@ def room_notes(dimensions: int, width: int) -> tuple[str, ...]:
     )
 
 
-def unused_level(empty: torch.Tensor, threshold: float) -> float:
-    """The eigenvalue below which a direction counts as unused: relative, since embeddings of models differ in norm."""
-    return threshold * float(empty.double().square().sum(1).mean()) / empty.shape[1]
+def unused_level(problem: Problem, threshold: float) -> float:
+    """The eigenvalue below which a direction counts as unused: relative to those of the empty prompt, since embeddings
+    of models differ in norm."""
+    return threshold * float(problem.empty.double().square().sum(1).mean()) / problem.directions
 
 
 def projector(retained: torch.Tensor, level: float) -> tuple[torch.Tensor, int]:
@@ -69,6 +70,8 @@ def projector(retained: torch.Tensor, level: float) -> tuple[torch.Tensor, int]:
 def fixed_rows(empty: torch.Tensor) -> torch.Tensor:
     """The rows that stay exactly: the first of the empty prompt and the centres of the rest (k-means), (≤ 4, d)."""
     first, rest = empty[:1], empty[1:]
+    if not len(rest):  # a language model without a template has a start token alone
+        return first
     centres = rest[torch.linspace(0, len(rest) - 1, min(_CENTRES, len(rest))).long()]
     for _ in range(_ROUNDS):
         nearest = torch.cdist(rest, centres).argmin(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ class ProbeFinding(NamedTuple):
         elsewhere: the same in other sentences.
         pushed: the same for harmless prompts pushed along the concept's direction.
         margin: how much longer an embedding must be to bring the concept back, relative to the plain model; None:
-            beyond measure.
+            beyond measure. NaN: not measured, since the embedding is too wide.
     """
 
     concept: str
@@ -74,6 +75,8 @@ def attack(
     Q: torch.Tensor,
     solved: tuple[torch.Tensor, torch.Tensor],
     others: tuple[torch.Tensor, torch.Tensor],
+    *,
+    margins: bool = True,
 ) -> ProbeFinding:
     """Every attack on one concept: ``solved`` and ``others`` are its rows and their anchors, (n, d) each."""
     C, G = solved
@@ -81,7 +84,8 @@ def attack(
     elsewhere = float(share_through(T, Q, *others).max()) if len(others[0]) else direct
     neutral = others[1] if len(others[1]) else G
     pushed = share_pushed(T, Q, neutral, (C - G).mean(0))
-    return ProbeFinding(name, direct, elsewhere, pushed, relative_margin(T, map_of(None, len(Q)), Q, C[:4]))
+    found = relative_margin(T, map_of(None, len(Q)), Q, C[:4]) if margins else math.nan
+    return ProbeFinding(name, direct, elsewhere, pushed, found)
 
 
 def findings_text(findings: Sequence[ProbeFinding]) -> str:
@@ -89,6 +93,7 @@ def findings_text(findings: Sequence[ProbeFinding]) -> str:
     lines = ["what gets through (0 % is nothing, 100 % is the unedited model):"]
     for f in sorted(findings, key=lambda f: -max(f.elsewhere, f.pushed)):
         margin = "beyond measure" if f.margin is None else f"{f.margin:.1f} ×"
+        margin = "not measured at this width" if f.margin is not None and math.isnan(f.margin) else margin
         lines.append(
             f"  {f.concept}: as solved {f.direct:.1%}, in other sentences {f.elsewhere:.1%}, pushed from harmless "
             f"prompts {f.pushed:.1%}, margin {margin}"

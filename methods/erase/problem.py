@@ -35,7 +35,8 @@ class Problem(NamedTuple):
     ``energy`` is Q = Σ WᵀW over the edited weights, (d, d); without it every direction of the embedding counts the
     same. ``empty`` holds the empty prompt's token rows (positions, d). ``variants`` has two entries per concept: rows
     (k, d) of its other names and sentences, and the number of the concept's row that each of them varies (k,).
-    ``labels`` names the prompt of each preserved row, ``held`` says what the row is in it.
+    ``labels`` names the prompt of each preserved row, ``held`` says what the row is in it. ``outside`` counts the
+    directions that no row has, and that are left out (``blocks.within_span``).
     """
 
     erased: tuple[RowPairs, ...]
@@ -47,10 +48,16 @@ class Problem(NamedTuple):
     statistics: torch.Tensor | None = None
     labels: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    outside: int = 0
 
     @property
     def width(self) -> int:
         return self.preserved.shape[1]
+
+    @property
+    def directions(self) -> int:
+        """How many the embedding has, with those that are left out."""
+        return self.width + self.outside
 
     def Q(self) -> torch.Tensor:
         """The energy, or the identity, in float64."""
@@ -129,7 +136,7 @@ def problem_of(
     """
     empty = encode("").tokens.double()
     always = empty[:0] if published_rows else empty
-    rows, weights = [always], [torch.full((len(always),), 1 / (len(empty) - 1), dtype=torch.float64)]
+    rows, weights = [always], [torch.full((len(always),), 1 / max(len(empty) - 1, 1), dtype=torch.float64)]
     labels, held = ["the empty prompt"] * len(always), [""] * len(always)
     for prompt, entry in preserved_prompts(preserved):
         parts = encode.parts(prompt)  # a long prompt weighs as much as a short one
@@ -173,7 +180,9 @@ def _check_distinct(encode: Encode, erased: Sequence[RowPairs], preserved: Seque
     encoded = [(prompt, part) for prompt, _ in preserved_prompts(preserved) for part in encode.parts(prompt)]
     if not encoded:
         return
-    last = torch.stack([part.tokens[part.last_word(1, max(part.stop, 2)).end - 1] for _, part in encoded]).double()
+    last = torch.stack(
+        [part.tokens[part.last_word(part.first, max(part.stop, part.first + 1)).end - 1] for _, part in encoded]
+    ).double()
     normalized = torch.nn.functional.normalize
     cosines = normalized(last, dim=1) @ normalized(joined_rows(erased).C, dim=1).T
     for (prompt, _), cosine in zip(encoded, cosines.amax(1).tolist(), strict=True):

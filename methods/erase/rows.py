@@ -28,6 +28,9 @@ class PromptTokens(NamedTuple):
 
     The concept's phrase reaches from ``start`` to ``end``, exclusive; ``stop`` is the position of the first end token.
     ``pooled`` is (p,), for models that have one. ``words`` says where the words are; punctuation is none.
+
+    What lies before ``first`` (a start token, a template) is never erased. Nor is what lies from ``until`` on, which is
+    padding; None is for a CLIP, whose padding ends every prompt and knows its words.
     """
 
     tokens: torch.Tensor
@@ -36,6 +39,13 @@ class PromptTokens(NamedTuple):
     stop: int
     pooled: torch.Tensor | None = None
     words: tuple[NamedSpan, ...] = ()
+    first: int = 1
+    until: int | None = None
+
+    @property
+    def limit(self) -> int:
+        """How many positions there are before those that are never erased."""
+        return len(self.tokens) if self.until is None else self.until
 
     def last_word(self, start: int, end: int) -> NamedSpan:
         """The last word within these positions; the last token where there is none."""
@@ -50,7 +60,7 @@ class PromptTokens(NamedTuple):
     def name_of(self, position: int) -> str:
         """What the token at this position is, in words."""
         if position >= self.stop:
-            return "padding" if position > self.stop else "end"
+            return "padding" if position > self.stop and (self.until is None or position >= self.until) else "end"
         if not self.words:
             return "word"
         return next((word.text for word in self.words if word.start <= position < word.end), "punctuation")
@@ -81,34 +91,39 @@ def joined_rows(parts: Sequence[RowPairs]) -> RowPairs:
 
 
 def scope_positions(prompt: PromptTokens, scope: str) -> list[int]:
-    """The token positions of a scope. No scope contains position 0, the start token."""
-    count = len(prompt.tokens)
+    """The token positions of a scope. No scope contains a start token, a template before the words, or padding of a
+    language model or T5."""
+    count = prompt.limit
     return {
         LAST: [prompt.last_token],
         SPAN: list(range(prompt.start, prompt.end)),
         SPAN_TO_END: list(range(prompt.start, count)),
-        FIRST_END: [prompt.stop],
+        FIRST_END: list(range(prompt.stop, min(prompt.stop + 1, count))),
         ENDS: list(range(prompt.stop, count)),
-        ALL: list(range(1, count)),
+        ALL: list(range(prompt.first, count)),
     }[scope]
 
 
 def counterpart_position(position: int, concept: PromptTokens, anchor: PromptTokens) -> int:
-    """The position of the token with the same role in the anchor's sentence, never 0.
+    """The position of the token with the same role in the anchor's sentence, never before its ``first``.
 
-    Phrase tokens pair by relative position, at most with the anchor's last one. Words after the phrase keep their
-    distance from its end; the end token and padding keep their distance from the end token. Where the anchor is empty,
-    the phrase pairs with the anchor's tokens at the same positions, which are its end token and padding.
+    Phrase tokens of a CLIP pair by relative position, at most with the anchor's last one. Those of other encoders keep
+    their distance from the phrase's end: there the last token knows all others. Words after the phrase keep their
+    distance from its end; the end token and what follows keep their distance from the end token. Where the anchor is
+    empty, the phrase pairs with the anchor's tokens at the same positions, which are its end token and what follows.
     """
+    last = max(anchor.first, anchor.limit - 1)
     if position < concept.start:
-        return max(1, min(position, anchor.start))
+        return max(anchor.first, min(position, anchor.start))
     if position < concept.end:
         if anchor.end == anchor.start:
-            return max(1, min(anchor.stop + position - concept.start, len(anchor.tokens) - 1))
+            return max(anchor.first, min(anchor.stop + position - concept.start, last))
+        if concept.until is not None:
+            return max(anchor.start, anchor.end - (concept.end - position))
         return min(anchor.start + position - concept.start, anchor.end - 1)
     if position < concept.stop:
-        return min(anchor.end + position - concept.end, anchor.stop)
-    return min(anchor.stop + position - concept.stop, len(anchor.tokens) - 1)
+        return min(anchor.end + position - concept.end, anchor.stop, last)
+    return min(anchor.stop + position - concept.stop, last)
 
 
 def paired_rows(concept: PromptTokens, anchor: PromptTokens, scope: str, weight: float) -> RowPairs:
@@ -117,7 +132,7 @@ def paired_rows(concept: PromptTokens, anchor: PromptTokens, scope: str, weight:
     ``weight`` is divided among the roles that occur (phrase, later words, end and padding), then among the rows of each
     role. A long tail of padding therefore counts no more than the phrase.
     """
-    here = [p for p in scope_positions(concept, scope) if p > 0]
+    here = [p for p in scope_positions(concept, scope) if p >= concept.first]
     there = [counterpart_position(p, concept, anchor) for p in here]
     C, G = concept.tokens[here].double(), anchor.tokens[there].double()
     differ = (C - G).norm(dim=1) > _SAME * C.norm(dim=1)
@@ -130,13 +145,15 @@ def preserved_rows(prompt: PromptTokens, weight: float, *, whole: bool, ends: bo
     """The rows of a prompt that must not move.
 
     They are the last word and the end token, or (``whole``) all but the start token; words and padding share the weight
-    evenly. Without ``ends``, end token and padding are left out.
+    evenly. Without ``ends``, end token and padding are left out. What a template has behind the words is held whole:
+    every prompt ends in it.
     """
-    words, tail = list(range(1, prompt.stop)), list(range(prompt.stop, len(prompt.tokens)))
+    words, tail = list(range(prompt.first, prompt.stop)), list(range(prompt.stop, prompt.limit))
     if words and not whole:
-        last = prompt.last_word(1, prompt.end)
+        last = prompt.last_word(prompt.first, prompt.end)
         words = list(range(last.start, last.end))
-    parts = [part for part in (words, (tail if whole else tail[:1]) if ends else []) if part]
+    kept = tail if whole or prompt.until is not None else tail[:1]
+    parts = [part for part in (words, kept if ends else []) if part]
     shares = [weight / len(parts) / len(part) for part in parts for _ in part]
     positions = [position for part in parts for position in part]
     return PreservedRows(

@@ -114,14 +114,22 @@ def names(*, slow: bool = False) -> list[str]:
 
 
 def tiny_transformer(
-    name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, more: dict[str, Any] | None = None
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    seed: int = 0,
+    more: dict[str, Any] | None = None,
+    cast: torch.dtype | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A ModelPatcher around a random model of that family. ``more`` changes its configuration."""
+    """A ModelPatcher around a random model of that family. ``more`` changes its configuration.
+
+    ``cast`` is what it computes in, where that is not what it is stored in (fp8).
+    """
     family = FAMILIES[name]
     settings = known_to_the_host(family.config) | (more or {})
     with torch.inference_mode(False), torch.no_grad():
         config = getattr(comfy.supported_models, family.base)(dict(settings))
-        config.set_inference_dtype(dtype, None)
+        config.set_inference_dtype(dtype, cast)
         model = config.get_model({}, "", device="cpu")
         _fill(model.diffusion_model, seed)
         model.train(False)

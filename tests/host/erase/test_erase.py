@@ -324,7 +324,7 @@ def test_what_does_not_fit_the_model_is_refused(new_model, demo_model):
         apply_edit(new_model(), an_edit(64))
     with pytest.raises(ValueError, match=r"width 64 and this conditioning has width 32"):
         change_conditioning([[a_context(), {}]], an_edit(64))
-    with pytest.raises(ValueError, match=r"no cross-attention.*match 'nowhere'"):
+    with pytest.raises(ValueError, match=r"no layer.*match 'nowhere'"):
         erase_weights.text_keys(new_model(), ("k",), "nowhere")
     trained = Edit(layers={"diffusion_model.nothing.weight": LowRank(torch.ones(2, 1), torch.ones(1, 2))})
     with pytest.raises(ValueError, match=r"1 of 1 weights of the edit do not exist"):

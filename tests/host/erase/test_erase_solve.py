@@ -50,7 +50,7 @@ def test_solving_and_probing_read_keys_and_values_of_a_model_with_32(new_model, 
     assert len(erase_weights.text_keys(model, ("k", "v"))) == 32
     monkeypatch.setattr(erase_solve, "weight_energy", weight_energy)
     monkeypatch.setattr(erase_probe, "weight_energy", weight_energy)
-    monkeypatch.setattr(erase_probe, "PromptEncoder", lambda clip: encode)
+    monkeypatch.setattr(erase_probe, "encoders_of", lambda model, clip: [encode])
     edit = solve_erasure(model, NO_CLIP, erase("cat", "dog"), Preserved(("a fox",), 1.0), SolveRequest(), encode)
     erase_probe.probe(model, NO_CLIP, edit)
     assert len(read) == 2
@@ -231,7 +231,7 @@ def test_a_model_without_cross_attention_is_refused_before_its_encoder_is_asked(
     root.model_config = SimpleNamespace(unet_config={})
     model = SimpleNamespace(model=root, model_state_dict=root.state_dict)
     clip = SimpleNamespace(layer_idx=None, tokenize=lambda text, **_: {"t5": [[(1, 1.0)]]})
-    with pytest.raises(ValueError, match=r"This model \(Linear\) has no cross-attention that reads the prompt"):
+    with pytest.raises(ValueError, match=r"This model \(Linear\) has no layer that is known to read the prompt first"):
         solve_erasure(model, clip, listed, None)
 
 
