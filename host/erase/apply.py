@@ -212,14 +212,14 @@ def _change_text(model: ModelPatcher, edit: Edit, strength: float) -> None:
 
 def _change_entry(model: ModelPatcher, edit: Edit, strength: float) -> None:
     """Puts the edit in front of a transformer's first text layers, for the time of each model call."""
-    maps: dict[str, LowRank] = {}
+    maps: list[tuple[LowRank, list[str]]] = []
     if edit.text is not None and edit.text.rank:
-        maps |= dict.fromkeys(text_keys(model, edit.targets, edit.blocks), edit.text)
+        maps.append((edit.text, text_keys(model, edit.targets, edit.blocks)))
     if edit.pooled is not None and edit.pooled.rank:
         if (key := pooled_key(model)) is None:
             raise no_pooled("The edit also changes the pooled text embedding", "or apply it to such a model")
-        maps[key] = edit.pooled
-    layers = {key.removeprefix(_MODEL).removesuffix(".weight"): matrix for key, matrix in maps.items()}
+        maps.append((edit.pooled, [key]))
+    layers = [(matrix, [k.removeprefix(_MODEL).removesuffix(".weight") for k in found]) for matrix, found in maps]
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, keys.ERASE, _uncompiled)
     model.add_wrapper_with_key(
         comfy.patcher_extension.WrappersMP.APPLY_MODEL, keys.ERASE, around_entry(layers, strength)

@@ -131,8 +131,16 @@ def paired_rows(concept: PromptTokens, anchor: PromptTokens, scope: str, weight:
 
     ``weight`` is divided among the roles that occur (phrase, later words, end and padding), then among the rows of each
     role. A long tail of padding therefore counts no more than the phrase.
+
+    Raises:
+        ValueError: the anchor's sentence has no token that may be erased.
     """
     here = [p for p in scope_positions(concept, scope) if p >= concept.first]
+    if here and anchor.limit <= anchor.first:
+        raise ValueError(
+            "Without the concept its sentence has no token left for this text encoder, which it could become; name an "
+            "anchor, or a template with other words."
+        )
     there = [counterpart_position(p, concept, anchor) for p in here]
     C, G = concept.tokens[here].double(), anchor.tokens[there].double()
     differ = (C - G).norm(dim=1) > _SAME * C.norm(dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -23,8 +23,8 @@ def mapped_rows(x: torch.Tensor, matrix: LowRank, strength: float) -> torch.Tens
     return (wide + strength * LowRank(*(f.to(wide) for f in factors))(wide)).to(x.dtype)
 
 
-def around_entry(layers: Mapping[str, LowRank], strength: float) -> Callable[..., torch.Tensor]:
-    """A wrapper of model calls in which these layers, by their path in the network, read x + s·Mx.
+def around_entry(maps: Sequence[tuple[LowRank, Sequence[str]]], strength: float) -> Callable[..., torch.Tensor]:
+    """A wrapper of model calls in which layers, by their path in the network, read x + s·Mx.
 
     M acts on the first columns where it is narrower than the layer.
     """
@@ -32,12 +32,11 @@ def around_entry(layers: Mapping[str, LowRank], strength: float) -> Callable[...
     def wrapper(executor: Executor, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         network = architecture_of(executor.class_obj).network
         with contextlib.ExitStack() as stack:
-            for layer, matrix in layers.items():
-                there = LowRank(matrix.up.to(x.device), matrix.down.to(x.device))
-                hook = _hook(there, strength)
-                # a later edit acts first, as on weights: W·T₁·T₂
-                handle = network.get_submodule(layer).register_forward_pre_hook(hook, prepend=True)
-                stack.callback(handle.remove)
+            for matrix, layers in maps:
+                hook = _hook(LowRank(matrix.up.to(x.device), matrix.down.to(x.device)), strength)
+                for layer in layers:  # a later edit acts first, as on weights: W·T₁·T₂
+                    handle = network.get_submodule(layer).register_forward_pre_hook(hook, prepend=True)
+                    stack.callback(handle.remove)
             return executor(x, *args, **kwargs)
 
     return wrapper

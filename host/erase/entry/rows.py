@@ -37,11 +37,12 @@ _WHO = "Solving an erasure on a transformer"
 _PERCENT = 0.5  # of the sampling that the network is called for; its text does not depend on it
 
 
-class EncodedText(NamedTuple):
-    """A prompt as the first text layer reads it, (rows, d), with the length of its conditioning, and pooled, (p,)."""
+class Block(NamedTuple):
+    """The rows of one text encoder, (rows, d), how far its tokens are moved there, and the pooled embedding, (p,)."""
 
+    encoder: str
     rows: torch.Tensor
-    length: int
+    moved: int
     pooled: torch.Tensor | None
 
 
@@ -110,48 +111,70 @@ def _call(model: ModelPatcher, architecture: Architecture, conditioning: Conditi
 
 
 class EntryText:
-    """A MODEL and its CLIP, which encode each prompt once."""
+    """A MODEL and its CLIP, which encode each prompt once. Padding is kept of the empty prompt alone."""
 
     def __init__(self, model: ModelPatcher, clip: CLIP) -> None:
         self.model, self.clip = model, clip
         self.architecture = architecture_of(model.model)
-        self.known: dict[str, EncodedText] = {}
+        self.known: dict[str, list[Block]] = {}
 
-    def __call__(self, text: str) -> EncodedText:
-        """As the first text layer reads it.
+    def blocks(self, text: str) -> list[Block]:
+        """The prompt as the first text layer reads it: a block for each text encoder whose tokens the rows are.
 
         Raises:
-            ValueError: as ``entry_rows``.
+            ValueError: as ``entry_rows``; it is not known whose tokens they are.
         """
         if text not in self.known:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            conditioning = encode_conditioning(self.clip, text)
-            tokens, values = conditioning[0]
-            pooled = values.get("pooled_output")
-            pooled = None if pooled is None else pooled[0].float().cpu().clone()
-            self.known[text] = EncodedText(entry_rows(self.model, conditioning), tokens.shape[1], pooled)
+            self.known[text] = self._encoded(text)
         return self.known[text]
 
-    def blocks(self, text: str) -> list[tuple[str, torch.Tensor, int]]:
-        """Whose tokens the rows are: a text encoder each, its rows, and how far its tokens are moved there.
-
-        Raises:
-            ValueError: it is not known.
-        """
+    def _encoded(self, text: str) -> list[Block]:
+        conditioning = encode_conditioning(self.clip, text)
+        tokens, values = conditioning[0]
+        pooled = values.get("pooled_output")
+        pooled = None if pooled is None else pooled[0].float().cpu().clone()
         lengths = {name: sum(map(len, called)) for name, called in unweighted(self.clip, text).items()}
-        encoded, own = self(text), self.architecture.text_encoder
-        if own is not None:
-            return [(own, encoded.rows[: lengths[own]], 0)]
-        layer = self.architecture.text_entry().layers[0]
-        cells = 2 * self.architecture.patch
-        rows = encoded.rows[self.architecture.layout(layer, encoded.length, (cells, cells)).text]
-        found = blocks_of_rows(lengths, encoded.length)
+        if self.architecture.text_encoder is not None:
+            place, found = slice(None), [(self.architecture.text_encoder, 0)]
+        else:
+            place, found = self._place(tokens.shape[1]), blocks_of_rows(lengths, tokens.shape[1])
         if not found:
             raise ValueError(
                 f"It is not known which rows of a prompt are which words with this CLIP ({', '.join(lengths)}: "
-                f"{encoded.length} rows); connect the CLIP of the same checkpoint."
+                f"{tokens.shape[1]} rows); connect the CLIP of the same checkpoint."
             )
-        return [(name, rows[max(moved, 0) :][: lengths[name]], min(moved, 0)) for name, moved in found]
+        rows = entry_rows(self.model, conditioning)[place]
+        blocks = []
+        for name, moved in found:
+            first, cut = max(moved, 0), min(moved, 0)  # its rows lie behind another's, or its first tokens are left out
+            blocks.append(Block(name, rows[first : first + self._length(name, text) + cut].clone(), cut, pooled))
+        return blocks
+
+    def _place(self, length: int) -> slice:
+        """Where the conditioning's rows are among those that the layer reads."""
+        cells = 2 * self.architecture.patch
+        return self.architecture.layout(self.architecture.text_entry().layers[0], length, (cells, cells)).text
+
+    def _length(self, name: str, text: str) -> int:
+        """How many of an encoder's tokens are kept."""
+        one = OneEncoder(self.clip, name)
+        sections = token_sections(one, text, read_weights=False)
+        empty, word = (token_sections(one, t, read_weights=False)[0] for t in ("", "a"))
+        if text and not is_clip(empty, word):
+            return sum(unpadded(section, empty) for section in sections)
+        return sum(map(len, sections))
+
+
+def is_clip(empty: Sequence[Token], word: Sequence[Token]) -> bool:
+    """Whether an encoder's prompts have a start token, and an end token behind it where they are empty.
+
+    Args:
+        empty: the section of an empty prompt; ``word`` is that of a word.
+    """
+    if min(len(empty), len(word)) < 2:
+        return False
+    return same_token(empty[0], word[0]) and not same_token(empty[1], word[1])
 
 
 class EntryEncoder:
@@ -163,7 +186,7 @@ class EntryEncoder:
 
     def __init__(self, text: EntryText, number: int) -> None:
         self.text, self.number = text, number
-        name = text.blocks("")[number][0]
+        name = text.blocks("")[number].encoder
         self.clip: Tokenizes = OneEncoder(text.clip, name)
         self.empty, self.word = (token_sections(self.clip, t, read_weights=False)[0] for t in ("", "a"))
 
@@ -174,13 +197,13 @@ class EntryEncoder:
         if not phrase.strip():
             return part
         found = last_occurrence(self.clip, text, phrase)
-        moved = self.text.blocks(text)[self.number][2]
+        moved = self.text.blocks(text)[self.number].moved
         return part._replace(start=found[0] + moved, end=found[-1] + 1 + moved)
 
     def parts(self, text: str) -> list[PromptTokens]:
         """As ``Encode``."""
-        _, rows, moved = self.text.blocks(text)[self.number]
-        pooled, parts = self.text(text).pooled, []
+        _, rows, moved, pooled = self.text.blocks(text)[self.number]
+        parts = []
         for section in token_sections(self.clip, text, read_weights=False):
             own, rows = rows[: len(section) + moved], rows[len(section) + moved :]
             parts.append(self._part(section, own, moved)._replace(pooled=pooled))
@@ -189,7 +212,7 @@ class EntryEncoder:
     def _part(self, section: list[Token], rows: torch.Tensor, moved: int) -> PromptTokens:
         first, stop = self._words(section)
         words = tuple(w._replace(start=w.start + moved, end=w.end + moved) for w in word_spans(self.clip, section))
-        until = None if self._is_clip else max(stop, unpadded(section, self.empty)) + moved
+        until = None if is_clip(self.empty, self.word) else max(stop, unpadded(section, self.empty)) + moved
         stop += moved
         return PromptTokens(rows, stop, stop, stop, None, words, max(first + moved, 0), until)
 
@@ -199,13 +222,6 @@ class EntryEncoder:
         if len(section) == len(self.empty) and all(map(same_token, section, self.empty)):
             return start, start
         return start, words_range(section, self.empty)[1]
-
-    @property
-    def _is_clip(self) -> bool:
-        """Whether its prompts have a start token, and an end token behind it where they are empty."""
-        if min(len(self.empty), len(self.word)) < 2:
-            return False
-        return same_token(self.empty[0], self.word[0]) and not same_token(self.empty[1], self.word[1])
 
 
 def encoders_of(model: ModelPatcher, clip: CLIP) -> Sequence[Encode]:

@@ -119,8 +119,7 @@ def test_rows_of_the_phrase_and_behind_it_are_erased_and_none_before_it_or_of_pa
         assert cat.words[4].start == cat.start
         empty = encode("")
         assert empty.first == empty.stop == cat.first
-        if cat.until is not None and len(cat.tokens) == len(empty.tokens):  # T5: one end token, then padding
-            assert cat.limit <= len(cat.tokens) - 1
+        assert len(cat.tokens) == cat.limit <= len(empty.tokens) + 12  # padding is the empty prompt's alone
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_sd3_reads_the_prompt_in_two_encoders_and_both_know_the_concept():
     clip, t5 = encoders_of(shared_transformer("sd3"), clip_of("sd3"))
     assert (clip(PROMPT, "cat").until, t5(PROMPT, "cat").until) == (None, t5(PROMPT, "cat").stop + 1)
     assert len(clip("").tokens) == len(t5("").tokens) == 77
-    assert (clip(PROMPT, "cat").start, t5(PROMPT, "cat").start) == (5, 5) or t5(PROMPT, "cat").start > 3
+    assert clip(PROMPT, "cat").start == 5  # behind the start token and four words
 
 
 @pytest.mark.parametrize("name", PLAIN)
