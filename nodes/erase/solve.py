@@ -144,8 +144,8 @@ class ConceptsSolveErasure(io.ComfyNode):
                 io.Boolean.Input(
                     "pooled",
                     default=False,
-                    tooltip="SDXL, Flux.1, SD 3: also edits the pooled embedding, which sets the style of the whole picture. "
-                    "Start with off for things, on for styles.",
+                    tooltip="SDXL, Flux.1, SD 3: also edits the pooled embedding, which sets the style of the whole "
+                    "picture. Start with off for things, on for styles.",
                 ),
                 io.Int.Input(
                     "rank",
