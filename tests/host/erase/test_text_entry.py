@@ -10,6 +10,8 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
+from comfyui_concepts.host.erase import probe as erase_probe
+from comfyui_concepts.host.erase import solve as erase_solve
 from comfyui_concepts.host.erase.apply import FULL, TEXT, WEIGHTS, apply_edit, apply_to_clip, change_conditioning
 from comfyui_concepts.host.erase.entry.rows import encode_conditioning, encoders_of, entry_rows
 from comfyui_concepts.host.erase.export import export_lora
@@ -19,6 +21,7 @@ from comfyui_concepts.host.registry import architecture_of
 from comfyui_concepts.methods.erase.edit import Edit, chain
 from comfyui_concepts.methods.erase.edit_file import load_edit, save_edit
 from comfyui_concepts.methods.erase.lowrank import LowRank
+from comfyui_concepts.methods.erase.probe import findings_text
 from comfyui_concepts.methods.erase.rows import scope_positions
 from comfyui_concepts.methods.erase.spec import ALL, SPAN_TO_END, Erased, Preserved
 from safetensors.torch import load_file
@@ -261,6 +264,21 @@ def test_what_cannot_be_solved_is_refused_in_words():
     wide.family = wide.family._replace(context=64)
     with pytest.raises(ValueError, match=r"cannot read text embeddings of width 64 \(it reads width 48\)"):
         solve_erasure(shared_transformer("wan"), wide, CAT, None)
+
+
+def test_wide_text_is_solved_and_probed_as_narrow_text_is(monkeypatch):
+    model, clip, sentences = shared_transformer("qwen"), clip_of("qwen"), ("a drawing of a {}",)
+    narrow, (found,) = solved("qwen"), probe(model, clip, solved("qwen"), sentences)
+    for module in (erase_solve, erase_probe):
+        monkeypatch.setattr(module, "WIDE", 47)
+    wide = solve_erasure(model, clip, CAT, KEPT)
+    torch.testing.assert_close(wide.text.matrix(), narrow.text.matrix(), rtol=1e-4, atol=1e-5)
+    assert wide.report["change"] == pytest.approx(narrow.report["change"], abs=2e-5)
+    assert wide.report["kept"] == narrow.report["kept"]
+    (probed,) = probe(model, clip, wide, sentences)
+    assert probed[1:4] == pytest.approx(found[1:4], abs=1e-4)
+    assert "not measured" in findings_text([probed])
+    assert "not measured" not in findings_text([found])
 
 
 @pytest.mark.parametrize("name", ["sd3", "qwen"])
