@@ -122,7 +122,7 @@ class EqualLengths(NamedTuple):
 
     ``shifts``: the image lies behind the text. ``counts``: the condition that holds its length. ``attentions``: modules
     with all text tokens first among the keys (a pattern; empty: no mask gets there), up to the layer ``until``.
-    ``not_with``: conditions with more text. ``token`` is a parameter, set after a module, up to a ``multiple``.
+    ``not_with``: conditions with more tokens. ``token`` is a parameter, set after a module, up to a ``multiple``.
     """
 
     by: Literal["host", "mask", "token"]
@@ -162,6 +162,8 @@ class Architecture(ABC):
     equal_lengths: EqualLengths = EqualLengths("mask")
     takes_references: bool = False
     """Whether pictures may lie behind the image."""
+    text_embedder: ClassVar[str | None] = None
+    """The module that the text goes through before the attentions to it, where it does not depend on the picture."""
     overwrites_saved: ClassVar[bool] = True
     """Whether the network overwrites what autograd has saved."""
 
@@ -218,9 +220,7 @@ class Architecture(ABC):
         if references and not self.takes_references:
             raise self.lacks("A picture beside the latent", "remove the reference latents")
         words, image = self.streams(layer, text, size, references)
-        if kind == "joint":
-            return image.after(words)
-        return image if kind == "image" else words
+        return {"joint": image.after(words), "image": image}.get(kind, words)
 
     def streams(self, layer: str, text: int, size: Size, references: Sequence[Size]) -> tuple[Layout, Layout]:
         """The text and the image as a layer sees them, each as a sequence of its own; of a joint one, text first."""

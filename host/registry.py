@@ -59,6 +59,12 @@ def attends_jointly(model: ModelPatcher) -> bool:
     return architecture is not None and any(attention.kind == "joint" for attention in architecture.attentions)
 
 
+def attends_across(model: ModelPatcher) -> bool:
+    """Whether the picture attends to a text of its own in a MODEL's network, and the network is a transformer."""
+    architecture = known_architecture(model.model)
+    return architecture is not None and not attends_jointly(model) and not has_decoder(model.model)
+
+
 def has_decoder(model: BaseModel | torch.nn.Module) -> bool:
     """Whether a model's network goes down to fewer tokens and up again, as a UNet does."""
     return any(attention.stage == "output" for attention in architecture_of(model).attentions)

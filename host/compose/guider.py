@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 import torch
 
@@ -13,18 +14,21 @@ from ...methods.compose.settings import WHO, Compose
 from ...methods.masks import MaskPyramid
 from ...methods.panels import AttentionSnapshot, Panel, attention_panels, concept_panels
 from .. import keys
+from ..engine.attention import CROSS, Site, find_sites, loss_sites
+from ..engine.attention_patches import Attend, override_attention
 from ..engine.base_prompts import BasePrompts
 from ..engine.gradients import plain_patcher
 from ..engine.guider import RunGuider, Sampling
 from ..engine.latent_edits import EditSchedule, edit_schedule_for
+from ..engine.model_call import conditioning_rows
 from ..engine.preview import Painter
 from ..engine.reach import check_reaches_network
 from ..engine.sampling import percent_of
 from ..lora.concept import Concept, check_concept_prompts, with_strength
-from ..types import ModelOptions, ModelPatcher
+from ..types import ModelOptions, ModelPatcher, TransformerOptions
 from .enhancement import Enhancer, NoiseArranger
 from .injection import Injection, injection_for
-from .region_search import AttentionAccumulator
+from .projections import POSITIVE, ProjectedConcepts, grid_of, with_patched_words
 
 log = logging.getLogger(__name__)
 
@@ -156,3 +160,43 @@ class ComposeGuider(RunGuider[ComposerRun]):
     def attention(self) -> AttentionSnapshot | None:
         """As ``ComposerRun.attention``; None outside of a sampling."""
         return None if self.run is None else self.run.attention()
+
+
+class AttentionAccumulator:
+    """Sums, over model calls, how much the queries of the positive rows attend to each concept's phrase.
+
+    Args:
+        cond_or_uncond: uuid of a conditioning entry to 0 (positive) or 1 (negative).
+    """
+
+    def __init__(self, projected: ProjectedConcepts, cond_or_uncond: Mapping[UUID, int]) -> None:
+        self.projected, self.cond_or_uncond = projected, cond_or_uncond
+        self.sites = loss_sites(projected.unet, CROSS) or find_sites(projected.unet, CROSS)
+        self.sums: dict[tuple[int, int], torch.Tensor] = {}
+        self.percent = 0.0
+
+    def options(self, options: ModelOptions, percent: float) -> ModelOptions:
+        """A copy of the options under which the maps are summed. The model's output stays the same.
+
+        Args:
+            percent: of the sampling, 0 to 1.
+        """
+        self.percent = percent
+        options = with_patched_words(options, self.projected, self.cond_or_uncond)
+        return override_attention(options, self.projected.unet, self.sites, self._override)
+
+    def _override(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, options: TransformerOptions, attend: Attend
+    ) -> torch.Tensor:
+        grid = grid_of(q, options)
+        for uuid, rows in conditioning_rows(options, len(q)):
+            if self.cond_or_uncond.get(uuid) == POSITIVE:
+                concepts = self.projected.concepts
+                each = [self.projected.attention_map(q[rows], site, c, rows).mean((0, 1)) for c in concepts]
+                maps = torch.stack(each)
+                self.sums[grid] = self.sums.get(grid, torch.zeros(())) + maps.unflatten(-1, grid).cpu()
+        return attend(q, k, v)
+
+    def maps(self) -> torch.Tensor:
+        """(concepts, h, w) at the finest grid that was seen."""
+        return self.sums[max(self.sums)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..architecture import Architecture, Attention, EqualLengths, Part
 
+_PICTURES = ("reference_latent", "time_dim_concat", "context_latents")
 _ATTENTION = (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
 
 
@@ -22,6 +23,7 @@ class Wan(Architecture):
         Attention(r"blocks\.\d+", "block", "cross", Part("cross_attn.k"), "cross_attn.o", ("image",)),
     )
     first_text_layers = r"^text_embedding\.0$"
+    text_embedder = "text_embedding"
     targets = {
         "text": r"\.cross_attn\.[kv]$",
         "attention": r"_attn\.[qkvo]$",
@@ -45,5 +47,5 @@ class Wan(Architecture):
     @property
     def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
         if getattr(self.network, "img_emb", None) is not None:  # its keys begin with those of a picture
-            return EqualLengths("mask")
-        return EqualLengths("mask", attentions=r"^blocks\.\d+\.cross_attn$")
+            return EqualLengths("mask", not_with=_PICTURES)
+        return EqualLengths("mask", attentions=r"^blocks\.\d+\.cross_attn$", not_with=_PICTURES)

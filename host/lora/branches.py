@@ -33,6 +33,7 @@ class TokensByKind:
         image: (tokens,) or (rows, tokens) in 0..1, row by row of the picture.
         text: (tokens,) of the conditioning: 1 for the concept's own words, 0 for those of others.
         references: the sizes of further pictures behind the image.
+        frames: how many frames the picture has, all with these weights.
         everywhere: whether layers without tokens (time, pooled text) get the LoRA too. They act on the whole picture.
     """
 
@@ -41,6 +42,7 @@ class TokensByKind:
     image: torch.Tensor
     text: torch.Tensor
     references: Sequence[Size] = ()
+    frames: int = 1
     everywhere: bool = False
 
     def acts_on(self, layer: str) -> bool:
@@ -59,9 +61,12 @@ class TokensByKind:
         if kind == "rows":
             return self._text_in_rows(shape, rows)
         layout = self.architecture.layout(layer, len(self.text), self.size, self.references)
-        if math.prod(shape[1:]) != layout.length:
-            raise unknown_grid(math.prod(shape[1:]), [layout.length])
-        return Place(rows, self._weights(layout).unflatten(-1, tuple(shape[1:])))
+        weights = self._weights(layout)
+        if kind == "image":
+            weights = torch.cat([weights] * self.frames, -1)
+        if math.prod(shape[1:]) != weights.shape[-1]:
+            raise unknown_grid(math.prod(shape[1:]), [weights.shape[-1]])
+        return Place(rows, weights.unflatten(-1, tuple(shape[1:])))
 
     def _weights(self, layout: Layout) -> torch.Tensor:
         """The weights of a sequence's tokens, (tokens,) or (rows, tokens)."""

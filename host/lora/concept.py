@@ -95,8 +95,7 @@ def _encode_learned(clip: CLIP, lora: LoraFile, text: str, phrase: str | None, w
     _check_one_call(lora.name, encodings[0])
     contexts = torch.cat([e[0][0] for e in encodings])  # (layers, tokens, channels)
     by_layer = {keys.LAYER_CONTEXTS: contexts} if layers else {}
-    rows = contexts.shape[1]
-    positions = {} if phrase is None else {keys.PHRASE_POSITIONS: phrase_rows(clip, text, phrase, rows)}
+    positions = {} if phrase is None else {keys.PHRASE_POSITIONS: phrase_rows(clip, text, phrase, encodings[0][0])}
     return node_helpers.conditioning_set_values([encodings[0][0]], {**by_layer, **positions})
 
 

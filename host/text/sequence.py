@@ -59,7 +59,7 @@ class SequenceText:
             rows = slice(number * count, (number + 1) * count)
             for prompt, place in zip((self.base[rows], *entry), places, strict=True):
                 if prompt.shape[2:] != self.base.shape[2:]:
-                    raise _other_encoder(prompt, self.base)
+                    raise other_encoder(prompt, self.base)
                 out[rows, slice(*place.text)] = prompt.to(out)
         return out
 
@@ -88,7 +88,8 @@ class SequenceText:
         return torch.cat(found)
 
 
-def _other_encoder(prompt: torch.Tensor, base: torch.Tensor) -> ValueError:
+def other_encoder(prompt: torch.Tensor, base: torch.Tensor) -> ValueError:
+    """The refusal of a concept's prompt whose tokens are not as wide as those of the base's."""
     return ValueError(
         f"A concept's prompt has {prompt.shape[-1]} channels per token, and the base's has {base.shape[-1]}: it is "
         "from another text encoder; connect the CLIP of this model to Concept."
@@ -105,15 +106,18 @@ def _check_call(architecture: Architecture, call: ModelCall, who: str) -> None:
     check_layout(architecture, call, who)
 
 
-def check_layout(architecture: Architecture, call: ModelCall, who: str) -> None:
+def check_layout(architecture: Architecture, call: ModelCall, who: str, several_frames: bool = False) -> None:
     """Refuses a call whose tokens have no known places.
+
+    Args:
+        several_frames: whether a picture may have them.
 
     Raises:
         ValueError: pictures beside the prompt, or several frames, and what to do.
     """
     if any(key in call.others for key in architecture.equal_lengths.not_with):
         raise architecture.lacks(f"{who} with pictures beside the prompt", "remove the reference images")
-    if call.x.ndim == 5 and call.x.shape[2] != 1:
+    if not several_frames and call.x.ndim == 5 and call.x.shape[2] != 1:
         raise architecture.lacks(f"{who} with several frames", "sample one picture")
 
 

@@ -38,7 +38,7 @@ def encode_with_phrase(clip: CLIP, text: str, phrase: str) -> Conditioning:
         ValueError: as ``phrase_positions``.
     """
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    positions = phrase_rows(clip, text, phrase, conditioning[0][0].shape[1])
+    positions = phrase_rows(clip, text, phrase, conditioning[0])
     return node_helpers.conditioning_set_values(conditioning, {keys.PHRASE_POSITIONS: positions})
 
 
@@ -54,18 +54,19 @@ class OneEncoder:
         return {self.name: self.clip.tokenize(text, **options)[self.name]}
 
 
-def phrase_rows(clip: CLIP, text: str, phrase: str, rows: int) -> tuple[int, ...]:
+def phrase_rows(clip: CLIP, text: str, phrase: str, encoded: Sequence[Any]) -> tuple[int, ...]:
     """The rows of the encoded prompt that are of the phrase; none where it is not known whose tokens they are.
 
     Args:
-        phrase: as ``phrase_positions``.
-        rows: of the encoded prompt.
+        encoded: the entry of the prompt. Anima's network reads it by T5's tokens, and not by those of its encoder.
 
     Raises:
         ValueError: as ``phrase_positions``.
     """
+    if "t5xxl_ids" in encoded[1]:
+        return phrase_positions(OneEncoder(clip, "t5xxl"), text, phrase)
     lengths = {name: sum(map(len, sections)) for name, sections in clip.tokenize(text).items()}
-    if (found := encoder_of_rows(lengths, rows)) is None:
+    if (found := encoder_of_rows(lengths, encoded[0].shape[1])) is None:
         return phrase_positions(clip, text, phrase)[:0]  # refuses what is not there
     encoder, moved = found
     return tuple(p + moved for p in phrase_positions(OneEncoder(clip, encoder), text, phrase))
@@ -291,8 +292,7 @@ def word_spans(clip: Tokenizes, section: list[Token]) -> tuple[NamedSpan, ...]:
 
 def _content_ranges(clip: Tokenizes, text: str) -> tuple[tuple[int, int], ...]:
     """First position, and last + 1, of the words of each section."""
-    empty, offset = empty_section(clip), 0
-    ranges = []
+    empty, offset, ranges = empty_section(clip), 0, []
     for section in token_sections(clip, text, read_weights=True):
         first, end = words_range(section, empty)
         ranges.append((offset + first, offset + end))

@@ -6,10 +6,11 @@ from functools import partial
 
 import torch
 
+from ...host.compose.cross import CrossGuider
 from ...host.compose.guider import ComposeGuider
 from ...host.compose.joint import JointGuider
 from ...host.engine.base_prompts import BasePrompts
-from ...host.registry import attends_jointly
+from ...host.registry import attends_across, attends_jointly
 from ...host.schema import io, schema
 from ...host.types import Conditioning, ModelPatcher
 from ...methods.assignment import assigned_concepts
@@ -22,6 +23,13 @@ from ..wires import ComposerOptions, Concepts, Regions
 
 CATEGORY = "concepts/compose"
 _CELL = 8  # px of the picture for each cell of the latent
+
+
+def _guider_of(model: ModelPatcher) -> type[JointGuider | CrossGuider | ComposeGuider]:
+    """LoRA Composer in the form of the model's network."""
+    if attends_jointly(model):
+        return JointGuider
+    return CrossGuider if attends_across(model) else ComposeGuider
 
 
 class ConceptsComposer(io.ComfyNode):
@@ -39,8 +47,8 @@ class ConceptsComposer(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A UNet (SD 1.x, SD 2.x, SDXL) or a transformer with joint attention (Flux, Z-Image, "
-                    "Qwen-Image, …), without the concepts' LoRAs.",
+                    tooltip="A UNet (SD 1.x, SD 2.x, SDXL) or a transformer (Flux, Z-Image, Qwen-Image, Wan, Anima, "
+                    "…), without the concepts' LoRAs.",
                 ),
                 Concepts.Input(
                     "concepts",
@@ -99,7 +107,7 @@ class ConceptsComposer(io.ComfyNode):
     ) -> io.NodeOutput:
         base, listed = BasePrompts(positive, negative, cfg), concepts.in_order()
         settings = (options or Compose()).at(automatic_percent)
-        guider = JointGuider if attends_jointly(model) else ComposeGuider
+        guider = _guider_of(model)
         if regions is None:
             return io.NodeOutput(guider(model, base, listed, None, settings))
         drawn = regions.in_order()

@@ -7,7 +7,7 @@ from .tiny_transformers import FAMILIES, names, noise, predict, shared_transform
 
 
 def test_most_families_are_on_every_host():
-    assert set(FAMILIES) - set(names(slow=True)) <= {"krea2", "anima"}
+    assert set(FAMILIES) - set(names(every=True)) <= {"krea2", "anima"}
 
 
 @pytest.mark.parametrize("name", names())

@@ -10,10 +10,9 @@ import pytest
 import torch
 from comfyui_concepts.host.compose import guider as composer_module
 from comfyui_concepts.host.compose.enhancement import AttentionMaps, CapturedMaps, Enhancer
-from comfyui_concepts.host.compose.guider import ComposeGuider
+from comfyui_concepts.host.compose.guider import AttentionAccumulator, ComposeGuider
 from comfyui_concepts.host.compose.injection import Injection
 from comfyui_concepts.host.compose.projections import ProjectedConcepts
-from comfyui_concepts.host.compose.region_search import AttentionAccumulator
 from comfyui_concepts.host.engine.latent_edits import EditSchedule
 from comfyui_concepts.methods.compose.reinit import Window
 from comfyui_concepts.methods.compose.settings import Compose

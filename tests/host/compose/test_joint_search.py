@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from comfyui_concepts.host.compose.grouping import SearchingCall
-from comfyui_concepts.host.compose.joint import JointGuider
+from comfyui_concepts.host.compose.joint import JointGuider, SearchingCall
 from comfyui_concepts.methods.compose.groups import Extent
 from comfyui_concepts.methods.compose.sequence import Place, Slots
 from comfyui_concepts.methods.compose.settings import Compose

@@ -154,7 +154,7 @@ def test_where_something_lies_before_the_entry_a_prompt_cannot(name):
         change_conditioning(prompt(name), solved(name))
 
 
-@pytest.mark.skipif("anima" not in names(slow=True), reason="this host has no Anima")
+@pytest.mark.skipif("anima" not in names(every=True), reason="this host has no Anima")
 def test_anima_s_rows_are_those_of_its_adapter_which_reads_the_words_of_t5():
     model, clip = tiny_transformer("anima"), TinyClip("anima")
     (encode,) = encoders_of(model, clip)

@@ -136,10 +136,30 @@ def test_only_a_clip_s_rows_are_those_of_an_erasure(clip):
 
 
 def test_where_nobody_knows_whose_rows_they_are_there_are_none_and_a_missing_phrase_is_still_refused(demo_model):
-    assert phrase_rows(demo_model[1], "a cat", "cat", 77) == (2,)
-    assert phrase_rows(demo_model[1], "a cat", "cat", 100) == ()
+    short, long = ([torch.zeros(1, rows, 1), {}] for rows in (77, 100))
+    assert phrase_rows(demo_model[1], "a cat", "cat", short) == (2,)
+    assert phrase_rows(demo_model[1], "a cat", "cat", long) == ()
     with pytest.raises(ValueError, match="is not in the prompt"):
-        phrase_rows(demo_model[1], "a cat", "dog", 100)
+        phrase_rows(demo_model[1], "a cat", "dog", long)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("comfy.text_encoders.anima"), reason="this host has no Anima")
+def test_the_rows_that_anima_s_network_reads_are_those_of_t5_s_tokens():
+    """Its adapter makes a row of each, whatever the tokens of the text encoder are."""
+    import comfy.text_encoders.anima as module
+
+    tokenizer = module.AnimaTokenizer()
+
+    def encode(tokens):
+        ids = torch.tensor([token for token, *_ in tokens["t5xxl"][0]])
+        return [[torch.zeros(1, len(tokens["qwen3_06b"][0]), 1), {"t5xxl_ids": ids}]]
+
+    clip = SimpleNamespace(
+        tokenize=tokenizer.tokenize_with_weights, tokenizer=tokenizer, encode_from_tokens_scheduled=encode
+    )
+    (entry,) = encode_with_phrase(clip, TEXT, "tall giraffe")
+    ids = [(int(entry[1]["t5xxl_ids"][p]), 1.0) for p in entry[1]["concepts_phrase"]]
+    assert "".join(piece for _, piece in tokenizer.t5xxl.untokenize(ids)).translate(SPACES) == "tallgiraffe"
 
 
 @pytest.mark.parametrize(
