@@ -108,6 +108,7 @@ def _bias_name(names: Mapping[str, str], key: str, style: str) -> str:
 _KOHYA = (".lora_up.weight", ".lora_down.weight")
 _UNET = (".lora.up.weight", ".lora.down.weight")
 _TO_OUT = ("_lora.up.weight", "_lora.down.weight")  # the layer whose newer name in diffusers has a further part, ".0"
+_PEFT = (".lora_B.weight", ".lora_A.weight")
 _TEXT = (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight")
 # Older names of diffusers (".processor.to_k", ".lora.up") are read by the host too. diffusers converts them to peft's,
 # unless the file begins with one of peft's. Of a text encoder it reads no ".lora.up" (0.42.1).
@@ -119,6 +120,8 @@ def _endings(name: str, style: str) -> tuple[str, str]:
         return _KOHYA
     if name.startswith("text_encoder"):
         return _TEXT
+    if name.startswith("transformer."):
+        return _PEFT
     return _TO_OUT if name.endswith(".to_out") else _UNET
 
 

@@ -17,6 +17,7 @@ from comfyui_concepts.host.erase.entry.rows import encode_conditioning, encoders
 from comfyui_concepts.host.erase.export import export_lora
 from comfyui_concepts.host.erase.probe import probe
 from comfyui_concepts.host.erase.solve import SolveRequest, solve_erasure
+from comfyui_concepts.host.lora.export import DIFFUSERS, names_of
 from comfyui_concepts.host.registry import architecture_of
 from comfyui_concepts.methods.erase.edit import Edit, chain
 from comfyui_concepts.methods.erase.edit_file import load_edit, save_edit
@@ -24,6 +25,8 @@ from comfyui_concepts.methods.erase.lowrank import LowRank
 from comfyui_concepts.methods.erase.probe import findings_text
 from comfyui_concepts.methods.erase.rows import scope_positions
 from comfyui_concepts.methods.erase.spec import ALL, SPAN_TO_END, Erased, Preserved
+from diffusers import FluxTransformer2DModel
+from diffusers.loaders import FluxLoraLoaderMixin
 from safetensors.torch import load_file
 
 from ..tiny_clips import TinyClip
@@ -85,6 +88,36 @@ def test_an_edit_draws_the_same_however_it_is_delivered_and_strength_0_is_the_pl
     assert not caplog.records
     assert apart(sampled(loaded, prompt(name)), by_weights) < 1e-5
     assert torch.equal(sampled(model, prompt(name)), plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lora_under_the_names_of_diffusers_is_read_by_the_host_or_refused(name, tmp_path):
+    model, edit, path = shared_transformer(name), solved(name), tmp_path / "a.safetensors"
+    if not set(edit.entry) <= set(names_of(model, None, DIFFUSERS)):
+        assert name not in ("flux", "sd3", "qwen")
+        with pytest.raises(ValueError, match="has no name in this style of LoRA"):
+            export_lora(model, None, edit, path, DIFFUSERS, half=False)
+        return
+    export_lora(model, None, edit, path, DIFFUSERS, half=False)
+    tensors = load_file(path)
+    assert {key.rsplit(".", 2)[1] for key in tensors} == {"lora_A", "lora_B"}
+    loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
+    assert set(loaded.patches) == set(edit.entry)
+
+
+def test_diffusers_reads_a_flux_s_lora_under_its_own_names(tmp_path):
+    """Of kohya's names its converter leaves out this layer (0.42.1)."""
+    model, edit, path = shared_transformer("flux"), solved("flux"), tmp_path / "a.safetensors"
+    export_lora(model, None, edit, path, DIFFUSERS, half=False)
+    theirs = FluxTransformer2DModel(
+        in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=32, num_attention_heads=2,
+        joint_attention_dim=48, pooled_projection_dim=32, axes_dims_rope=(8, 12, 12), guidance_embeds=True,
+    )  # fmt: skip
+    ours = model.model.diffusion_model.txt_in
+    theirs.context_embedder.load_state_dict(ours.state_dict())
+    theirs.load_lora_adapter(FluxLoraLoaderMixin.lora_state_dict(load_file(path)), prefix="transformer")
+    rows = entry_rows(model, prompt("flux"))
+    assert apart(theirs.context_embedder(rows), ours(rows + edit.text(rows))) < 1e-5
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "krea2"])  # it has fewer directions than rows, 16
