@@ -31,8 +31,8 @@ ROLES: dict[str, tuple[str, ...]] = {
         "ConceptsAnagramOptions", "ConceptsAnagramSchedule", "ConceptsAnagramRectification", "ConceptsAnagramContrast",
         "ConceptsAnagramAntiSegregation", "ConceptsAnagramClipBalance", "ConceptsAnagramModel", "ConceptsAnagramGuider",
         "ConceptsAnagramPixelGuider", "ConceptsComposer", "ConceptsComposerOptions", "ConceptsConductorGuider",
-        "ConceptsConductorOptions", "ConceptsConductorMoreOptions", "ConceptsLayoutReference",
-        "ConceptsKeepObjectsApart", "ConceptsTimeTravelSampler",
+        "ConceptsConductorOptions", "ConceptsConductorMoreOptions", "ConceptsConductorBlocks",
+        "ConceptsLayoutReference", "ConceptsKeepObjectsApart", "ConceptsTimeTravelSampler",
         "EmptyLatentImage", "RandomNoise", "KSamplerSelect", "BasicScheduler", "SamplerCustomAdvanced", "KSampler",
     ),
     "Result": (

@@ -47,6 +47,9 @@ class ConductRun(PathRun):
         self.paths.records = self.settings.refines_at(percent, self.refined_at)
         return x
 
+    def needs_concepts(self) -> bool:
+        return self.paths.merging.active or self.paths.records
+
     def after(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
         paths = self.paths
         if not paths.records or len(paths.maps) < len(paths.paths):  # a step cache may have answered
@@ -134,7 +137,7 @@ class ConductGuider(PathGuider):
     def begin(self, sampling: Sampling) -> ConductRun:
         x = sampling.noise
         paths = self.new_paths(x)
-        paths.whole_blocks = self.settings.whole_transformers
+        paths.meeting = self.settings.meeting
         self.masks = None
         run = ConductRun(paths, self.settings)
         if self.layout is not None and len(sampling.sigmas) > 1:  # a sampling without steps predicts nothing

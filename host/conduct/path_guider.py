@@ -35,8 +35,12 @@ class PathRun:
         """The latent to predict at."""
         return x
 
+    def needs_concepts(self) -> bool:
+        """Whether the prediction that follows has concepts in it, or in its masks. Otherwise it is the base's alone."""
+        return True
+
     def after(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
-        """Follows the prediction at ``x``."""
+        """Follows a prediction with concepts at ``x``."""
 
     def attention(self) -> AttentionSnapshot | None:
         """The concepts' attention when it was last recorded."""
@@ -108,6 +112,8 @@ class PathGuider(RunGuider[PathRun]):
         self, run: PathRun, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions, seed: int | None
     ) -> torch.Tensor:
         x = run.before(x, sigma, options)
+        if not run.needs_concepts():
+            return self.guided(x, sigma, options, seed)
 
         def all_paths(args: EvaluationArguments) -> list[torch.Tensor]:
             return run.paths.predict(args["input"], args["sigma"], options, negative=args["conds"][1] is not None)

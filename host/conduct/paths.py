@@ -18,7 +18,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
-from ...methods.conduct.settings import WHO
+from ...methods.conduct.settings import WHO, Meeting
 from ...methods.lora import LayerLoras
 from ...methods.masks import MaskPyramid
 from .. import keys
@@ -55,8 +55,7 @@ class Paths:
 
     Args:
         masks: of all concepts. ``merging`` holds them; they may be exchanged between calls.
-        whole_blocks: merges the outputs of whole blocks, residual and all, instead of their attentions; in a UNet,
-            those of the decoder's transformers.
+        meeting: at which outputs of the network they meet.
         records: whether the attention between image tokens is recorded. After a call ``maps[path]`` holds it, mean over
             heads, (batch, tokens, tokens), and ``map_grid`` its grid.
     """
@@ -64,7 +63,7 @@ class Paths:
     model: BaseModel
     paths: Sequence[ConceptPath]
     masks: InitVar[MaskPyramid]
-    whole_blocks: bool = False
+    meeting: Meeting = field(default_factory=Meeting)
     records: bool = False
     maps: dict[int, torch.Tensor] = field(default_factory=dict)
     map_grid: tuple[int, int] = (0, 0)
@@ -89,7 +88,7 @@ class Paths:
     def with_conds(self, conds: Sequence[tuple[Conds, Conds]]) -> Paths:
         """New paths with the same factors and masks, and the (positive, negative) of another sampling."""
         paths = [replace(path, positive=p, negative=n) for path, (p, n) in zip(self.paths, conds, strict=True)]
-        return Paths(self.model, paths, self.merging.masks, self.whole_blocks)
+        return Paths(self.model, paths, self.merging.masks, self.meeting)
 
     def predict(
         self, x: torch.Tensor, sigma: torch.Tensor, options: ModelOptions, negative: bool = True
@@ -129,8 +128,7 @@ class Paths:
     def routed(self, options: ModelOptions) -> ModelOptions:
         """A copy of the options under which every row of ours takes its path."""
         options = around_model_call(options, keys.PATHS, self._around_call)
-        if not self.whole_blocks:
-            options = self.network.routed(options, self.merging.merge)
+        options = self.network.routed(options, self.merging.merge, self.meeting)
         if self._layer_contexts:
             patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
             # before others' patches of the text (an erasure by text), which would not reach these words behind them
@@ -187,7 +185,7 @@ class Paths:
         def change(output: torch.Tensor, place: OutputSite) -> torch.Tensor:
             return self.merging.merge(output, place, call.transformer_options)
 
-        return self.network.merging(change, self.whole_blocks)
+        return self.network.merging(change, self.meeting)
 
     def recorded(
         self, predict: Callable[[ModelOptions], object], options: ModelOptions

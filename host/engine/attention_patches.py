@@ -140,7 +140,7 @@ def _replacement(
 
 
 @contextlib.contextmanager
-def after_transformers(unet: UNetModel, change: Callable[[torch.Tensor, OutputSite], torch.Tensor]) -> Iterator[None]:
+def after_transformers(unet: UNetModel, change: Callable[[torch.Tensor, OutputSite], object]) -> Iterator[None]:
     """Inside it, ``change`` gets the output of every transformer of the decoder, after its residual.
 
     Args:

@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 REFERENCE_UPDATES = 61
 """Gradient steps of the reference code (SD 1.5, 200 steps). Their number, not their density, moves the layout."""
 
 WHO = "Concept Conductor"
 """The subject of its refusals."""
+
+
+class Meeting(NamedTuple):
+    """Where in a network concepts are put into the base.
+
+    Attributes:
+        whole_blocks: takes the outputs of whole blocks, residual and all, instead of their attentions; in a UNet, those
+            of the decoder's transformers.
+        start, end: the range of blocks, as shares of the depth. 0 to 1 is all blocks in which paths can meet: in a UNet
+            those of the decoder, in a transformer all. If the end is not above the start, there are none.
+    """
+
+    whole_blocks: bool = False
+    start: float = 0.0
+    end: float = 1.0
+
+    def among(self, count: int) -> range:
+        """The numbers of these blocks, of ``count`` in the order they run. A range that is not empty has at least one.
+
+        A block is in it if its middle is; an end on the middle of a block leaves it out.
+        """
+        if self.end <= self.start:
+            return range(0)
+        first = min(int(self.start * count + 0.5), count - 1)
+        return range(first, max(first + 1, int(self.end * count + 0.5)))
 
 
 @dataclass(frozen=True)
@@ -21,13 +47,16 @@ class Conduct:
         guidance_start, guidance_end: the window of layout alignment.
         iterations: gradient steps before each step of the window; 0 makes about as many in all as the reference code.
         concept_share: γ, the weight of the concepts' paths in the alignment; the base's is 1.
-        injection_start, injection_end: the window in which concepts are put into the base.
+        injection_start, injection_end: the window in which concepts are put into the base. Outside of it the base draws
+            alone, and the concepts are not computed, but for a refinement that comes before it.
         whole_transformers: takes the outputs of the decoder's whole transformers, feed-forward and residual included,
             for LoRAs that act on more than attention. Differs from the paper, which takes their attentions alone.
         refine_start, refine_end: the window of mask refinement; empty (end not above start) is off.
         refine_every: the smallest distance between two refinements.
         least_overlap: a cluster that overlaps less with the old mask is not trusted; the old mask's rectangle is taken.
         rectangles: always take rectangles.
+        block_start, block_end: the range of blocks in which concepts are put into the base, as ``Meeting``; an empty
+            one is an empty window. Differs from the paper, which has no range.
     """
 
     guidance_weight: float = 0.0390625
@@ -43,6 +72,13 @@ class Conduct:
     refine_every: float = 0.025
     least_overlap: float = 0.7
     rectangles: bool = False
+    block_start: float = 0.0
+    block_end: float = 1.0
+
+    @property
+    def meeting(self) -> Meeting:
+        """Where in the network concepts are put into the base."""
+        return Meeting(self.whole_transformers, self.block_start, self.block_end)
 
     @property
     def aligns(self) -> bool:
@@ -64,9 +100,18 @@ class Conduct:
 
     def injects_at(self, percent: float) -> bool:
         """Whether concepts are put into the base at this percent."""
-        return self.injection_start <= percent <= self.injection_end
+        return self._injects_anywhere and self.injection_start <= percent <= self.injection_end
+
+    @property
+    def _injects_anywhere(self) -> bool:
+        """Whether the range of blocks has any."""
+        return self.block_end > self.block_start
 
     def refines_at(self, percent: float, last: float | None) -> bool:
-        """Whether to refine at this percent. ``last`` is the percent of the last refinement."""
-        inside = self.refines and self.refine_start <= percent <= self.refine_end
+        """Whether to refine at this percent. ``last`` is the percent of the last refinement.
+
+        Masks that no concept will use any more are not refined.
+        """
+        used = self._injects_anywhere and percent <= self.injection_end
+        inside = used and self.refines and self.refine_start <= percent <= self.refine_end
         return inside and (last is None or percent - last >= self.refine_every - 1e-6)

@@ -23,7 +23,7 @@ from ...methods.regions import Region
 from ..concept import ConceptList
 from ..region import RegionList
 from ..wires import Concepts, ConductorOptions, Layouts, Regions
-from .options import CATEGORY, ConceptsConductorMoreOptions, ConceptsConductorOptions
+from .options import CATEGORY, ConceptsConductorBlocks, ConceptsConductorMoreOptions, ConceptsConductorOptions
 
 INJECTIONS = ("attentions", "transformers")
 TRAJECTORIES = ("inverted", "noised", "inverted closely")
@@ -235,4 +235,5 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptsConductorOptions,
     ConceptsConductorMoreOptions,
     ConceptsConceptMasks,
+    ConceptsConductorBlocks,
 )

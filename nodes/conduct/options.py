@@ -1,4 +1,4 @@
-"""The settings of Concept Conductor, in two nodes that chain."""
+"""The settings of Concept Conductor, in three nodes that chain."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class ConceptsConductorMoreOptions(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="From which part of the sampling the concepts are put into their regions; before it, the "
-                    "base draws alone. Start with 0.",
+                    "base draws alone, at its own cost. Start with 0.",
                 ),
                 io.Float.Input(
                     "injection_end",
@@ -144,8 +144,8 @@ class ConceptsConductorMoreOptions(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Until when they are; after it the base finishes the picture, smoother at the seams and "
-                    "less like the concepts. Start with 1.",
+                    tooltip="Until when they are; after it the base finishes the picture at its own cost, smoother at "
+                    "the seams and less like the concepts. Start with 1.",
                 ),
                 io.Float.Input(
                     "refine_every",
@@ -201,3 +201,50 @@ class ConceptsConductorMoreOptions(io.ComfyNode):
                 rectangles=rectangles,
             )
         )
+
+
+class ConceptsConductorBlocks(io.ComfyNode):
+    """The part of the network that takes the concepts in."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        paper = Conduct()
+        return schema(
+            node_id="ConceptsConductorBlocks",
+            display_name="Concept Conductor Blocks",
+            category=CATEGORY,
+            description="In which blocks of the network concepts are put in, as shares of its depth, so that it means "
+            "the same on every model. Goes behind the other options of Concept Conductor or alone; without it all "
+            "blocks are used.",
+            search_aliases=["layers", "block weights", "injection depth"],
+            inputs=[
+                io.Float.Input(
+                    "block_start",
+                    default=paper.block_start,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="From which block of the network on concepts are put in, as a share of its depth: of the "
+                    "decoder in a UNet, of all blocks in a transformer. Start with 0.",
+                ),
+                io.Float.Input(
+                    "block_end",
+                    default=paper.block_end,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Up to which block they are; the base's own layers after it blend the seams and weaken the "
+                    "concepts. At or below block_start no concept is put in. Start with 1.",
+                ),
+                ConductorOptions.Input(
+                    "options", optional=True, tooltip="From the other options. Empty: the paper's values."
+                ),
+            ],
+            outputs=[
+                ConductorOptions.Output("conductor_options", display_name="options", tooltip="For Concept Conductor.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, block_start: float, block_end: float, options: Conduct | None = None) -> io.NodeOutput:
+        return io.NodeOutput(replace(options or Conduct(), block_start=block_start, block_end=block_end))

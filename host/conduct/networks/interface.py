@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from ....methods.conduct.settings import Meeting
 from ....methods.lora_tokens import TokenWeights
 from ...engine.attention import Captured
 from ...engine.attention_patches import OutputSite
@@ -45,10 +46,10 @@ class PathNetwork(Protocol):
     def enter(self, call: ModelCall) -> None:
         """Precedes a model call."""
 
-    def routed(self, options: ModelOptions, merge: Merge) -> ModelOptions:
+    def routed(self, options: ModelOptions, merge: Merge, meeting: Meeting) -> ModelOptions:
         """A copy of the options under which ``merge`` gets the outputs of attentions, where patches say them."""
 
-    def merging(self, change: Change, whole_blocks: bool) -> AbstractContextManager[set[str]]:
+    def merging(self, change: Change, meeting: Meeting) -> AbstractContextManager[set[str]]:
         """Inside it, ``change`` gets all further outputs at which paths meet. Yields the places that have not run."""
 
     def capture(self, stop: bool) -> AbstractContextManager[Captured]:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from ....methods.conduct.refine import pooled_attention
-from ....methods.conduct.settings import WHO
+from ....methods.conduct.settings import WHO, Meeting
 from ....methods.lora_tokens import unknown_grid
 from ... import keys
 from ...architecture import Layout, Site, Size
@@ -72,23 +72,24 @@ class TransformerPaths:
         self.size = (int(call.x.shape[-2]), int(call.x.shape[-1]))
         self.references = references_of(self.architecture, call)
 
-    def routed(self, options: ModelOptions, merge: object) -> ModelOptions:
+    def routed(self, options: ModelOptions, merge: object, meeting: Meeting) -> ModelOptions:
         return options
 
     @contextlib.contextmanager
-    def merging(self, change: Change, whole_blocks: bool) -> Iterator[set[str]]:
+    def merging(self, change: Change, meeting: Meeting) -> Iterator[set[str]]:
         silent: set[str] = set()
         with contextlib.ExitStack() as stack:
-            for layer, site in self._merge_points(whole_blocks).items():
+            for layer, site in self._merge_points(meeting).items():
                 silent.add(layer)
                 stack.callback(self._hung_up(layer, site, change, silent).remove)
             yield silent
 
-    def _merge_points(self, whole_blocks: bool) -> dict[str, Site]:
+    def _merge_points(self, meeting: Meeting) -> dict[str, Site]:
         """The modules at which paths meet, in the order they run."""
-        if whole_blocks:
-            return {site.block: site for site in self.sites}
-        return {_meeting_layer(site): site for site in self.sites}
+        blocks = list(dict.fromkeys(site.block for site in self.sites))
+        chosen = {blocks[number] for number in meeting.among(len(blocks))}
+        sites = [site for site in self.sites if site.block in chosen]
+        return {site.block if meeting.whole_blocks else _meeting_layer(site): site for site in sites}
 
     def _hung_up(self, layer: str, site: Site, change: Change, silent: set[str]) -> RemovableHandle:
         module, whole = self.network.get_submodule(layer), layer == site.block

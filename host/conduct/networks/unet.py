@@ -11,6 +11,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ....methods.conduct.refine import MAP_SIDE
+from ....methods.conduct.settings import Meeting
 from ...engine.attention import SELF, Captured, Site, capture, find_sites
 from ...engine.attention_patches import OutputSite, after_attention, after_transformers
 from ...engine.model_call import ModelCall
@@ -51,19 +52,37 @@ class UNetPaths:
     def enter(self, call: ModelCall) -> None:
         """Nothing of a call matters here."""
 
+    def _blocks(self, meeting: Meeting) -> set[tuple[str, int]]:
+        """The blocks of the decoder in which paths meet."""
+        blocks = list(dict.fromkeys(site.block for site in find_sites(self.network, block="output")))
+        return {blocks[number] for number in meeting.among(len(blocks))}
+
     def routed(
-        self, options: ModelOptions, merge: Callable[[torch.Tensor, OutputSite, TransformerOptions], torch.Tensor]
+        self,
+        options: ModelOptions,
+        merge: Callable[[torch.Tensor, OutputSite, TransformerOptions], torch.Tensor],
+        meeting: Meeting,
     ) -> ModelOptions:
+        if meeting.whole_blocks:
+            return options
+        chosen = self._blocks(meeting)
+
         def in_decoder(output: torch.Tensor, place: OutputSite, extra: TransformerOptions) -> torch.Tensor:
-            return merge(output, place, extra) if place.block[0] == "output" else output
+            return merge(output, place, extra) if place.block in chosen else output
 
         return after_attention(options, in_decoder)
 
     @contextlib.contextmanager
     def merging(
-        self, change: Callable[[torch.Tensor, OutputSite], torch.Tensor], whole_blocks: bool
+        self, change: Callable[[torch.Tensor, OutputSite], torch.Tensor], meeting: Meeting
     ) -> Iterator[set[str]]:
-        with after_transformers(self.network, change) if whole_blocks else contextlib.nullcontext():
+        chosen = self._blocks(meeting)
+
+        def in_decoder(output: torch.Tensor, place: OutputSite) -> None:
+            if place.block in chosen:
+                change(output, place)
+
+        with after_transformers(self.network, in_decoder) if meeting.whole_blocks else contextlib.nullcontext():
             yield set()
 
     def capture(self, stop: bool) -> AbstractContextManager[Captured]:

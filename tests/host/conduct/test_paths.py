@@ -17,6 +17,7 @@ from comfyui_concepts.host.engine.attention_patches import after_attention, afte
 from comfyui_concepts.host.lora.branches import prepared
 from comfyui_concepts.host.lora.factors import layer_names, network_factors
 from comfyui_concepts.host.lora.files import LoraFile
+from comfyui_concepts.methods.conduct.settings import Meeting
 from comfyui_concepts.methods.masks import MaskPyramid
 from comfyui_concepts.methods.regions import Box, Region
 
@@ -407,7 +408,7 @@ def deep_one_by_one(setting):
 def test_whole_transformers_are_those_of_separately_patched_models(precise, soft, phases, monkeypatch):
     setting = Setting(precise, halves(soft))
     paths = setting.paths()
-    paths.whole_blocks = True
+    paths.meeting = Meeting(whole_blocks=True)
     if phases == 2:
         monkeypatch.setattr(Paths, "_fits_one_call", lambda *_: False)
     found = setting.batched(paths)

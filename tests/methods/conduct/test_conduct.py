@@ -14,7 +14,7 @@ from comfyui_concepts.methods.conduct.refine import (
     rectangle,
     refined_masks,
 )
-from comfyui_concepts.methods.conduct.settings import Conduct
+from comfyui_concepts.methods.conduct.settings import Conduct, Meeting
 
 
 def _planted(owner: torch.Tensor, noise: float = 0.0) -> torch.Tensor:
@@ -70,6 +70,19 @@ def test_the_windows_are_the_papers_in_two_hundred_steps():
     assert Conduct(iterations=2).steps_each(9) == 2
     assert not any(map(Conduct(guidance_weight=0.0).guides_at, progress))
     assert not any(Conduct(refine_start=0.3, refine_end=0.3).refines_at(p, None) for p in progress)
+
+
+def test_a_range_of_blocks_means_the_same_at_any_depth():
+    for count in range(1, 12):
+        assert Meeting().among(count) == range(count)
+        assert not Meeting(start=0.4, end=0.4).among(count)
+        parts = [Meeting(start=n / 4, end=(n + 1) / 4).among(count) for n in range(4)]
+        assert all(parts)  # never nothing, however narrow
+        if count >= 4:
+            assert [n for part in parts for n in part] == list(range(count))
+    assert Meeting(start=0.25, end=0.5).among(8) == range(2, 4)
+    assert Meeting(start=0.99, end=1.0).among(3) == range(2, 3)
+    assert not Conduct(block_end=0.0).injects_at(0.5)
 
 
 def test_the_cluster_that_was_planted_is_found_and_the_result_repeats(owner):

@@ -16,6 +16,7 @@ from comfyui_concepts.methods.regions import Box, Region
 from comfyui_concepts.nodes.concept import ConceptList
 from comfyui_concepts.nodes.conduct.conductor import (
     ConceptsConceptMasks,
+    ConceptsConductorBlocks,
     ConceptsConductorGuider,
     ConceptsConductorMoreOptions,
     ConceptsConductorOptions,
@@ -146,8 +147,9 @@ def test_without_any_strength_the_masks_are_empty_and_the_picture_is_shown(demo_
     assert torch.allclose(shown, image, atol=0.01)
 
 
-def test_the_two_options_nodes_hold_everything_and_chain():
-    schemas = [node.GET_SCHEMA() for node in (ConceptsConductorOptions, ConceptsConductorMoreOptions)]
+def test_the_options_nodes_hold_everything_and_chain():
+    nodes = (ConceptsConductorOptions, ConceptsConductorMoreOptions, ConceptsConductorBlocks)
+    schemas = [node.GET_SCHEMA() for node in nodes]
     names = {i.id for s in schemas for i in s.inputs} - {"options"}
     assert names == {f.name for f in fields(Conduct)} - {"whole_transformers"}  # that one is the guider's own widget
     some = {i.id: i.default for i in schemas[0].inputs} | {"guidance_end": 0.5}
@@ -159,3 +161,8 @@ def test_the_two_options_nodes_hold_everything_and_chain():
     made = ConceptsConductorMoreOptions.execute(**more, options=first).args[0]
     assert made == replace(Conduct(), guidance_end=0.5, injection_end=0.9, rectangles=True)
     assert ConceptsConductorMoreOptions.execute(**more).args[0].guidance_end == Conduct().guidance_end
+    last = ConceptsConductorBlocks.execute(0.25, 0.5, options=made).args[0]
+    assert last == replace(made, block_start=0.25, block_end=0.5)
+    assert ConceptsConductorMoreOptions.execute(**more, options=last).args[0] == last
+    whole = {i.id: i.default for i in schemas[2].inputs if i.id != "options"}
+    assert ConceptsConductorBlocks.execute(**whole).args[0] == Conduct()
