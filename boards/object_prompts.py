@@ -15,9 +15,9 @@ import torch
 
 from ..demo import vocabulary
 from ..demo.judge import LEFT, RIGHT, THIRDS, WHOLE
-from ..demo.sampling import CFG, SAMPLER, SCHEDULER, STEPS, encode, noise_for
+from ..demo.sampling import encode, noise_for
+from ..host.compose.objects import correct_objects, encode_with_objects
 from ..host.compose.suppression import with_suppression
-from ..host.text.tokens import correct_objects, encode_with_objects
 from .board import Figures, Job
 from .demo_models import sampler_with, the_judge
 
@@ -105,31 +105,31 @@ class ObjectMetrics:
         return []
 
 
-def sampled_pictures(prompt: ObjectPrompt, zero: ZeroSettings | None) -> torch.Tensor:
-    """The pictures, (seeds, h, w, 3)."""
-    demo, concepts = sampler_with(None), prompt.concepts
+def sampled_pictures(prompt: ObjectPrompt, zero: ZeroSettings | None, kind: str = "unet") -> torch.Tensor:
+    """The pictures of a kind of demo model, (seeds, h, w, 3)."""
+    demo, concepts = sampler_with(None, kind), prompt.concepts
     model: Any = demo.model
     positive = encode_with_objects(demo.clip, prompt.text, list(concepts))
     if zero:
         model = with_suppression(model, zero.suppression, 0.0, zero.end)
         positive = correct_objects(positive, zero.correction, zero.window, zero.threshold)
-    noise = noise_for(list(SEEDS), WIDTHS[len(concepts)])
+    noise = noise_for(list(SEEDS), WIDTHS[len(concepts)], kind=kind)
     conditionings = positive, encode(demo.clip, "")
     latents = comfy.sample.sample(
-        model, noise, STEPS, CFG, SAMPLER, SCHEDULER, *conditionings, torch.zeros_like(noise), disable_pbar=True, seed=1
+        model, noise, *demo.settings, *conditionings, torch.zeros_like(noise), disable_pbar=True, seed=1
     )
     return demo.vae.decode(latents).float()
 
 
 @torch.inference_mode()
-def run_job(job: Job[ObjectPrompt]) -> tuple[ObjectMetrics, np.ndarray]:
-    """One prompt by one row. An object is right wherever it is in the picture."""
+def run_job(job: Job[ObjectPrompt], kind: str = "unet") -> tuple[ObjectMetrics, np.ndarray]:
+    """One prompt by one row, on a kind of demo model. An object is right wherever it is in the picture."""
     concepts, started = job.task.concepts, time.monotonic()
-    pictures = sampled_pictures(job.task, ROWS[job.method])
+    pictures = sampled_pictures(job.task, ROWS[job.method], kind)
     seconds = time.monotonic() - started
     named = zip(*([v.name for v in the_judge().look(pictures, box)] for box in BOXES[len(concepts)]), strict=True)
     right = [sorted(names) == sorted(concepts) for names in named]
-    kind = f"{job.task.kind}_{len(concepts)}".replace(" ", "_")
-    kinds = ("single_right",) if len(concepts) == 1 else ("all_present", kind)
+    placed = f"{job.task.kind}_{len(concepts)}".replace(" ", "_")
+    kinds = ("single_right",) if len(concepts) == 1 else ("all_present", placed)
     metrics = ObjectMetrics({k: list(right) for k in kinds}, [seconds])
     return metrics, (pictures * 255).round().byte().numpy()

@@ -50,7 +50,7 @@ CONCEPT_ROWS = {
     "dit": (*HOST, *JOINT_COMPOSERS, AUTOMATIC, "conductor"),
 }
 """The rows with LoRAs, by the kind of demo model."""
-ROWS = {"unet": (*CONCEPT_ROWS["unet"], *object_prompts.ROWS), "dit": CONCEPT_ROWS["dit"]}
+ROWS = {kind: (*names, *object_prompts.ROWS) for kind, names in CONCEPT_ROWS.items()}
 
 
 @cache
@@ -105,7 +105,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
             yield Row(title, run, [Job(name, task) for task in some])
     for name in (name for name in chosen if name in object_prompts.ROWS):
         prompts = object_prompts.prompts(4 if quick else 20)
-        yield Row(name, object_prompts.run_job, [Job(name, prompt) for prompt in prompts])
+        run_objects = partial(object_prompts.run_job, kind=options.model)
+        yield Row(name, run_objects, [Job(name, prompt) for prompt in prompts])
 
 
 def main(arguments: list[str]) -> int:

@@ -122,7 +122,8 @@ class EqualLengths(NamedTuple):
 
     ``shifts``: the image lies behind the text. ``counts``: the condition that holds its length. ``attentions``: modules
     with all text tokens first among the keys (a pattern; empty: no mask gets there), up to the layer ``until``.
-    ``not_with``: conditions with more tokens. ``token`` is a parameter, set after a module, up to a ``multiple``.
+    ``not_with``: conditions with more tokens. ``token`` is a parameter, set after a module, up to a ``multiple``. A
+    prompt of less than ``least`` rows gets them from the host, in front of it.
     """
 
     by: Literal["host", "mask", "token"]
@@ -134,6 +135,7 @@ class EqualLengths(NamedTuple):
     attentions: str = ""
     until: str = ""
     not_with: tuple[str, ...] = ()
+    least: int = 0
 
 
 class Architecture(ABC):
@@ -270,9 +272,7 @@ class Architecture(ABC):
     def other_names(self) -> dict[str, Part]:
         """Names that other tools give to the layers of this network, dotted, without prefix and ``.weight``."""
         layers = {name for name, module in self.network.named_modules() if hasattr(module, "weight")}
-        numbers = range(
-            1 + max((int(part) for layer in layers for part in layer.split(".") if part.isdigit()), default=0)
-        )
+        numbers = range(1 + max((int(part) for n in layers for part in n.split(".") if part.isdigit()), default=0))
         return {
             theirs.format(number): Part(ours.format(number), spans)
             for theirs, ours, spans in self.names

@@ -81,6 +81,37 @@ def heads_apart(tokens: torch.Tensor, heads: int) -> torch.Tensor:
     return tokens if tokens.ndim == 4 else tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def attention_to_columns(
+    attend: Callable[..., torch.Tensor],
+    v: torch.Tensor,
+    heads: int,
+    columns: Sequence[tuple[slice, Sequence[int]]],
+    others: bool = False,
+) -> torch.Tensor:
+    """How much every query attends to some keys, (rows, heads, queries, columns), in float32 or better.
+
+    It comes from a call of the attention itself, whose values are one at such a key and zero elsewhere. So it knows any
+    kernel, any mask and any other pack's function, and nothing of the size queries × keys is built.
+
+    Args:
+        attend: the attention, called as ``attend(v=…)`` with values in the form of ``v``; for as many columns as a head
+            has channels at a time.
+        columns: rows, and the keys that count in them; shorter lists are filled up with zeros.
+        others: whether a function around the attention may add something of its own; it is asked for it and left out.
+    """
+    own_part = attend(v=torch.zeros_like(v)) if others else 0
+    width, most, parts = heads_apart(v[:1], heads).shape[-1], max(len(own) for _, own in columns), []
+    for first in range(0, most, width):
+        marks = torch.zeros_like(v)
+        by_head = heads_apart(marks, heads)  # a view
+        for rows, own in columns:
+            for channel, column in enumerate(own[first : first + width]):
+                by_head[rows, :, column, channel] = 1
+        parts.append(heads_apart(attend(v=marks) - own_part, heads)[..., : most - first])
+    whole = torch.cat(parts, -1)
+    return whole.to(torch.promote_types(whole.dtype, torch.float32))
+
+
 class Captured:
     """Queries and keys of the captured sites, one entry per model call, in the order of the calls.
 

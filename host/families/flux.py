@@ -141,7 +141,8 @@ class Flux(Architecture):
 
     @property
     def equal_lengths(self) -> EqualLengths:  # type: ignore[override]
-        return EqualLengths("host" if self.is_flux2 else "mask", attentions=r"^(double|single)_blocks\.\d+$")
+        facts = EqualLengths("mask", attentions=r"^(double|single)_blocks\.\d+$")
+        return facts._replace(by="host", least=FLUX2_TEXT) if self.is_flux2 else facts
 
     def text_positions(self, text: int, size: Size) -> torch.Tensor:
         rows = max(text, FLUX2_TEXT) if self.is_flux2 else text

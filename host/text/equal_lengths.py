@@ -131,13 +131,16 @@ def _place(length: int, filled: int, total: int, in_front: bool) -> _Place:
 
 
 def _grown(entry: CondEntry, place: _Place, padding: EqualLengths) -> CondEntry:
-    """The entry with its prompt filled up with zeros. The mask goes: all of its tokens count."""
+    """The entry with its prompt filled up with zeros, and how far that has moved its words.
+
+    The mask goes: all of its tokens count.
+    """
     given = {key: value for key, value in entry["model_conds"].items() if key != _MASK}
     around = (0, 0, place.text.start, place.total - place.text.stop)
     given[_TEXT] = comfy.conds.CONDRegular(F.pad(given[_TEXT].cond, around))
     if padding.counts in given:
         given[padding.counts] = comfy.conds.CONDConstant(place.total)
-    return {**entry, "model_conds": given}
+    return {**entry, "model_conds": given, keys.WORDS_MOVED: place.text.start}
 
 
 class TextAttentionCall:

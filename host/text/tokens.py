@@ -13,12 +13,11 @@ from typing import Any
 import node_helpers
 import torch
 
-from ...methods.compose.similarity import ObjectPositions, check_objects, correct
 from ...methods.erase.rows import NamedSpan, PromptTokens
-from ...methods.token_rows import Token, encoder_of_rows, words_range
+from ...methods.token_rows import Token, blocks_of_rows, words_range
 from ...methods.words import SENTENCEPIECE_SPACE, Piece, PlacedPiece, Word, occurrences, words_of
 from .. import keys
-from ..types import CLIP, CondEntry, Conditioning, Tokenizes, Tokens
+from ..types import CLIP, Conditioning, Tokenizes, Tokens
 
 SECTION = 77
 """Token rows of one call of a CLIP text encoder."""
@@ -65,41 +64,17 @@ def phrase_rows(clip: CLIP, text: str, phrase: str, encoded: Sequence[Any]) -> t
     """
     if "t5xxl_ids" in encoded[1]:
         return phrase_positions(OneEncoder(clip, "t5xxl"), text, phrase)
-    lengths = {name: sum(map(len, sections)) for name, sections in clip.tokenize(text).items()}
-    if (found := encoder_of_rows(lengths, encoded[0].shape[1])) is None:
+    encoders = encoders_of(clip, text, encoded[0].shape[1])
+    if not encoders:
         return phrase_positions(clip, text, phrase)[:0]  # refuses what is not there
-    encoder, moved = found
-    return tuple(p + moved for p in phrase_positions(OneEncoder(clip, encoder), text, phrase))
+    encoder, moved = encoders[0]
+    return tuple(p + moved for p in phrase_positions(encoder, text, phrase))
 
 
-def encode_with_objects(clip: CLIP, text: str, phrases: list[str]) -> Conditioning:
-    """The prompt as CONDITIONING with the positions of its objects (``keys.OBJECT_POSITIONS``).
-
-    Raises:
-        ValueError: the prompt lacks one of the phrases, none is given, or two share a word.
-    """
-    objects = tuple(first_occurrence(clip, text, phrase) for phrase in phrases)
-    check_objects(objects)
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    positions = ObjectPositions(objects, _content_ranges(clip, text))
-    return node_helpers.conditioning_set_values(conditioning, {keys.OBJECT_POSITIONS: positions})
-
-
-def correct_objects(conditioning: Conditioning, strength: float, window: int, threshold: float) -> Conditioning:
-    """The prompt with its objects corrected by similarities.
-
-    Raises:
-        ValueError: the prompt does not say which of its words are objects.
-    """
-    if not all(keys.OBJECT_POSITIONS in values for _, values in conditioning):
-        raise ValueError(
-            "This prompt does not say which of its words are objects; encode it with Encode Objects instead of CLIP "
-            "Text Encode."
-        )
-    return [
-        [correct(context, values[keys.OBJECT_POSITIONS], strength, window, threshold), values.copy()]
-        for context, values in conditioning
-    ]
+def encoders_of(clip: CLIP, text: str, rows: int) -> list[tuple[OneEncoder, int]]:
+    """The text encoders whose tokens the rows of a prompt are, and how far these are moved, as ``blocks_of_rows``."""
+    lengths = {name: sum(map(len, sections)) for name, sections in clip.tokenize(text).items()}
+    return [(OneEncoder(clip, name), moved) for name, moved in blocks_of_rows(lengths, rows)]
 
 
 def encode_prompt(clip: CLIP, text: str, phrase: str = "") -> PromptTokens:
@@ -188,7 +163,7 @@ def phrase_positions(clip: Tokenizes, text: str, phrase: str) -> tuple[int, ...]
     """
     if phrase.strip():
         return first_occurrence(clip, text, phrase.strip())
-    positions = tuple(p for first, end in _content_ranges(clip, text) for p in range(first, end))
+    positions = tuple(p for first, end in content_ranges(clip, text) for p in range(first, end))
     if not positions:
         raise ValueError("The prompt is empty, so it has no words to look for; write one.")
     return positions
@@ -216,12 +191,6 @@ def phrase_occurrences(clip: Tokenizes, text: str, phrase: str) -> list[tuple[in
             "empty."
         )
     return found
-
-
-def context_length(entry: CondEntry) -> int:
-    """How many tokens the context of a processed conditioning entry has; 0 if it has none."""
-    context = entry.get("model_conds", {}).get("c_crossattn")
-    return 0 if context is None else int(context.cond.shape[1])
 
 
 def _check_start_token(clip: Tokenizes) -> None:
@@ -290,7 +259,7 @@ def word_spans(clip: Tokenizes, section: list[Token]) -> tuple[NamedSpan, ...]:
     return tuple(NamedSpan(word.text, word.positions[0], word.positions[-1] + 1) for word in spelled)
 
 
-def _content_ranges(clip: Tokenizes, text: str) -> tuple[tuple[int, int], ...]:
+def content_ranges(clip: Tokenizes, text: str) -> tuple[tuple[int, int], ...]:
     """First position, and last + 1, of the words of each section."""
     empty, offset, ranges = empty_section(clip), 0, []
     for section in token_sections(clip, text, read_weights=True):

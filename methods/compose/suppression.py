@@ -6,6 +6,7 @@ Multi-Concept T2I-Zero, 2310.07419, section 3.3.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -58,16 +59,48 @@ def suppression(
     return out
 
 
+def suppression_of_columns(
+    p: torch.Tensor,
+    values: torch.Tensor,
+    output: torch.Tensor,
+    counts: Sequence[int],
+    grid: tuple[int, int],
+    alpha: float,
+    *,
+    renormalise: bool = False,
+) -> torch.Tensor:
+    """The same change where nothing but the probabilities of the objects' columns is known, in the dtype of ``p``.
+
+    Args:
+        p: (batch, heads, tokens, columns) of ``P``, one object after the other.
+        values: the rows of v at these columns, (batch, heads, columns, channels).
+        output: the attention's own output P v, (batch, heads, tokens, channels).
+        counts: how many columns each object has.
+    """
+    objects = [range(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+    maps = torch.stack([p[..., list(columns)].mean((1, -1)) for columns in objects], 1)
+    change = p * _taken(winners(maps, grid), objects, alpha, p.dtype)
+    delta = change @ values.to(p.dtype)
+    return _renormalised(delta, change, output.to(p.dtype)) if renormalise else delta
+
+
 def _change(
     p: torch.Tensor, values: torch.Tensor, columns: list[int], taken: torch.Tensor, renormalise: bool
 ) -> torch.Tensor:
     """(P' − P) v of some heads, (batch, heads, tokens, channels)."""
     change = p[..., columns] * taken
     delta = change @ values[:, :, columns]
-    if not renormalise:
-        return delta
+    return _renormalised(delta, change, p @ values) if renormalise else delta
+
+
+def _renormalised(delta: torch.Tensor, change: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """The change of an output P v by ``delta`` = (P' − P) v, when the rows of P' are brought back to one.
+
+    Args:
+        change: of the columns that change, (batch, heads, tokens, columns).
+    """
     mass = 1 + change.sum(-1, keepdim=True)
-    return (p @ values + delta) / mass.clamp(min=1e-12) - p @ values
+    return (output + delta) / mass.clamp(min=1e-12) - output
 
 
 class _Probabilities:

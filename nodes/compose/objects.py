@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ...host.compose.objects import correct_objects, encode_with_objects
 from ...host.compose.suppression import with_suppression
 from ...host.schema import io, schema
-from ...host.text.tokens import correct_objects, encode_with_objects
 from ...host.types import CLIP, Conditioning, ModelPatcher
 
 CATEGORY = "concepts/compose"
@@ -109,7 +109,11 @@ class ConceptsKeepObjectsApart(io.ComfyNode):
             "and the other objects lose attention there. For prompts from Encode Objects, with any sampler.",
             search_aliases=["t2i-zero", "missing object", "attention", "semantic leakage"],
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model (SD 1.x, SD 2.x, SDXL)."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A UNet model (SD 1.x, SD 2.x, SDXL) or a transformer (Flux, Z-Image, Qwen-Image and "
+                    "others).",
+                ),
                 io.Float.Input(
                     "strength",
                     default=1.0,

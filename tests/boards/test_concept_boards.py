@@ -34,9 +34,9 @@ def test_every_row_has_its_way(board, kind):
 
 def test_a_row_that_a_demo_model_does_not_have_is_refused_with_those_it_has(capsys):
     with pytest.raises(SystemExit):
-        score_compose.main(["--model", "dit", "--method", "t2i-zero"])
+        score_compose.main(["--model", "dit", "--method", "composer, no gradient"])
     said = capsys.readouterr().err
-    assert "--model dit has no row 't2i-zero'; it has: stacked LoRAs, host hooks, composer, " in said
+    assert "--model dit has no row 'composer, no gradient'; it has: stacked LoRAs, host hooks, composer, " in said
 
 
 def test_tasks_are_fixed_and_similar_concepts_are_among_them():

@@ -11,6 +11,7 @@ from comfyui_concepts.host import keys
 from comfyui_concepts.host.anagram.guider import ViewsGuider
 from comfyui_concepts.host.anagram.views import ViewPrompt
 from comfyui_concepts.host.compose.guider import ComposeGuider
+from comfyui_concepts.host.compose.objects import correct_objects, encode_with_objects
 from comfyui_concepts.host.compose.suppression import Suppressor, objects_by_entry, with_suppression
 from comfyui_concepts.host.conduct.path_guider import PathGuider
 from comfyui_concepts.host.engine.attention import CROSS, find_sites
@@ -19,7 +20,6 @@ from comfyui_concepts.host.engine.base_prompts import BasePrompts
 from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.host.lora.files import LoraFile
 from comfyui_concepts.host.registry import unet_of
-from comfyui_concepts.host.text.tokens import correct_objects, encode_with_objects
 from comfyui_concepts.methods.anagram.combine import AVERAGING, combiner
 from comfyui_concepts.methods.anagram.views import view_named
 from comfyui_concepts.methods.compose.settings import Compose

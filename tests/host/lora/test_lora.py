@@ -407,7 +407,7 @@ def test_an_empty_phrase_is_every_word_of_a_prompt_of_several_sections(demo_mode
 
 
 def test_objects_are_found_beside_a_textual_inversion(inverted):
-    from comfyui_concepts.host.text.tokens import encode_with_objects
+    from comfyui_concepts.host.compose.objects import encode_with_objects
 
     ((_, values),) = encode_with_objects(inverted, "embedding:badhand cat and embedding:dot", ["cat", "embedding:dot"])
     assert values[keys.OBJECT_POSITIONS].objects == ((3,), (5,))

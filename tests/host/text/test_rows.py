@@ -5,6 +5,7 @@ What the text encoders make is replaced by the numbers of their tokens, so a row
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.z_image
 import pytest
 import torch
+from comfyui_concepts.host.compose.objects import encode_with_objects
 from comfyui_concepts.host.text.tokens import encode_parts, encode_with_phrase, phrase_rows
-from comfyui_concepts.methods.token_rows import encoder_of_rows, words_range
+from comfyui_concepts.methods.token_rows import blocks_of_rows, words_range
 
 TEXT = "a photo of a tall giraffe beside the image of a house"
 
@@ -88,10 +90,15 @@ SPACES = str.maketrans({"Ġ": None, "▁": None})
 WORDS = {"flux": "t5xxl", "sd3": "clip_l", "qwen": "qwen25_7b", "zimage": "qwen3_4b", "krea2": "qwen3vl_4b"}
 
 
+@functools.cache
+def _made(name):
+    return CLIPS[name]()
+
+
 @pytest.fixture(params=CLIPS)
 def clip(request, monkeypatch):
     """A CLIP whose rows are the numbers of its tokens, and what spells the rows of the phrase."""
-    tokenizer, rows = CLIPS[request.param]()
+    tokenizer, rows = _made(request.param)
     own = WORDS[request.param]
     spells = getattr(tokenizer, own, getattr(tokenizer, f"clip_{own}", tokenizer))
 
@@ -101,12 +108,14 @@ def clip(request, monkeypatch):
     def tokenize(text, **options):
         return tokenizer.tokenize_with_weights(text, **options)
 
-    def spelled(made, positions):
+    def spelled(made, positions, spells=spells):
         pieces = [piece for _, piece in spells.untokenize([(int(made[0, p, 0]), 1.0) for p in positions])]
         return "".join(pieces).replace("</w>", "").translate(SPACES)
 
+    other = functools.partial(spelled, spells=tokenizer.t5xxl) if request.param == "sd3" else None
+
     return SimpleNamespace(
-        tokenize=tokenize, tokenizer=tokenizer, encode_from_tokens_scheduled=encode, spelled=spelled,
+        tokenize=tokenize, tokenizer=tokenizer, encode_from_tokens_scheduled=encode, spelled=spelled, other=other,
         encode_from_tokens=lambda tokens, **_: (rows(tokens, monkeypatch), None),
     )  # fmt: skip
 
@@ -133,6 +142,23 @@ def test_only_a_clip_s_rows_are_those_of_an_erasure(clip):
     """The first encoder of Flux and SD3 is a CLIP, and their rows are not its own."""
     with pytest.raises(ValueError, match=r"no start token .*SD 1, SD 2 or SDXL"):
         encode_parts(clip, TEXT)
+
+
+def test_an_object_is_the_rows_of_its_words_in_every_encoder(clip):
+    """SD3's prompts have rows of a CLIP, then of T5."""
+    (entry,) = encode_with_objects(clip, TEXT, ["tall giraffe", "image"])
+    found = entry[1]["concepts_objects"]
+    own = [phrase_rows(clip, TEXT, words, entry) for words in ("tall giraffe", "image")]
+    first = [objects[: len(rows)] for objects, rows in zip(found.objects, own, strict=True)]
+    assert first == own
+    behind = [objects[len(rows) :] for objects, rows in zip(found.objects, own, strict=True)]
+    if clip.other is None:
+        assert behind == [(), ()]
+    else:
+        assert [clip.other(entry[0], rows) for rows in behind] == ["tallgiraffe", "image"]
+    assert len(found.sections) == (1 if clip.other is None else 2)
+    for rows in found.objects:
+        assert all(any(start <= row < end for start, end in found.sections) for row in rows)
 
 
 def test_where_nobody_knows_whose_rows_they_are_there_are_none_and_a_missing_phrase_is_still_refused(demo_model):
@@ -162,20 +188,29 @@ def test_the_rows_that_anima_s_network_reads_are_those_of_t5_s_tokens():
     assert "".join(piece for _, piece in tokenizer.t5xxl.untokenize(ids)).translate(SPACES) == "tallgiraffe"
 
 
+@pytest.mark.parametrize("clip", ["qwen"], indirect=True)
+def test_objects_are_refused_where_nobody_knows_whose_rows_they_are(clip):
+    whole = clip.encode_from_tokens_scheduled
+    clip.encode_from_tokens_scheduled = lambda tokens: [[whole(tokens)[0][0].repeat(1, 3, 1), {}]]
+    with pytest.raises(ValueError, match="no object can be found in them"):
+        encode_with_objects(clip, TEXT, ["giraffe", "house"])
+
+
 @pytest.mark.parametrize(
     ("lengths", "rows", "found"),
     [
-        ({"l": 77}, 77, ("l", 0)),
-        ({"g": 154, "l": 154}, 154, ("g", 0)),
-        ({"l": 77, "t5xxl": 256}, 256, ("t5xxl", 0)),
-        ({"l": 77, "g": 77, "t5xxl": 256}, 333, ("l", 0)),
-        ({"qwen": 60}, 26, ("qwen", -34)),
-        ({"qwen": 60}, 61, None),
-        ({"l": 77, "t5xxl": 256}, 100, None),
+        ({"l": 77}, 77, [("l", 0)]),
+        ({"g": 154, "l": 154}, 154, [("g", 0)]),
+        ({"l": 77, "t5xxl": 256}, 256, [("t5xxl", 0)]),
+        ({"l": 77, "g": 77, "t5xxl": 256}, 333, [("l", 0), ("t5xxl", 77)]),
+        ({"l": 77, "g": 77, "t5xxl": 77}, 154, [("l", 0), ("t5xxl", 77)]),
+        ({"qwen": 60}, 26, [("qwen", -34)]),
+        ({"qwen": 60}, 61, []),
+        ({"l": 77, "t5xxl": 256}, 100, []),
     ],
 )
 def test_whose_tokens_the_rows_are_follows_from_their_numbers(lengths, rows, found):
-    assert encoder_of_rows(lengths, rows) == found
+    assert blocks_of_rows(lengths, rows) == found
 
 
 def test_the_words_of_a_section_are_what_the_empty_prompt_does_not_have():
