@@ -88,11 +88,14 @@ def erase_list(pairs: Pairs) -> Erased | None:
     return listed
 
 
-def closed_form(solver: str, settings: SolverSettings | None = None) -> EraseMethod:
+CAPTIONS = Preserved(vocabulary.ordinary_captions(), 100.0, True, averaged=True)
+
+
+def closed_form(solver: str, settings: SolverSettings | None = None, captions: Preserved | None = None) -> EraseMethod:
     """A method that solves in closed form. The edit is delivered in the text, which is equal and cheaper here."""
 
     def method(runner: EraseRunner, pairs: Pairs) -> EditedModel:
-        preserved = Preserved(preserved_prompts(pairs), 1.0, True)
+        preserved = Preserved(preserved_prompts(pairs), 1.0, True, captions)
         request = SolveRequest(solver, settings or SolverSettings())
         edit = solve_erasure(runner.model, runner.clip, erase_list(pairs), preserved, request, runner.encode)
         return EditedModel(apply_edit(runner.model, edit, 1.0, TEXT), runner.clip)
@@ -114,6 +117,8 @@ METHODS: dict[str, EraseMethod] = {
     "negative prompt": _negative_prompt,
     "uce": closed_form("uce"),
     "rece": closed_form("rece"),
+    "uce with captions": closed_form("uce", captions=CAPTIONS),
+    "rece with captions": closed_form("rece", captions=CAPTIONS),
     "rece-sequential": closed_form("rece-sequential"),
     "realera": closed_form("realera"),
     "null-space": closed_form("null-space"),

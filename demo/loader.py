@@ -20,15 +20,16 @@ from . import architecture
 from .autoencoder import Autoencoder, latent_rgb_factors
 from .files import FOLDER, does_not_fit, load_strictly, read_weights
 
+SIDE = 128  # px, of the canvas that both were trained on
 CANVAS = {"unet": (64, 256), "dit": (96, 256)}
-"""The smallest and the largest side of a canvas in px, by the kind of demo model. Both were trained on 128 × 128, the
-UNet on 192 × 128 too."""
+"""The smallest and the largest side of a canvas in px, by the kind of demo model. Both were trained on 128 × 128 and on
+192 × 128."""
 
-_TRAINED = {
-    "unet": ("128 × 128 (or 192 × 128)", "128"),
-    "dit": ("128 × 128", "128, or to 256 on older hosts, whose cells of 8 px are twice as wide as this model's"),
+_TO_ENTER = {
+    "unet": "128",
+    "dit": "128, or to 256 on older hosts, whose cells of 8 px are twice as wide as this model's",
 }
-"""What each draws, and what to enter for that."""
+"""What to enter for the canvas that each was trained on."""
 
 _TOKEN_KEY = "text_model.embeddings.token_embedding.weight"
 _POSITION_KEY = "text_model.embeddings.position_embedding.weight"
@@ -151,6 +152,12 @@ def load_demo_model(folder: Path = FOLDER, kind: str = "unet") -> tuple[Any, Any
         return _load_model(files[0], kind), _load_clip(files[1], KINDS[kind].text_rows), _load_vae(files[2], kind)
 
 
+def empty_latent(kind: str = "unet") -> torch.Tensor:
+    """The latent of an empty canvas of 128 × 128 px, (1, 4, h, w)."""
+    channels, factor = architecture.LATENTS[kind]
+    return torch.zeros(1, channels, SIDE // factor, SIDE // factor)
+
+
 def _load_model(weights: dict[str, torch.Tensor], kind: str) -> comfy.model_patcher.ModelPatcher:
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     config = KINDS[kind].description(dict(KINDS[kind].config))
@@ -175,11 +182,10 @@ def _check_canvas(kind: str, height: int, width: int) -> None:
     smallest, largest = CANVAS[kind]
     if all(smallest <= side <= largest for side in (height, width)):
         return
-    trained, enter = _TRAINED[kind]
     raise ValueError(
-        f"The demo model draws pictures of {trained}, and this canvas is {width} × {height}; set width and height in "
-        f"Empty Latent Image to {enter} (it takes {smallest} to {largest}). If they come from Region Editor, set them "
-        "there."
+        f"The demo model draws pictures of 128 × 128 (or 192 × 128), and this canvas is {width} × {height}; set width "
+        f"and height in Empty Latent Image to {_TO_ENTER[kind]} (it takes {smallest} to {largest}). If they "
+        "come from Region Editor, set them there."
     )
 
 

@@ -109,6 +109,16 @@ def scene_of(
     return Scene(concepts, places or PLACES[len(concepts)], background, style)
 
 
+def ordinary_captions(count: int = 400, seed: int = 0) -> tuple[str, ...]:
+    """Captions of random scenes with one to three of all the base model's concepts, in every style."""
+    rng, captions = Random(seed), []
+    for _ in range(count):
+        concepts = tuple(rng.sample(CONCEPTS, rng.randint(1, 3)))
+        scene = scene_of(concepts, rng.choice(list(BACKGROUNDS)), rng.choice(list(STYLES)))
+        captions.append(scene.caption())
+    return tuple(captions)
+
+
 def random_caption_words(rng: Random, caption: str, filler: tuple[str, ...]) -> str:
     """The caption with one or two words of ``filler`` in front or behind: unknown words learn to do nothing."""
     words = " ".join(rng.choice(filler) for _ in range(rng.randint(1, 3)))

@@ -6,17 +6,23 @@ import torch
 
 from ..demo.files import LORAS
 from ..demo.judge import CLASSES, Judge
-from ..demo.loader import load_demo_model
+from ..demo.loader import empty_latent, load_demo_model
 from ..host.anagram.pictures import upright_pictures, views_on
 from ..host.folders import offer_loras
 from ..host.schema import io, schema, ui
 from ..host.types import VAE
 from ..methods.anagram.score import Readings
+from ..methods.choices import chosen
 from ..methods.colours import colours_of
 from .anagram.views import AnagramView, lines_of
 from .wires import AnagramScores, AnagramViews
 
 offer_loras(LORAS)  # the demo model's LoRAs appear in the host's Load LoRA, as any other
+
+
+UNET = "UNet"
+ARCHITECTURES = {UNET: "unet", "diffusion transformer": "dit"}
+"""What the widget offers, and the kind of demo model it stands for."""
 
 
 class ConceptsDemoModel(io.ComfyNode):
@@ -29,22 +35,37 @@ class ConceptsDemoModel(io.ComfyNode):
             display_name="Concepts Demo Model",
             category="concepts",
             description="A tiny text-to-image model of emoji that comes with the pack: nothing to download, seconds on "
-            "a CPU. Canvas 128 × 128 (or 192 × 128); prompts such as 'on the left a cat and on the right a dog, blue "
-            "background'. Works with the ordinary nodes: CLIP Text Encode, KSampler, VAE Decode, Load LoRA.",
+            "a CPU. A UNet as Stable Diffusion has, or a diffusion transformer as Z-Image is. Canvas 128 × 128 (or "
+            "192 × 128); prompts such as 'on the left a cat and on the right a dog, blue background'. Works "
+            "with the ordinary nodes: CLIP Text Encode, KSampler, VAE Decode, Load LoRA.",
             search_aliases=["tiny model", "emoji", "load checkpoint"],
-            inputs=[],
-            outputs=[
-                io.Model.Output(
-                    "model", display_name="MODEL", tooltip="The diffusion model; v-prediction, SD 1 family."
+            inputs=[
+                io.Combo.Input(
+                    "architecture",
+                    options=list(ARCHITECTURES),
+                    default=UNET,
+                    optional=True,
+                    tooltip="UNet: v-prediction, SD 1 family; KSampler with 20 steps, cfg 3, euler, normal. Diffusion "
+                    "transformer: flow matching, Z-Image family; 12 steps, cfg 3, euler, simple.",
                 ),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL", tooltip="The diffusion model."),
                 io.Clip.Output("clip", display_name="CLIP", tooltip="The text encoder, for CLIP Text Encode."),
                 io.Vae.Output("vae", display_name="VAE", tooltip="For VAE Decode and VAE Encode."),
+                io.Latent.Output(
+                    "latent",
+                    display_name="LATENT",
+                    tooltip="An empty canvas of 128 × 128 for this model; Repeat Latent Batch makes several. The "
+                    "transformer's latent cells are 4 pixels wide, and Empty Latent Image makes cells of 8.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*load_demo_model())
+    def execute(cls, architecture: str = UNET) -> io.NodeOutput:
+        kind = chosen(ARCHITECTURES, architecture, "architecture")
+        return io.NodeOutput(*load_demo_model(kind=kind), {"samples": empty_latent(kind)})
 
 
 JUDGE_TEMPERATURE = 0.25  # probabilities, not cosines: with this the concealment of a sure reading is 0.98

@@ -23,9 +23,10 @@ ROLES: dict[str, tuple[str, ...]] = {
     "The map": ("SolidMask", "FeatherMask", "InvertMask", "MaskToImage", "EmptyImage", "ImageBlend"),
     "Views": ("ConceptsAnagramView", "ConceptsAnagramViewFromImage", "ConceptsAnagramReference"),
     "Erasing": (
-        "ConceptsEraseConcept", "ConceptsPreserveConcepts", "ConceptsEraseOptions", "ConceptsSolveErasure",
-        "ConceptsTrainStates", "ConceptsTrainOptions", "ConceptsTrainEnd", "ConceptsTrainErasure",
-        "ConceptsUnlearnInTextEncoder", "ConceptsApplyErasure", "ConceptsEraseFromConditioning", "ConceptsLoadEdit",
+        "ConceptsEraseConcept", "ConceptsPreserveConcepts", "ConceptsPreserveCaptions", "ConceptsEraseOptions",
+        "ConceptsSolveErasure", "ConceptsTrainStates", "ConceptsTrainOptions", "ConceptsTrainEnd",
+        "ConceptsTrainErasure", "ConceptsUnlearnInTextEncoder", "ConceptsApplyErasure",
+        "ConceptsEraseFromConditioning", "ConceptsLoadEdit",
     ),
     "Sampling": (
         "ConceptsAnagramOptions", "ConceptsAnagramSchedule", "ConceptsAnagramRectification", "ConceptsAnagramContrast",
@@ -33,7 +34,8 @@ ROLES: dict[str, tuple[str, ...]] = {
         "ConceptsAnagramPixelGuider", "ConceptsComposer", "ConceptsComposerOptions", "ConceptsConductorGuider",
         "ConceptsConductorOptions", "ConceptsConductorMoreOptions", "ConceptsConductorBlocks",
         "ConceptsLayoutReference", "ConceptsKeepObjectsApart", "ConceptsTimeTravelSampler",
-        "EmptyLatentImage", "RandomNoise", "KSamplerSelect", "BasicScheduler", "SamplerCustomAdvanced", "KSampler",
+        "EmptyLatentImage", "EmptySD3LatentImage", "RepeatLatentBatch",
+        "RandomNoise", "KSamplerSelect", "BasicScheduler", "SamplerCustomAdvanced", "KSampler",
     ),
     "Result": (
         "VAEDecode", "ConceptsAnagramDecode", "ConceptsAnagramShowViews", "ConceptsAnagramContactSheet",

@@ -16,7 +16,7 @@ class PublicModel(NamedTuple):
     Attributes:
         side: px, what it was trained at.
         nodes: by number, in place of the demo model's.
-        outputs: the links that stand for the demo model's MODEL, CLIP and VAE.
+        outputs: the links that stand for the demo model's MODEL, CLIP, VAE and, of models in parts, LATENT.
     """
 
     side: int
@@ -39,10 +39,11 @@ def _in_parts(side: int, network: str, clip: dict[str, Any], vae: str, shift: fl
         DEMO: _node("UNETLoader", unet_name=network, weight_dtype="default"),
         "101": clip,
         "102": _node("VAELoader", vae_name=vae),
+        "103": _node("EmptySD3LatentImage", width=side, height=side, batch_size=1),
     }
     if shift is not None:
-        nodes["103"] = _node("ModelSamplingAuraFlow", model=[DEMO, 0], shift=shift)
-    return PublicModel(side, nodes, ((DEMO if shift is None else "103", 0), ("101", 0), ("102", 0)))
+        nodes["104"] = _node("ModelSamplingAuraFlow", model=[DEMO, 0], shift=shift)
+    return PublicModel(side, nodes, ((DEMO if shift is None else "104", 0), ("101", 0), ("102", 0), ("103", 0)))
 
 
 SD15 = _checkpoint("v1-5-pruned-emaonly-fp16.safetensors", 512)

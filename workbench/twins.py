@@ -39,6 +39,11 @@ def _prompts(*texts: str, first: int = 2) -> dict[tuple[str, str], Any]:
     return {(str(first + at), "text"): text for at, text in enumerate(texts)}
 
 
+def _sampled_as_usual(*samplers: str) -> dict[tuple[str, str], Any]:
+    """Steps and cfg of these KSamplers, as people set them for their own checkpoints."""
+    return {(node, name): value for node in samplers for name, value in (("steps", 25), ("cfg", 7.0))}
+
+
 def _two_loras(at: str, first: str, second: str, prompts: Sequence[str]) -> dict[tuple[str, str], Any]:
     """Nodes 4 and 5, the concepts: the user's LoRAs in place of the demo's."""
     return {
@@ -58,8 +63,7 @@ def _both_places(at: str, first: str, second: str) -> dict[tuple[str, str], Any]
 
 
 _PAINTINGS = _prompts("an oil painting of a snowy mountain village", "an oil painting of a horse") | {
-    ("10", "scheduler"): "simple",
-    ("11", "batch_size"): 1,
+    ("11", "amount"): 1,
 }
 _PETS = "a photo of a dog on the left and a cat on the right, a meadow"
 _ONE_PET_EACH = _two_loras(
@@ -68,6 +72,7 @@ _ONE_PET_EACH = _two_loras(
     "my cat",
     ("a photo of my dog on the left and a cat on the right", "a photo of a dog on the left and my cat on the right"),
 )
+_PETS_IN_REGIONS = _prompts(_PETS) | _ONE_PET_EACH | {("9", "amount"): 1, ("12", "steps"): 20}
 _TWO_THINGS = _prompts("a photo of a cat, a meadow", "a photo of a basket of strawberries, a meadow") | {
     ("12", "cfg"): 7.0
 }
@@ -86,12 +91,10 @@ TWINS = {
     "demo_first_picture_sd15": Twin(
         "demo_first_picture",
         SD15,
-        _prompts("a photo of a cat in a garden") | {("4", "batch_size"): 1, ("5", "steps"): 25, ("5", "cfg"): 7.0},
+        _prompts("a photo of a cat in a garden") | {("4", "batch_size"): 1} | _sampled_as_usual("5"),
     ),
     "demo_two_objects_sdxl": Twin(
-        "demo_two_objects",
-        SDXL,
-        _prompts(_PETS) | {("4", "batch_size"): 1, ("5", "steps"): 25, ("5", "cfg"): 7.0},
+        "demo_two_objects", SDXL, _prompts(_PETS) | {("4", "batch_size"): 1} | _sampled_as_usual("5")
     ),
     "anagram_choose_best_sd15": Twin(
         "anagram_choose_best",
@@ -106,9 +109,11 @@ TWINS = {
         _prompts("an oil painting of a snowy mountain village", "an oil painting of a horse")
         | {("11", "batch_size"): 2},
     ),
-    "anagram_turn_z_image": Twin("anagram_turn", Z_IMAGE, _PAINTINGS | {("7", "cfg"): 4.0, ("10", "steps"): 25}),
-    "anagram_turn_flux": Twin("anagram_turn", FLUX, _PAINTINGS | {("7", "cfg"): 1.0}),
-    "anagram_turn_qwen_image": Twin("anagram_turn", QWEN_IMAGE, _PAINTINGS | {("7", "cfg"): 4.0}),
+    "anagram_transformer_z_image": Twin(
+        "anagram_transformer", Z_IMAGE, _PAINTINGS | {("7", "cfg"): 4.0, ("10", "steps"): 25}
+    ),
+    "anagram_transformer_flux": Twin("anagram_transformer", FLUX, _PAINTINGS | {("7", "cfg"): 1.0}),
+    "anagram_transformer_qwen_image": Twin("anagram_transformer", QWEN_IMAGE, _PAINTINGS | {("7", "cfg"): 4.0}),
     "anagram_together_sd15": Twin(
         "anagram_together",
         SD15,
@@ -156,6 +161,11 @@ TWINS = {
             ("7", "enhancement"): 0.04,
         },
     ),
+    "compose_transformer_z_image": Twin(
+        "compose_transformer", Z_IMAGE, _PETS_IN_REGIONS | {("8", "cfg"): 4.0, ("12", "steps"): 25}
+    ),
+    "compose_transformer_flux": Twin("compose_transformer", FLUX, _PETS_IN_REGIONS | {("8", "cfg"): 1.0}),
+    "compose_transformer_qwen_image": Twin("compose_transformer", QWEN_IMAGE, _PETS_IN_REGIONS | {("8", "cfg"): 4.0}),
     "compose_automatic_sdxl": Twin(
         "compose_automatic",
         SDXL,
@@ -203,28 +213,24 @@ TWINS = {
             ("5", "templates"): "artist",
             ("6", "prompts"): "Monet; Rembrandt; Picasso; Hokusai; Klimt; a photo of a village; a starry night",
             ("4", "batch_size"): 1,
-            ("9", "steps"): 25,
-            ("12", "steps"): 25,
-            ("9", "cfg"): 7.0,
-            ("12", "cfg"): 7.0,
-        },
+        }
+        | _sampled_as_usual("9", "12"),
     ),
     "erase_several_sdxl": Twin(
         "erase_several",
         SDXL,
         _prompts("a table with a pizza and a bowl of apples")
         | {
+            ("19", "captions"): "everyday",
+            ("19", "own"): "",
             ("4", "batch_size"): 1,
-            ("12", "steps"): 25,
-            ("15", "steps"): 25,
-            ("12", "cfg"): 7.0,
-            ("15", "cfg"): 7.0,
-        },
+        }
+        | _sampled_as_usual("12", "15"),
     ),
     "erase_export_lora_sd15": Twin(
         "erase_export_lora",
         SD15,
-        _prompts("a photo of a car in a street") | {("4", "batch_size"): 1, ("9", "steps"): 25, ("9", "cfg"): 7.0},
+        _prompts("a photo of a car in a street") | {("4", "batch_size"): 1} | _sampled_as_usual("9"),
     ),
     "erase_probe_sd15": Twin(
         "erase_probe",
@@ -233,15 +239,12 @@ TWINS = {
         | {
             ("9", "sentences"): "a sketch of a {}\na photo of the {} behind a house\nthe {}",
             ("4", "batch_size"): 1,
-            ("12", "steps"): 25,
-            ("12", "cfg"): 7.0,
-        },
+        }
+        | _sampled_as_usual("12"),
     ),
     "erase_train_sd15": Twin("erase_train", SD15, _prompts("a photo of a cat in a garden") | _TRAINING),
     "erase_text_encoder_sd15": Twin(
-        "erase_text_encoder",
-        SD15,
-        _prompts("a photo of a cat in a garden", first=10) | _TRAINING,
+        "erase_text_encoder", SD15, _prompts("a photo of a cat in a garden", first=10) | _TRAINING
     ),
     "regions_by_hand_sd15": Twin("regions_by_hand", SD15, _TWO_THINGS | {("11", "batch_size"): 2}),
     "app_two_boxes_sd15": Twin("app_two_boxes", SD15, _TWO_THINGS),

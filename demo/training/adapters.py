@@ -33,6 +33,8 @@ class Adapted(NamedTuple):
     file: Callable[[], Tensors]
     """The adapters as the tensors of a LoRA file."""
     metadata: dict[str, str]
+    batch: int
+    """Pictures a step."""
 
 
 class SplitRows(nn.Module):
@@ -114,11 +116,15 @@ def adapted_unet(rank: int = 16) -> Adapted:
     def loss(batch: Batch, generator: torch.Generator) -> torch.Tensor:
         return training_loss(unet, text, encoder.encode, batch, levels, generator)
 
-    return Adapted(adapters, loss, file, {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)})
+    return Adapted(adapters, loss, file, {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}, batch=24)
 
 
-def adapted_dit(rank: int = 8) -> Adapted:
-    """The bundled transformer. The text encoder stays as it is, as that of a large transformer does."""
+def adapted_dit(rank: int = 16) -> Adapted:
+    """The bundled transformer. The text encoder stays as it is, as that of a large transformer does.
+
+    A step is slow, and in the same minutes many small ones learn more: a lion is right in 6 pictures of 6 after 300
+    steps of 8, and in none after 80 of 24.
+    """
     dit, (_unet, text) = bundled_dit().requires_grad_(False), bundled_networks()
     for layer in dit.modules():
         if isinstance(qkv := getattr(layer, "qkv", None), nn.Linear):
@@ -129,7 +135,7 @@ def adapted_dit(rank: int = 8) -> Adapted:
     def loss(batch: Batch, generator: torch.Generator) -> torch.Tensor:
         return velocity_loss(dit, text, encoder.encode, batch, generator)
 
-    return Adapted(adapters, loss, lambda: z_image_state(dit), {})
+    return Adapted(adapters, loss, lambda: z_image_state(dit), {}, batch=8)
 
 
 ADAPTED = {"unet": adapted_unet, "dit": adapted_dit}

@@ -26,7 +26,7 @@ from .networks import Tokenizer
 
 log = logging.getLogger(__name__)
 
-BATCH, PEAK_RATE, EMA_DECAY = 24, 2e-3, 0.98
+PEAK_RATE, EMA_DECAY = 2e-3, 0.98
 WITH_CONCEPT = 0.67
 OBJECTS = ((1, 0.55), (2, 0.45))
 
@@ -56,7 +56,7 @@ def train(concept: str, kind: str, minutes: float, path: Path) -> Adapted:
         average[name].copy_(training.tensors[f"average.{name}"])
     batches = Batches(11 + training.steps, Tokenizer(), OBJECTS, scene_source(concept))
     generator = torch.Generator().manual_seed(12 + training.steps)
-    fit(concept, adapters, average, training, lambda: adapted.loss(batches.next(BATCH), generator))
+    fit(concept, adapters, average, training, lambda: adapted.loss(batches.next(adapted.batch), generator))
     for name, parameter in adapters.items():
         parameter.data.copy_(average[name])
     return adapted

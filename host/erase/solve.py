@@ -124,7 +124,7 @@ def _solved_text(
 ) -> tuple[LowRank, EditReport]:
     """M of the text embedding in float32, and what was measured."""
     every_weight = chosen(SOLVERS, request.solver, "solver").every_weight
-    if problem.width > WIDE and problem.statistics is None:
+    if problem.width > WIDE:
         return _solved_wide(model, keys, problem, request, names)
     needed = keys if every_weight else sampled_keys(keys)
     progress = comfy.utils.ProgressBar(len(needed) + 1)

@@ -22,12 +22,14 @@ def joined_problems(problems: Sequence[Problem]) -> Problem:
     if not others:
         return first
     erased = tuple(joined_rows(sets) for sets in zip(*(p.erased for p in problems), strict=True))
+    statistics = [p.statistics for p in problems if p.statistics is not None]
     return Problem(
         erased,
         torch.cat([p.preserved for p in problems]),
         torch.cat([p.preserved_weights for p in problems]),
         torch.cat([p.empty for p in problems]),
         variants=tuple(_joined_variants(problems, number) for number in range(len(erased))),
+        statistics=torch.stack(statistics).sum(0) if statistics else None,
         labels=tuple(label for p in problems for label in p.labels),
         held=tuple(name for p in problems for name in p.held),
     )
@@ -49,6 +51,8 @@ class WithinSpan(NamedTuple):
     M of every solver takes rows of the span to rows of the span, and everything else to 0: nothing is lost, and no
     matrix is larger than (n, n). What a solver finds for itself lies in the span too: embeddings that bring a concept
     back (RECE), and the direction that is read least (SPEED).
+
+    Captions that are preserved on average count with their part in the span: M moves nothing else of them.
     """
 
     problem: Problem
@@ -71,6 +75,7 @@ def within_span(problem: Problem) -> WithinSpan:
             preserved=problem.preserved.double() @ basis,
             empty=problem.empty.double() @ basis,
             variants=tuple((rows.double() @ basis, numbers) for rows, numbers in problem.variants),
+            statistics=None if problem.statistics is None else basis.T @ problem.statistics @ basis,
             outside=basis.shape[0] - basis.shape[1],
         ),
         basis,

@@ -37,7 +37,7 @@ def measure(
         if margins:
             result["margin"] = relative_margin(T, one, Q, rows.C[_heaviest(rows)])
         concepts.append(result)
-    return {
+    report: EditReport = {
         "concepts": concepts,
         "kept": _drifts(problem, T, Q),
         "rank": short.M.rank,
@@ -47,6 +47,9 @@ def measure(
         "change": _rounded((map_energy(T - one, Q) / (size or map_energy(one, Q))) ** 0.5),
         "notes": list(solution.notes),
     }
+    if problem.statistics is not None:
+        report["captions"] = _rounded(average_drift(problem.statistics.double(), T, Q))
+    return report
 
 
 def left_of(rows: RowPairs, T: torch.Tensor, Q: torch.Tensor) -> ConceptResult:
@@ -59,6 +62,13 @@ def left_of(rows: RowPairs, T: torch.Tensor, Q: torch.Tensor) -> ConceptResult:
 def drift(rows: torch.Tensor, T: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
     """How far the keys and values of each row move, relative to their size, (n,)."""
     return row_energy(rows @ T.T - rows, Q).sqrt() / row_energy(rows, Q).sqrt().clamp_min(1e-30)
+
+
+def average_drift(statistics: torch.Tensor, T: torch.Tensor, Q: torch.Tensor) -> float:
+    """The same for many rows at once, of which only Σ w·rrᵀ (d, d) is known."""
+    D = T - map_of(None, len(T))
+    moved, whole = ((D.T @ Q @ D) * statistics).sum(), (Q * statistics).sum()
+    return float((moved.clamp_min(0) / whole.clamp_min(1e-30)).sqrt())
 
 
 def relative_margin(T: torch.Tensor, one: torch.Tensor, Q: torch.Tensor, rows: torch.Tensor) -> float | None:

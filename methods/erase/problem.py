@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 
 from .lowrank import LowRank
-from .rows import PromptTokens, RowPairs, joined_rows, paired_rows, preserved_rows
+from .rows import PreservedRows, PromptTokens, RowPairs, joined_rows, paired_rows, preserved_rows
 from .spec import Erased, Preserved, preserved_prompts, sentences
 
 _SAME_COSINE = 0.999  # above it a preserved row is an erased one
@@ -33,7 +33,8 @@ class Problem(NamedTuple):
     """Rows to erase, one set per concept, and rows to preserve (m, d) with weights (m,).
 
     ``energy`` is Q = Σ WᵀW over the edited weights, (d, d); without it every direction of the embedding counts the
-    same. ``empty`` holds the empty prompt's token rows (positions, d). ``variants`` has two entries per concept: rows
+    same. ``empty`` holds the empty prompt's token rows (positions, d). ``statistics`` is Σ w·rrᵀ, (d, d), of captions
+    that are preserved on average alone. ``variants`` has two entries per concept: rows
     (k, d) of its other names and sentences, and the number of the concept's row that each of them varies (k,).
     ``labels`` names the prompt of each preserved row, ``held`` says what the row is in it. ``outside`` counts the
     directions that no row has, and that are left out (``blocks.within_span``).
@@ -54,6 +55,11 @@ class Problem(NamedTuple):
     def width(self) -> int:
         return self.preserved.shape[1]
 
+    def weighted(self, factor: float) -> Problem:
+        """The problem with everything preserved at so many times its weight."""
+        statistics = None if self.statistics is None else self.statistics * factor
+        return self._replace(preserved_weights=self.preserved_weights * factor, statistics=statistics)
+
     @property
     def directions(self) -> int:
         """How many the embedding has, with those that are left out."""
@@ -70,7 +76,7 @@ class SolverSettings:
 
     Attributes:
         ridge: λ of the erasure.
-        preserve_weight: multiplies the weight of everything preserved; the null space ignores it.
+        preserve_weight: multiplies the weight of everything preserved, captions too; the null space ignores it.
         epochs: how often RECE looks for embeddings that bring the concept back.
         regeneration: λ of such an embedding (RECE).
         neighbours: how many neighbours RealEra samples per row.
@@ -114,6 +120,7 @@ class Solver(NamedTuple):
 
     ``every_weight``: its result depends on Q, which then must cover every weight and not a sample of them.
     ``published_rows``: it preserves the words of the list alone, without end tokens and the empty prompt.
+    ``averages``: it reads ``Problem.statistics``.
     """
 
     solve: Callable[[Problem, SolverSettings], Solution]
@@ -122,6 +129,7 @@ class Solver(NamedTuple):
     about: str
     every_weight: bool = False
     published_rows: bool = False
+    averages: bool = True
 
 
 def problem_of(
@@ -138,19 +146,37 @@ def problem_of(
     always = empty[:0] if published_rows else empty
     rows, weights = [always], [torch.full((len(always),), 1 / max(len(empty) - 1, 1), dtype=torch.float64)]
     labels, held = ["the empty prompt"] * len(always), [""] * len(always)
-    for prompt, entry in preserved_prompts(preserved):
-        parts = encode.parts(prompt)  # a long prompt weighs as much as a short one
-        for part in parts:
-            kept = preserved_rows(part, entry.weight / len(parts), whole=entry.whole, ends=not published_rows)
+    single = [entry for entry in preserved if not entry.averaged]
+    for prompt, entry in preserved_prompts(single):
+        for kept in _rows_of(encode, prompt, entry, ends=not published_rows):
             rows.append(kept.rows)
             weights.append(kept.weights)
             labels += [prompt] * len(kept.rows)
             held += kept.names
     sets = [_concept_rows(encode, concept) for concept in concepts]
     erased, variants = tuple(pairs for pairs, _ in sets), tuple(others for _, others in sets)
-    _check_distinct(encode, erased, preserved)
+    _check_distinct(encode, erased, single)
     problem = Problem(erased, torch.cat(rows), torch.cat(weights), empty, variants=variants)
-    return problem._replace(labels=tuple(labels), held=tuple(held))
+    statistics = _statistics_of(encode, [entry for entry in preserved if entry.averaged], ends=not published_rows)
+    return problem._replace(statistics=statistics, labels=tuple(labels), held=tuple(held))
+
+
+def _rows_of(encode: Encode, prompt: str, entry: Preserved, *, ends: bool) -> Iterator[PreservedRows]:
+    """The preserved rows of a prompt, part by part; a long prompt weighs as much as a short one."""
+    parts = encode.parts(prompt)
+    for part in parts:
+        yield preserved_rows(part, entry.each / len(parts), whole=entry.whole, ends=ends)
+
+
+def _statistics_of(encode: Encode, captions: Sequence[Preserved], *, ends: bool) -> torch.Tensor | None:
+    """Σ w·rrᵀ, (d, d), of all rows of captions; None if there are no captions."""
+    total: torch.Tensor | None = None
+    for prompt, entry in preserved_prompts(captions):
+        for rows in _rows_of(encode, prompt, entry, ends=ends):
+            if total is None:
+                total = rows.rows.new_zeros(rows.rows.shape[1], rows.rows.shape[1])
+            total.addmm_(rows.rows.T, rows.weights[:, None] * rows.rows)  # in place: of T5 it takes 0.1 GB
+    return total
 
 
 def _concept_rows(encode: Encode, erased: Erased) -> tuple[RowPairs, tuple[torch.Tensor, torch.Tensor]]:
@@ -204,7 +230,7 @@ def pooled_problem(encode: Encode, concepts: Sequence[Erased], preserved: Sequen
         for sentence, anchored, name in sentences(erased):
             concept, anchor = _pooled(encode(sentence, name)), _pooled(encode(anchored, erased.anchor))
             sets.append(RowPairs(concept[None], anchor[None], torch.full((1,), erased.weight, dtype=torch.float64)))
-    prompts = [("", 1.0), *((prompt, entry.weight) for prompt, entry in preserved_prompts(preserved))]
+    prompts = [("", 1.0), *((prompt, entry.each) for prompt, entry in preserved_prompts(preserved))]
     rows = torch.stack([_pooled(encode.parts(prompt)[0]) for prompt, _ in prompts])
     weights = torch.tensor([weight for _, weight in prompts], dtype=torch.float64)
     return Problem((joined_rows(sets),), rows, weights, rows[:1].expand(2, -1))

@@ -38,9 +38,10 @@ def realera(problem: Problem, settings: SolverSettings) -> Solution:
     preserved = torch.cat([problem.preserved.double(), *beyond])
     each = float(torch.cat([r.weights for r in problem.erased]).mean()) / max(_BEYOND * settings.neighbours, 1)
     more = torch.full((len(preserved) - len(problem.preserved),), each).double()
-    weights = torch.cat([problem.preserved_weights.double(), more]) * (settings.preserve_weight or 0)
+    weights = torch.cat([problem.preserved_weights.double(), more])
+    held = problem._replace(preserved=preserved, preserved_weights=weights).weighted(settings.preserve_weight or 0)
     ridge = scaled_ridge(settings.ridge or 0, joined_rows(problem.erased).C)
-    given = (erased, preserved, weights, ridge, problem.statistics)
+    given = (erased, held.preserved, held.preserved_weights, ridge, held.statistics)
     return Solution(uce(*given), system(*given), notes=tuple(notes))
 
 

@@ -22,17 +22,18 @@ def cumulative(problem: Problem, settings: SolverSettings) -> Solution:
     """
     concept, Q = joined_rows(problem.erased), problem.Q()
     ridge = scaled_ridge(settings.ridge or 0, concept.C)
-    weights = problem.preserved_weights * (settings.preserve_weight or 0)
+    held = problem.weighted(settings.preserve_weight or 0)
+    kept = (held.preserved, held.preserved_weights, ridge, held.statistics)
     every, residuals = concept, []
-    M = uce(every, problem.preserved, weights, ridge, problem.statistics)
+    M = uce(every, *kept)
     for _ in range(settings.epochs):
         T = map_of(M, problem.width)
         found = regenerated_rows(T, Q, concept.C, settings.regeneration)
         residuals.append(float(shortfall(T, Q, concept.C, found).mean()))
         shorter = (concept.C.square().sum(1) / found.square().sum(1).clamp_min(1e-30)).clamp(max=1)
         every = joined_rows([every, RowPairs(found, concept.G, concept.weights * shorter)])
-        M = uce(every, problem.preserved, weights, ridge, problem.statistics)
-    A = system(every, problem.preserved, weights, ridge, problem.statistics)
+        M = uce(every, *kept)
+    A = system(every, *kept)
     return Solution(M, A, (*residuals, _residual(M, Q, concept, settings)))
 
 
@@ -40,7 +41,8 @@ def sequential(problem: Problem, settings: SolverSettings) -> Solution:
     """The paper's own order: each epoch edits the weights of the one before, with these as its reference."""
     concept, Q = joined_rows(problem.erased), problem.Q()
     ridge = scaled_ridge(settings.ridge or 0, concept.C)
-    weights = problem.preserved_weights * (settings.preserve_weight or 0)
+    held = problem.weighted(settings.preserve_weight or 0)
+    kept = (held.preserved, held.preserved_weights, ridge, held.statistics)
     M = uce(
         concept, problem.preserved, problem.preserved_weights, scaled_ridge(_UCE_RIDGE, concept.C), problem.statistics
     )
@@ -50,9 +52,9 @@ def sequential(problem: Problem, settings: SolverSettings) -> Solution:
         found = regenerated_rows(T, Q, concept.C, settings.regeneration)
         residuals.append(float(shortfall(T, Q, concept.C, found).mean()))
         every = joined_rows([every, RowPairs(found, concept.G, concept.weights)])
-        step = uce(RowPairs(found, concept.G, concept.weights), problem.preserved, weights, ridge, problem.statistics)
+        step = uce(RowPairs(found, concept.G, concept.weights), *kept)
         M = followed_by(M, step)
-    A = system(every, problem.preserved, weights, ridge, problem.statistics)
+    A = system(every, *kept)
     return Solution(M, A, (*residuals, _residual(M, Q, concept, settings)))
 
 

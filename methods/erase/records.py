@@ -27,6 +27,7 @@ class PreservedRecord(TypedDict):
     prompts: Sequence[str]
     weight: float
     whole: bool
+    averaged: bool
     previous: None
 
 
@@ -118,6 +119,8 @@ class EditReport(TypedDict, total=False):
     concepts: list[ConceptResult]
     kept: list[PromptDrift]
     """The preserved prompts."""
+    captions: float
+    """How far captions that are preserved on average moved, relative to their size."""
     rank: int
     rows: int
     """How many token rows are erased."""

@@ -48,6 +48,8 @@ def _table(report: EditReport, spec: EditSpec) -> str:
         lines.append(f"  {c['concept']}: {c['left']:.1%} left (worst token {c['most']:.1%}){_margin(c)}")
     for drift in sorted(report["kept"], key=lambda drift: -drift["moved"])[:_MOST]:
         lines.append(f"  preserved '{drift['prompt']}': moved {drift['moved']:.2%}{_held(drift)}")
+    if "captions" in report:
+        lines.append(f"  preserved captions: moved {report['captions']:.2%} on average")
     if report["regeneration"]:
         lines.append("  regeneration residual by epoch: " + ", ".join(f"{r:.2f}" for r in report["regeneration"]))
     lines += [f"note: {note}" for note in report["notes"]]

@@ -19,12 +19,9 @@ from .speed import speed
 
 
 def _uce(problem: Problem, settings: SolverSettings) -> Solution:
-    rows = joined_rows(problem.erased)
-    weights, ridge = (
-        problem.preserved_weights * (settings.preserve_weight or 0),
-        scaled_ridge(settings.ridge or 0, rows.C),
-    )
-    given = (rows, problem.preserved, weights, ridge, problem.statistics)
+    rows, held = joined_rows(problem.erased), problem.weighted(settings.preserve_weight or 0)
+    ridge = scaled_ridge(settings.ridge or 0, rows.C)
+    given = (rows, held.preserved, held.preserved_weights, ridge, held.statistics)
     return Solution(uce(*given), system(*given))
 
 
@@ -51,13 +48,18 @@ SOLVERS: dict[str, Solver] = {
     ),
     "realera": Solver(realera, 0.5, 1.0, "also erases the concept's neighbourhood (RealEra-style)"),
     "null-space": Solver(
-        null_space, 0.05, 1.0, "changes only what the preserved prompts do not use, for many concepts"
+        null_space,
+        0.05,
+        1.0,
+        "changes only what the preserved prompts do not use, for many concepts",
+        averages=False,
     ),
     "double-projections": Solver(
         double_projections,
         0.5,
         1.0,
         "takes each concept to a proxy in its anchor's span and moves no preserved row (Double Projections)",
+        averages=False,
     ),
     "speed": Solver(
         speed,
@@ -65,6 +67,7 @@ SOLVERS: dict[str, Solver] = {
         1.0,
         "null-space, of those preserved prompts that the erasure would move most (SPEED)",
         every_weight=True,
+        averages=False,
     ),
 }
 """To add a solver, write a function (Problem, SolverSettings) -> Solution and a line here; all tests run over it."""
@@ -90,4 +93,7 @@ def solve(name: str, problem: Problem, settings: SolverSettings = SolverSettings
         return _zero_solution(problem.width)
     ridge = solver.ridge if settings.ridge is None else settings.ridge
     preserve_weight = solver.preserve_weight if settings.preserve_weight is None else settings.preserve_weight
-    return solver.solve(problem, replace(settings, ridge=ridge, preserve_weight=preserve_weight))
+    solution = solver.solve(problem, replace(settings, ridge=ridge, preserve_weight=preserve_weight))
+    if problem.statistics is None or solver.averages:
+        return solution
+    return replace(solution, notes=(*solution.notes, f"{name} does not read Preserve Captions; uce and rece do"))

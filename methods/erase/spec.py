@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ..choices import check_choice
@@ -93,12 +93,22 @@ class Erased(NamedTuple):
 
 
 class Preserved(NamedTuple):
-    """Prompts that must not move: every token (``whole``), or only the last word and the end token."""
+    """Prompts that must not move: every token (``whole``), or only the last word and the end token.
+
+    Each has the ``weight``. Where they are ``averaged``, they are captions of which only the average must not move:
+    the weight is that of all together, and a caption may name what is erased.
+    """
 
     prompts: tuple[str, ...]
     weight: float
     whole: bool = False
     previous: Preserved | None = None
+    averaged: bool = False
+
+    @property
+    def each(self) -> float:
+        """The weight of one prompt."""
+        return self.weight / max(len(self.prompts), 1) if self.averaged else self.weight
 
     def in_order(self) -> list[Preserved]:
         """All entries of the list, first to last."""
@@ -111,7 +121,13 @@ class Preserved(NamedTuple):
 
     def record(self) -> PreservedRecord:
         """This entry as it is in files."""
-        return {"prompts": self.prompts, "weight": self.weight, "whole": self.whole, "previous": None}
+        return {
+            "prompts": self.prompts,
+            "weight": self.weight,
+            "whole": self.whole,
+            "averaged": self.averaged,
+            "previous": None,
+        }
 
 
 class Sentence(NamedTuple):
@@ -128,7 +144,7 @@ def erased_of(record: ErasedRecord) -> Erased:
     return Erased(record["concept"], record["anchor"], templates, record["scope"], record["weight"], names)
 
 
-def preserved_prompts(entries: Sequence[Preserved]) -> list[tuple[str, Preserved]]:
+def preserved_prompts(entries: Iterable[Preserved]) -> list[tuple[str, Preserved]]:
     """Every preserved prompt, first to last, with the entry it belongs to."""
     return [(prompt, entry) for entry in entries for prompt in entry.prompts]
 
@@ -177,7 +193,7 @@ def check_preserved(concepts: Sequence[Erased], preserved: Sequence[Preserved]) 
         ValueError: a preserved prompt names a concept that is erased, or an anchor is erased itself.
     """
     erased = {name.strip().lower() for c in concepts for name in (c.concept, *c.names)}
-    for prompt, _ in preserved_prompts(preserved):
+    for prompt, _ in preserved_prompts(entry for entry in preserved if not entry.averaged):
         for name in erased:
             if _names(prompt, name):
                 raise ValueError(

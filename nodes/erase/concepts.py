@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...host.schema import io, schema
 from ...methods.choices import chosen
+from ...methods.erase.captions import everyday_captions
 from ...methods.erase.spec import SCOPES, TEMPLATES, UNSAFE_WORDS, Erased, Preserved, check_erased
 from ..wires import EraseList, PreserveList
 from .shared import CATEGORY, listed_texts
 
+CAPTIONS: dict[str, Callable[[], tuple[str, ...]]] = {"everyday": everyday_captions, "own": tuple}
+"""The sets of captions of Preserve Captions."""
 TOKENS = {"last word and end": False, "all": True}
 """The choices of Preserve Concepts, and whether every token of a prompt is preserved."""
 
@@ -148,4 +153,57 @@ class ConceptsPreserveConcepts(io.ComfyNode):
         return io.NodeOutput(Preserved(listed_texts(prompts), weight, whole, keep_list))
 
 
-NODES: tuple[type[io.ComfyNode], ...] = (ConceptsEraseConcept, ConceptsPreserveConcepts)
+class ConceptsPreserveCaptions(io.ComfyNode):
+    """Adds captions that must not change on average."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ConceptsPreserveCaptions",
+            display_name="Preserve Captions",
+            category=CATEGORY,
+            description="Preserves what everyday prompts use, on average. Concepts that nobody listed then survive an "
+            "erasure too. Connect it behind Preserve Concepts.",
+            search_aliases=["retain", "COCO", "Gram matrix", "statistics", "OCE", "unlearn"],
+            inputs=[
+                io.Combo.Input(
+                    "captions",
+                    options=list(CAPTIONS),
+                    default="everyday",
+                    tooltip="everyday: 440 ordinary captions, and those below. own: those below alone. Start with "
+                    "everyday.",
+                ),
+                io.String.Input(
+                    "own",
+                    default="",
+                    multiline=True,
+                    tooltip="Further captions, one per line or separated by ';'. They may name what is erased. Start "
+                    "empty; a few hundred prompts of the kind you use are better. The demo model needs its own words.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=100.0,
+                    min=0.0,
+                    max=100000.0,
+                    step=10.0,
+                    tooltip="How many prompts of Preserve Concepts all captions together count as. Lower it if the "
+                    "concept stays. Start with 100.",
+                ),
+                PreserveList.Input(
+                    "keep_list", optional=True, tooltip="The prompts so far; leave empty for the first."
+                ),
+            ],
+            outputs=[
+                PreserveList.Output("all_kept", display_name="kept", tooltip="The list with these captions at its end.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, captions: str, own: str, weight: float, keep_list: Preserved | None = None) -> io.NodeOutput:
+        listed = (*chosen(CAPTIONS, captions, "set of captions")(), *listed_texts(own))
+        if not listed:
+            raise ValueError("There are no captions; write some into 'own', or choose 'everyday'.")
+        return io.NodeOutput(Preserved(listed, weight, True, keep_list, averaged=True))
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (ConceptsEraseConcept, ConceptsPreserveConcepts, ConceptsPreserveCaptions)

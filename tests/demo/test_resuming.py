@@ -21,6 +21,7 @@ from comfyui_concepts.demo.training import (
     train_lora,
     train_unet,
 )
+from comfyui_concepts.demo.training.adapters import ADAPTED, adapted_unet
 from safetensors.torch import load_file
 
 
@@ -132,7 +133,7 @@ def test_a_reader_stands_beside_the_judge(tmp_path, monkeypatch):
 
 def test_a_killed_lora_goes_on_and_is_written_when_done(tmp_path, killed_after, monkeypatch):
     path = tmp_path / "concepts-demo-koala.training"
-    monkeypatch.setattr(train_lora, "BATCH", 2)
+    monkeypatch.setitem(ADAPTED, "unet", lambda: adapted_unet()._replace(batch=2))
     killed_after(2)
     with pytest.raises(Killed):
         train_lora.main(["koala", "--out", str(tmp_path), "--minutes", "5"])

@@ -193,8 +193,11 @@ def _texts(erased: Sequence[Erased], preserved: tuple[str, ...]) -> TrainingText
 
 
 def _preserved_texts(preserved: Preserved | None, most: int | None, seed: int) -> tuple[str, ...]:
-    """All preserved prompts, or at most so many, chosen by the seed: each costs a trajectory."""
-    prompts = [prompt for entry in in_order(preserved) for prompt in entry.prompts]
+    """All preserved prompts, or at most so many, chosen by the seed: each costs a trajectory.
+
+    Captions that are preserved on average are left out: they would crowd out what was listed.
+    """
+    prompts = [prompt for entry in in_order(preserved) if not entry.averaged for prompt in entry.prompts]
     if most is None or len(prompts) <= most:
         return tuple(prompts)
     return tuple(random.Random(seed).sample(prompts, most))

@@ -60,6 +60,30 @@ def test_solvers_that_look_for_embeddings_look_among_what_the_rows_span(solver):
     assert M.matrix().any()
 
 
+def test_captions_hold_what_the_rows_span_and_nothing_else_moves():
+    """In the span the solve is that of the captions' part in it: the plainest form of the restriction."""
+    problem = a_problem()
+    captions = torch.randn(20, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    within = within_span(problem._replace(statistics=captions.T @ captions))
+    part = captions @ within.basis
+    torch.testing.assert_close(within.problem.statistics, part.T @ part, rtol=1e-9, atol=1e-9)
+    listed = within.problem._replace(
+        statistics=None,
+        preserved=torch.cat([within.problem.preserved, part]),
+        preserved_weights=torch.cat([problem.preserved_weights.double(), torch.ones(20, dtype=torch.float64)]),
+    )
+    maps = [within.lifted(solve("uce", some).M).matrix() for some in (within.problem, listed)]
+    torch.testing.assert_close(*maps, rtol=1e-8, atol=1e-10)
+    outside = torch.eye(D, dtype=torch.float64) - within.basis @ within.basis.T
+    assert float((maps[0] @ outside).abs().max()) <= 1e-10
+
+
+def test_two_encoders_share_the_captions_sum():
+    first, second = (a_problem(seed)._replace(statistics=torch.eye(D, dtype=torch.float64) * seed) for seed in (1, 2))
+    assert torch.equal(joined_problems([first, second]).statistics, 3 * torch.eye(D, dtype=torch.float64))
+    assert joined_problems([a_problem(1), a_problem(2)]).statistics is None
+
+
 def test_rows_of_two_encoders_make_one_problem_and_its_variants_vary_their_own_rows():
     first, second = a_problem(1), a_problem(2)
     both = joined_problems([first, second])

@@ -7,13 +7,20 @@ from graphlib import TopologicalSorter
 import nodes as host_nodes
 import pytest
 import torch
-from comfy_extras import nodes_custom_sampler, nodes_model_advanced
+from comfy_extras import nodes_custom_sampler, nodes_model_advanced, nodes_sd3
+from comfyui_concepts.boards.random_transformers import random_lora
+from comfyui_concepts.host.lora.concept import Concept
 from comfyui_concepts.nodes import NODES
+from comfyui_concepts.nodes.concept import ConceptList
 from comfyui_concepts.workbench.twins import TWINS, twin_graph
 
-from ..tiny_transformers import conditioning, tiny_transformer
+from .tiny_transformers import conditioning, tiny_transformer
 
-CLASSES = {"anagram_turn_z_image": "zimage", "anagram_turn_flux": "flux", "anagram_turn_qwen_image": "qwen"}
+CLASSES = {
+    f"{graph}_transformer_{model}": family
+    for graph in ("anagram", "compose")
+    for model, family in (("z_image", "zimage"), ("flux", "flux"), ("qwen_image", "qwen"))
+}
 LAST = "SamplerCustomAdvanced"
 SIDE = 64  # px
 
@@ -21,7 +28,9 @@ SIDE = 64  # px
 def _classes():
     """Every class by its name in a graph."""
     extras = {
-        name: kind for module in (nodes_custom_sampler, nodes_model_advanced) for name, kind in vars(module).items()
+        name: kind
+        for module in (nodes_custom_sampler, nodes_model_advanced, nodes_sd3)
+        for name, kind in vars(module).items()
     }
     ours = {node.GET_SCHEMA().node_id: node for node in NODES}
     return host_nodes.NODE_CLASS_MAPPINGS | extras | ours
@@ -34,6 +43,13 @@ def _run(kind, inputs):
     return getattr(kind(), kind.FUNCTION)(**inputs)
 
 
+def _concept(family, model, number, inputs, made):
+    """A concept with a random LoRA in place of the person's."""
+    words, phrase = conditioning(family, 12, seed=number), inputs["phrase"]
+    previous = made[inputs["concepts"][0]][0] if "concepts" in inputs else None
+    return ConceptList(Concept(phrase, phrase, random_lora(model.model, number), 1.0, words, words), previous)
+
+
 @pytest.mark.parametrize(("name", "family"), CLASSES.items())
 def test_a_twin_for_a_transformer_draws_with_a_small_model_of_its_class(name, family):
     graph, classes = twin_graph(TWINS[name]), _classes()
@@ -42,13 +58,15 @@ def test_a_twin_for_a_transformer_draws_with_a_small_model_of_its_class(name, fa
     needed = [end]
     for identity in needed:
         needed += [source for source in links[identity] if source not in needed]
-    made = {}
+    made, model = {}, tiny_transformer(family)
     for identity in TopologicalSorter({i: links[i] for i in needed}).static_order():
         kind, inputs = graph[identity]["class_type"], dict(graph[identity]["inputs"])
         if kind == "UNETLoader":
-            made[identity] = (tiny_transformer(family),)
+            made[identity] = (model,)
         elif kind == "CLIPTextEncode":  # the prompts of these models are as long as their text
             made[identity] = (conditioning(family, 10 + len(inputs["text"]) % 5),)
+        elif kind == "ConceptsConcept":
+            made[identity] = (_concept(family, model, int(identity), inputs, made),)
         elif "CLIPLoader" in kind:
             made[identity] = (None,)
         else:
@@ -57,5 +75,5 @@ def test_a_twin_for_a_transformer_draws_with_a_small_model_of_its_class(name, fa
             made[identity] = _run(classes[kind], given)
     latent = made[end][0]["samples"]
     assert latent.shape[-2:] == (SIDE // 8, SIDE // 8)
-    assert latent.shape[1] == made["1"][0].model.latent_format.latent_channels
+    assert latent.shape[1] == model.model.latent_format.latent_channels
     assert torch.isfinite(latent).all()
