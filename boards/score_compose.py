@@ -41,7 +41,7 @@ JOINT_COMPOSERS: dict[str, Compose] = {
     "composer": FULL,
     "composer + token LoRA": WHOLE_LORA,
     "composer, no isolation": dataclasses.replace(WHOLE_LORA, isolation=False),
-    "composer, own prompts alone": dataclasses.replace(WHOLE_LORA, base_in_regions=False),
+    "composer, base in regions": dataclasses.replace(WHOLE_LORA, base_in_regions=True),
 }
 """Where text and picture attend together; the other ingredients do nothing there."""
 HOST = ("stacked LoRAs", "host hooks")

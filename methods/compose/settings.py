@@ -40,7 +40,7 @@ class Compose:
             Differs from the paper: its LoRAs learn words and do without. Ordinary LoRAs hold most of a concept there.
         automatic: without regions, the percent at which they are taken from the concepts' attention so far.
         base_in_regions: whether regions read the base prompt too, where all prompts are in one sequence with the
-            picture. A UNet's regions never do.
+            picture. A UNet's regions never do. On the demo transformer they then show the base's nouns.
     """
 
     isolation: bool = True
@@ -53,7 +53,7 @@ class Compose:
     weights: LossWeights = LossWeights()
     token_lora: bool = True
     automatic: float = 0.2
-    base_in_regions: bool = True
+    base_in_regions: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (

@@ -22,7 +22,7 @@ JOINT = [name for name in names() if name not in ("wan", "cosmos", "anima", "flu
 FAST = [name for name in JOINT if name != "flux2"]
 """Flux.2's prompts have 512 rows each."""
 SIZE = (9, 7)
-ALONE = Compose(base_in_regions=False)
+DEFAULTS = Compose()
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def base(name: str, lengths=(10, 10), cfg: float = 1.0, **values) -> BasePrompts
     return BasePrompts(*(prompt(name, length, seed=n, **values) for n, length in enumerate(lengths)), cfg)
 
 
-def guider(name: str, concepts, covered, settings=ALONE, *, model=None, prompts=None, soft=False) -> JointGuider:
+def guider(name: str, concepts, covered, settings=DEFAULTS, *, model=None, prompts=None, soft=False) -> JointGuider:
     """``covered`` is (concepts, h, w) of the latent's size."""
     return JointGuider(
         model or shared_transformer(name), prompts or base(name), concepts, lambda h, w: covered, settings, soft

@@ -20,7 +20,7 @@ from comfyui_concepts.methods.compose.settings import Compose
 from ..faults import FAULTS, assert_as_remembered, remembered
 from ..tiny_transformers import counted, names, noise, shared_transformer
 from .joint_cases import (
-    ALONE,
+    DEFAULTS,
     FAST,
     JOINT,
     SIZE,
@@ -119,18 +119,30 @@ def test_a_call_that_the_host_splits_is_the_same(name, monkeypatch):
     assert calls == [4, 2, 2]
 
 
+@pytest.mark.parametrize(("reads", "least", "most"), [(False, 0.0, 1e-6), (True, 1e-3, 10.0)])
+def test_a_region_reads_the_base_only_where_it_is_told_to(reads, least, most):
+    own, negative = concept("zimage"), prompt("zimage", 10, seed=1)
+    first, second = (
+        sample(
+            guider("zimage", [own], everywhere(), Compose(base_in_regions=reads), prompts=BasePrompts(p, negative, 1.0))
+        )
+        for p in (prompt("zimage", 10, seed=0), prompt("zimage", 10, seed=7))
+    )
+    assert least <= apart(first, second) < most
+
+
 @pytest.mark.parametrize("name", TWO)
 def test_what_is_in_one_region_does_not_reach_another(name):
     size = (16, 8)
     covered = torch.zeros(2, *size)
     covered[0, :, :4], covered[1, :, 4:] = 1, 1
     left = [
-        sample(guider(name, [concept(name, 0), other], covered, ALONE), size=size)
+        sample(guider(name, [concept(name, 0), other], covered, DEFAULTS), size=size)
         for other in (concept(name, 1), concept(name, 2))
     ]
     assert apart(left[0][..., :4], left[1][..., :4]) < 1e-6
     assert apart(left[0][..., 4:], left[1][..., 4:]) > 1e-2
-    seeing = Compose(isolation=False, base_in_regions=False)
+    seeing = Compose(isolation=False)
     mixed = sample(guider(name, [concept(name, 0), concept(name, 1)], covered, seeing), size=size)
     assert apart(mixed[..., :4], left[0][..., :4]) > 1e-3
 

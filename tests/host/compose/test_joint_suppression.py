@@ -156,7 +156,7 @@ def test_beside_lora_composer_it_acts_where_the_base_prompt_is_read(name):
     suppressing, prompts, own = with_suppression(model, 1.0, 0.0, 1.0), marked(name, cfg=1.0), concept(name)
     half = whole.clone()
     half[..., 4:] = 0
-    alone = Compose(base_in_regions=False)
+    alone = Compose()
     for covered, moves in ((whole, False), (half, True)):
         pictures = [sample(guider(name, [own], covered, alone, model=m, prompts=prompts)) for m in (model, suppressing)]
         assert (apart(*pictures) > 1e-5) == moves
