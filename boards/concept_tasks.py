@@ -81,9 +81,13 @@ class ConceptTask:
     layout: TaskLayout
     background: str
     seeds: tuple[int, ...] = SEEDS
+    bare: bool = False
+    """Whether the base prompt names the background alone."""
 
     def base_prompt(self) -> str:
-        """The scene in nouns the base model knows."""
+        """The scene in nouns the base model knows, or its background."""
+        if self.bare:
+            return f"{self.background} background"
         return self.scene(tuple(STAND_INS[c] for c in self.concepts))
 
     def concept_prompt(self, concept: str) -> str:

@@ -45,9 +45,17 @@ JOINT_COMPOSERS: dict[str, Compose] = {
 }
 """Where text and picture attend together; the other ingredients do nothing there."""
 HOST = ("stacked LoRAs", "host hooks")
+BARE = ", background as base"
+"""Ends the name of a row whose base prompt names no object: where a region is not, none is drawn."""
 CONCEPT_ROWS = {
     "unet": (*HOST, *COMPOSERS, AUTOMATIC, "conductor"),
-    "dit": (*HOST, *JOINT_COMPOSERS, AUTOMATIC, "conductor"),
+    "dit": (
+        *HOST,
+        *JOINT_COMPOSERS,
+        AUTOMATIC,
+        "conductor",
+        *(f"{name}{BARE}" for name in ("host hooks", "composer + token LoRA", "conductor")),
+    ),
 }
 """The rows with LoRAs, by the kind of demo model."""
 ROWS = {kind: (*names, *object_prompts.ROWS) for kind, names in CONCEPT_ROWS.items()}
@@ -101,8 +109,9 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     two = list(tasks(options.pairs or 4, 1, 1) if quick else tasks(options.pairs or 20))
     three = list(tasks_of_three(2, 1) if quick else tasks_of_three())
     for name in (name for name in chosen if name in CONCEPT_ROWS[options.model]):
+        method, bare = name.removesuffix(BARE), name.endswith(BARE)
         for title, some in ((name, two), (f"{name}, three", three)):
-            yield Row(title, run, [Job(name, task) for task in some])
+            yield Row(title, run, [Job(method, dataclasses.replace(task, bare=bare)) for task in some])
     for name in (name for name in chosen if name in object_prompts.ROWS):
         prompts = object_prompts.prompts(4 if quick else 20)
         run_objects = partial(object_prompts.run_job, kind=options.model)
