@@ -37,7 +37,11 @@ def assert_as_before(model, before):
 
 
 def remembered(model):
-    """The model's tensors and options, for ``assert_as_remembered``."""
+    """The model's tensors and options, for ``assert_as_remembered``.
+
+    Another clone's patches may still be in its weights: the host takes them out when the next clone is loaded.
+    """
+    comfy.model_management.unload_all_models()
     return tensors_of(model), str(model.model_options)
 
 
