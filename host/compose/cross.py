@@ -20,12 +20,12 @@ from ...methods.lora import layer_shape
 from ...methods.lora_tokens import unknown_grid
 from .. import keys
 from ..architecture import Architecture, AttentionKind
-from ..engine.attention import heads_apart
+from ..engine.attention import attention_to_phrase
 from ..engine.model_call import ModelCall, RunCall
 from ..lora.branches import Branch, TokensByKind, low_rank
 from ..text.equal_lengths import Attention, TextAttentionCall, TextAttentions
 from ..text.sequence import check_layout, other_encoder
-from .transformer import TransformerConcept, TransformerGuider, TransformerInjection
+from .transformer import TransformerConcept, TransformerGuider, TransformerInjection, changed_by_another
 
 
 class KeysAndValues(NamedTuple):
@@ -172,9 +172,7 @@ class CrossCall(TextAttentionCall):
     ) -> torch.Tensor:
         count, itself = q.shape[-2], self.site in self.alone
         if mask is not None or (itself and k.shape[-2] != count):
-            raise ValueError(
-                f"Another node changes the attention that {WHO} works in, by a mask or by tokens of its own; bypass it."
-            )
+            raise changed_by_another()
         if count != self.weights.shape[-1]:
             raise unknown_grid(count, [self.weights.shape[-1]])
         whole = partial(attend, mask=None)
@@ -230,16 +228,10 @@ class SearchingCrossCall(TextAttentionCall):
     ) -> torch.Tensor:
         assert self.site is not None
         for rows, words in (self.read[entry] for entry in self.positives):
-            known = [by_site[self.site].keys for by_site in words]
-            pairs = zip(known, self.phrases, strict=True)
-            self.maps = self.maps + torch.stack([self._map(q[rows], key, phrase) for key, phrase in pairs])
+            pairs = zip((by_site[self.site].keys for by_site in words), self.phrases, strict=True)
+            found = [attention_to_phrase(q[rows], own, self.heads, phrase) for own, phrase in pairs]
+            self.maps = self.maps + torch.stack(found)
         return attend(q, k, v, mask)
-
-    def _map(self, q: torch.Tensor, key: torch.Tensor, phrase: Sequence[int]) -> torch.Tensor:
-        """How much the picture attends to a phrase among the concept's own words, (tokens,)."""
-        picture, words = (heads_apart(t, self.heads).float() for t in (q, key))
-        attention = (picture @ words.transpose(-1, -2) * picture.shape[-1] ** -0.5).softmax(-1)
-        return attention[..., list(phrase)].sum(-1).mean((0, 1))
 
 
 class CrossGuider(TransformerGuider):

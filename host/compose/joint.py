@@ -16,13 +16,13 @@ from torch.utils.hooks import RemovableHandle
 
 from ...methods.compose.groups import Extent, RegionGroups, grouped
 from ...methods.compose.settings import WHO
-from ..engine.attention import heads_apart
+from ..engine.attention import attention_to_phrase
 from ..engine.model_call import ModelCall, RunCall
 from ..lora.branches import Branch, TokensByKind
 from ..text.equal_lengths import Attention, TextAttentionCall, TextAttentions
 from ..text.sequence import SequenceText
 from ..types import HookInputs
-from .transformer import TransformerGuider, TransformerInjection
+from .transformer import TransformerGuider, TransformerInjection, changed_by_another
 
 
 class JointInjection(TransformerInjection):
@@ -126,9 +126,7 @@ class GroupedCall(TextAttentionCall):
         self, attend: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         if mask is not None or k.shape[-2] != q.shape[-2]:
-            raise ValueError(
-                f"Another node changes the attention that {WHO} works in, by a mask or by tokens of its own; bypass it."
-            )
+            raise changed_by_another()
         k, v = (t.flatten(2) if t.ndim > q.ndim else t for t in (k, v))  # SD3's values have their heads apart
         alone = self.site in self.picture_alone
         by_prompts: dict[tuple[Extent, ...], list[torch.Tensor]] = {}
@@ -180,9 +178,7 @@ class SearchingCall(GroupedCall):
         """How much the picture attends to each phrase among the concept's own words, (concepts, tokens)."""
         start, found = self.text.slots.length, []
         image = slice(start, start + self.text.architecture.image_tokens(self.text.size)[0])
-        picture = heads_apart(q[..., image, :], self.heads).float()
         for place, phrase in zip(self.text.slots.places[entry][1:], self.phrases, strict=True):
-            words = heads_apart(k[..., slice(*place.text), :], self.heads).float()
-            attention = (picture @ words.transpose(-1, -2) * picture.shape[-1] ** -0.5).softmax(-1)
-            found.append(attention[..., list(phrase)].sum(-1).mean((0, 1)))
+            words = k[..., slice(*place.text), :]
+            found.append(attention_to_phrase(q[..., image, :], words, self.heads, phrase))
         return torch.stack(found)

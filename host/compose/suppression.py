@@ -28,7 +28,7 @@ from ..engine.model_call import ModelCall, RunCall, around_model_call, condition
 from ..engine.reach import check_reaches_network
 from ..engine.sampling import percent_of
 from ..registry import architecture_of, has_decoder, unet_of
-from ..text.equal_lengths import Attention, TextAttentionCall, TextAttentions, has_own_call
+from ..text.equal_lengths import Attention, TextAttentionCall, TextAttentions, check_text_attentions
 from ..text.sequence import check_layout, references_of
 from ..types import BaseModel, CondEntry, Conds, Executor, ModelOptions, ModelPatcher, TransformerOptions
 
@@ -68,14 +68,8 @@ def _check_model(model: BaseModel) -> None:
         raise architecture.lacks(
             f"{WHO} with the adapter of Anima, which writes the prompt in another encoder's tokens,", "leave it out"
         )
-    if not has_decoder(model) and (has_own_call(model) or not _attentions_of(architecture).sites):
-        raise architecture.lacks(
-            f"{WHO} with attentions or prompts that are not the host's own", "load the model with the host's loader"
-        )
-
-
-def _attentions_of(architecture: Architecture) -> TextAttentions:
-    return TextAttentions(architecture.network, architecture.equal_lengths)
+    if not has_decoder(model):
+        check_text_attentions(model, architecture, WHO)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +229,7 @@ class SuppressedCall(TextAttentionCall):
         strength: float,
         renormalise: bool,
     ) -> None:
-        super().__init__(_attentions_of(architecture), WHO)
+        super().__init__(TextAttentions(architecture.network, architecture.equal_lengths), WHO)
         check_layout(architecture, call, WHO)
         text = 0 if call.c_crossattn is None else int(call.c_crossattn.shape[1])
         size: Size = (int(call.x.shape[-2]), int(call.x.shape[-1]))

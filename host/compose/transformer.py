@@ -33,7 +33,7 @@ from ..lora.branches import Branch, low_rank, prepared
 from ..lora.concept import Concept, check_concept_prompts, check_layers, phrase_of, with_strength
 from ..lora.factors import network_factors
 from ..registry import architecture_of
-from ..text.equal_lengths import TextAttentionCall, TextAttentions, has_own_call
+from ..text.equal_lengths import TextAttentionCall, TextAttentions, check_text_attentions
 from ..text.sequence import text_of
 from ..types import BaseModel, ModelOptions, ModelPatcher
 
@@ -224,6 +224,13 @@ class TransformerGuider(RunGuider[TransformerInjection]):
         return concept_panels(paint(x0), self.regions, [concept.phrase for concept in self.concepts])
 
 
+def changed_by_another() -> ValueError:
+    """The refusal of an attention in which another node has changed what is read."""
+    return ValueError(
+        f"Another node changes the attention that {WHO} works in, by a mask or by tokens of its own; bypass it."
+    )
+
+
 def _check_model(model: BaseModel, concepts: Sequence[Concept]) -> None:
     """Refuses what a transformer cannot do.
 
@@ -233,10 +240,7 @@ def _check_model(model: BaseModel, concepts: Sequence[Concept]) -> None:
     architecture = architecture_of(model)
     if not architecture.equal_lengths.attentions:
         raise architecture.lacks(f"{WHO} where a picture is part of the prompt", "load a model for text alone")
-    if has_own_call(model) or not TextAttentions(model.diffusion_model, architecture.equal_lengths).sites:
-        raise architecture.lacks(
-            f"{WHO} with attentions or prompts that are not the host's own", "load the model with the host's loader"
-        )
+    check_text_attentions(model, architecture, WHO)
     check_layers(concepts, model)
 
 

@@ -81,6 +81,13 @@ def heads_apart(tokens: torch.Tensor, heads: int) -> torch.Tensor:
     return tokens if tokens.ndim == 4 else tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def attention_to_phrase(q: torch.Tensor, k: torch.Tensor, heads: int, phrase: Sequence[int]) -> torch.Tensor:
+    """How much queries attend to a phrase among a prompt's keys, (queries,), the mean over rows and heads."""
+    queries, words = (heads_apart(t, heads).float() for t in (q, k))
+    attention = (queries @ words.transpose(-1, -2) * queries.shape[-1] ** -0.5).softmax(-1)
+    return attention[..., list(phrase)].sum(-1).mean((0, 1))
+
+
 def attention_to_columns(
     attend: Callable[..., torch.Tensor],
     v: torch.Tensor,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.utils.hooks import RemovableHandle
 
 from .. import keys
-from ..architecture import EqualLengths
+from ..architecture import Architecture, EqualLengths
 from ..engine.model_call import ModelCall, RunCall, active_entries, around_model_call, conditioning_rows
 from ..engine.reach import check_answered, is_compiled
 from ..registry import known_architecture
@@ -97,6 +97,18 @@ class TextAttentions:
             type(module).__module__.startswith("comfy.") for module in found.values()
         )
         self.sites = found if ours else {}
+
+
+def check_text_attentions(model: BaseModel, architecture: Architecture, who: str) -> None:
+    """Refuses a model whose text is not read by attentions of the host.
+
+    Raises:
+        ValueError: what ``who`` cannot do, and what to do.
+    """
+    if has_own_call(model) or not TextAttentions(architecture.network, architecture.equal_lengths).sites:
+        raise architecture.lacks(
+            f"{who} with attentions or prompts that are not the host's own", "load the model with the host's loader"
+        )
 
 
 def _may_grow(entry: CondEntry, padding: EqualLengths) -> bool:

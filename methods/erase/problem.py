@@ -29,6 +29,10 @@ class Encode(Protocol):
         """A prompt of any length, one entry per call of the text encoder."""
 
 
+PreservedTerms = tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None]
+"""Preserved rows (m, d), their weights (m,), the ridge, and Σ w·rrᵀ (d, d) of captions."""
+
+
 class Problem(NamedTuple):
     """Rows to erase, one set per concept, and rows to preserve (m, d) with weights (m,).
 
@@ -55,10 +59,10 @@ class Problem(NamedTuple):
     def width(self) -> int:
         return self.preserved.shape[1]
 
-    def weighted(self, factor: float) -> Problem:
-        """The problem with everything preserved at so many times its weight."""
+    def preserved_terms(self, factor: float, ridge: float) -> PreservedTerms:
+        """What ``uce`` and ``system`` take after the erased rows: all that is preserved, at ``factor`` its weight."""
         statistics = None if self.statistics is None else self.statistics * factor
-        return self._replace(preserved_weights=self.preserved_weights * factor, statistics=statistics)
+        return self.preserved, self.preserved_weights * factor, ridge, statistics
 
     @property
     def directions(self) -> int:

@@ -39,9 +39,9 @@ def realera(problem: Problem, settings: SolverSettings) -> Solution:
     each = float(torch.cat([r.weights for r in problem.erased]).mean()) / max(_BEYOND * settings.neighbours, 1)
     more = torch.full((len(preserved) - len(problem.preserved),), each).double()
     weights = torch.cat([problem.preserved_weights.double(), more])
-    held = problem._replace(preserved=preserved, preserved_weights=weights).weighted(settings.preserve_weight or 0)
+    wider = problem._replace(preserved=preserved, preserved_weights=weights)
     ridge = scaled_ridge(settings.ridge or 0, joined_rows(problem.erased).C)
-    given = (erased, held.preserved, held.preserved_weights, ridge, held.statistics)
+    given = (erased, *wider.preserved_terms(settings.preserve_weight or 0, ridge))
     return Solution(uce(*given), system(*given), notes=tuple(notes))
 
 

@@ -22,8 +22,7 @@ def cumulative(problem: Problem, settings: SolverSettings) -> Solution:
     """
     concept, Q = joined_rows(problem.erased), problem.Q()
     ridge = scaled_ridge(settings.ridge or 0, concept.C)
-    held = problem.weighted(settings.preserve_weight or 0)
-    kept = (held.preserved, held.preserved_weights, ridge, held.statistics)
+    kept = problem.preserved_terms(settings.preserve_weight or 0, ridge)
     every, residuals = concept, []
     M = uce(every, *kept)
     for _ in range(settings.epochs):
@@ -41,11 +40,8 @@ def sequential(problem: Problem, settings: SolverSettings) -> Solution:
     """The paper's own order: each epoch edits the weights of the one before, with these as its reference."""
     concept, Q = joined_rows(problem.erased), problem.Q()
     ridge = scaled_ridge(settings.ridge or 0, concept.C)
-    held = problem.weighted(settings.preserve_weight or 0)
-    kept = (held.preserved, held.preserved_weights, ridge, held.statistics)
-    M = uce(
-        concept, problem.preserved, problem.preserved_weights, scaled_ridge(_UCE_RIDGE, concept.C), problem.statistics
-    )
+    kept = problem.preserved_terms(settings.preserve_weight or 0, ridge)
+    M = uce(concept, *problem.preserved_terms(1.0, scaled_ridge(_UCE_RIDGE, concept.C)))
     every, residuals = concept, []
     for _ in range(settings.epochs):
         T = map_of(M, problem.width)

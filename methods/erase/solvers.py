@@ -19,9 +19,8 @@ from .speed import speed
 
 
 def _uce(problem: Problem, settings: SolverSettings) -> Solution:
-    rows, held = joined_rows(problem.erased), problem.weighted(settings.preserve_weight or 0)
-    ridge = scaled_ridge(settings.ridge or 0, rows.C)
-    given = (rows, held.preserved, held.preserved_weights, ridge, held.statistics)
+    rows = joined_rows(problem.erased)
+    given = (rows, *problem.preserved_terms(settings.preserve_weight or 0, scaled_ridge(settings.ridge or 0, rows.C)))
     return Solution(uce(*given), system(*given))
 
 

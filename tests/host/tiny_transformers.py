@@ -225,6 +225,13 @@ def predict(
     return comfy.samplers.calc_cond_batch(inner, [conds["positive"]], latent, levels, patcher.model_options)[0]
 
 
+def compiled(name):
+    """A clone of the shared model as the host's TorchCompileModel leaves it, without the compiler."""
+    model = shared_transformer(name).clone()
+    model.add_wrapper_with_key("apply_model", "torch.compile", lambda executor, *a, **k: executor(*a, **k))
+    return model
+
+
 def counted(
     model: comfy.model_patcher.ModelPatcher,
 ) -> tuple[comfy.model_patcher.ModelPatcher, list[int]]:

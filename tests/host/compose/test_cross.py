@@ -25,8 +25,8 @@ from comfyui_concepts.nodes.compose.composer import ConceptsComposer
 from comfyui_concepts.nodes.concept import ConceptList
 
 from ..faults import FAULTS, assert_as_remembered, faults_at, remembered
-from ..tiny_transformers import counted, names, noise, shared_transformer, tiny_transformer
-from .joint_cases import apart, base, plain, prompt
+from ..tiny_transformers import compiled, counted, names, noise, shared_transformer, tiny_transformer
+from .joint_cases import apart, base, masked_by_another, plain, prompt
 from .joint_cases import concept as of_some_layers
 
 CROSS = [name for name in names(every=True) if name in ("wan", "cosmos", "anima")]
@@ -378,21 +378,7 @@ def _replaced(model):
     model.set_model_patch_replace(lambda args, extra: {"img": args["img"]}, "dit", "double_block", 1)
 
 
-def _masked(model):
-    def around(executor, *args, **kwargs):
-        options = next(a for a in (*args, kwargs.get("transformer_options")) if isinstance(a, dict))
-        ours = options["optimized_attention_override"]
-
-        def theirs(attention, q, k, v, heads, *_, **others):
-            return ours(attention, q, k, v, heads, **others | {"mask": torch.zeros(q.shape[-2], k.shape[-2])})
-
-        options["optimized_attention_override"] = theirs
-        return executor(*args, **kwargs)
-
-    model.add_wrapper_with_key("diffusion_model", "theirs", around)
-
-
-@pytest.mark.parametrize(("change", "words"), [(_replaced, "blocks.1"), (_masked, "by a mask")])
+@pytest.mark.parametrize(("change", "words"), [(_replaced, "blocks.1"), (masked_by_another, "by a mask")])
 def test_what_takes_the_network_s_place_is_refused(change, words):
     model = shared_transformer("wan").clone()
     change(model)
@@ -402,10 +388,8 @@ def test_what_takes_the_network_s_place_is_refused(change, words):
 
 
 def test_a_compiled_model_is_refused():
-    model = shared_transformer("wan").clone()
-    model.add_wrapper_with_key("apply_model", "torch.compile", lambda executor, *a, **k: executor(*a, **k))
     with pytest.raises(ValueError, match="bypass the TorchCompileModel node"):
-        sample(guider("wan", [concept("wan")], everywhere(), model=model))
+        sample(guider("wan", [concept("wan")], everywhere(), model=compiled("wan")))
 
 
 def test_a_model_whose_prompt_holds_a_picture_is_refused():

@@ -18,7 +18,7 @@ from comfyui_concepts.host.text.sequence import SequenceText
 from comfyui_concepts.methods.compose.settings import Compose
 
 from ..faults import FAULTS, assert_as_remembered, remembered
-from ..tiny_transformers import counted, names, noise, shared_transformer
+from ..tiny_transformers import compiled, counted, names, noise, shared_transformer
 from .joint_cases import (
     DEFAULTS,
     FAST,
@@ -30,6 +30,7 @@ from .joint_cases import (
     everywhere,
     guider,
     halves,
+    masked_by_another,
     patched,
     plain,
     prompt,
@@ -239,21 +240,7 @@ def _replaced(model):
     )
 
 
-def _masked(model):
-    def around(executor, *args, **kwargs):
-        options = next(a for a in (*args, kwargs.get("transformer_options")) if isinstance(a, dict))
-        ours = options["optimized_attention_override"]
-
-        def theirs(attention, q, k, v, heads, *_, **others):
-            return ours(attention, q, k, v, heads, **others | {"mask": torch.zeros(q.shape[-2], k.shape[-2])})
-
-        options["optimized_attention_override"] = theirs
-        return executor(*args, **kwargs)
-
-    model.add_wrapper_with_key("diffusion_model", "theirs", around)
-
-
-@pytest.mark.parametrize(("change", "words"), [(_replaced, "double_blocks.1"), (_masked, "by a mask")])
+@pytest.mark.parametrize(("change", "words"), [(_replaced, "double_blocks.1"), (masked_by_another, "by a mask")])
 def test_what_takes_the_network_s_place_is_refused(change, words):
     model = shared_transformer("flux").clone()
     change(model)
@@ -263,10 +250,8 @@ def test_what_takes_the_network_s_place_is_refused(change, words):
 
 
 def test_a_compiled_model_is_refused():
-    model = shared_transformer("flux").clone()
-    model.add_wrapper_with_key("apply_model", "torch.compile", lambda executor, *a, **k: executor(*a, **k))
     with pytest.raises(ValueError, match="bypass the TorchCompileModel node"):
-        sample(guider("flux", [concept("flux")], everywhere(), model=model))
+        sample(guider("flux", [concept("flux")], everywhere(), model=compiled("flux")))
 
 
 def test_a_network_whose_attention_another_pack_has_replaced_is_refused(monkeypatch):

@@ -20,7 +20,7 @@ from comfyui_concepts.methods.compose.similarity import ObjectPositions
 from torch.nn.functional import conv2d, pad
 
 from ..faults import FAULTS, assert_as_remembered, remembered
-from ..tiny_transformers import counted, names, shared_transformer
+from ..tiny_transformers import compiled, counted, names, shared_transformer
 from .joint_cases import SIZE, apart, base, concept, guider, plain, sample
 
 WORDS = ObjectPositions(((1,), (3, 4), (7,)), ((0, 10),))
@@ -219,10 +219,8 @@ def test_what_it_cannot_do_is_refused_by_name(monkeypatch):
         patch.setattr(type(flux.model.diffusion_model.double_blocks[0]), "__module__", "another_pack")
         with pytest.raises(ValueError, match="not the host's own does not work on Flux.*host's loader"):
             with_suppression(flux, 1.0, 0.0, 1.0)
-    compiled = with_suppression(flux, 1.0, 0.0, 1.0)
-    compiled.add_wrapper_with_key("apply_model", "torch.compile", lambda executor, *a, **k: executor(*a, **k))
     with pytest.raises(ValueError, match="bypass the TorchCompileModel node"):
-        sample(plain(compiled, marked("flux")))
+        sample(plain(with_suppression(compiled("flux"), 1.0, 0.0, 1.0), marked("flux")))
     more = with_suppression(flux, 1.0, 0.0, 1.0)
     whole = SuppressedCall.attention
     monkeypatch.setattr(

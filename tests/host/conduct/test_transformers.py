@@ -26,7 +26,7 @@ from comfyui_concepts.methods.regions import Box, Region
 
 from ..compose.joint_cases import apart, base, changes, concept, plain, prompt, sample
 from ..faults import FAULTS, assert_as_before, assert_as_remembered, remembered, tensors_of
-from ..tiny_transformers import conditioning, counted, names, noise, shared_transformer
+from ..tiny_transformers import compiled, conditioning, counted, names, noise, shared_transformer
 
 LEFT, RIGHT = Region("left", (Box(0, 0, 4 / 7, 1),)), Region("right", (Box(4 / 7, 0, 3 / 7, 1),))
 EVERYWHERE = Region("all", (Box(0, 0, 1, 1),))
@@ -400,10 +400,8 @@ def test_a_block_in_whose_place_another_node_answers_is_named(settings):
 
 
 def test_a_compiled_model_is_refused():
-    model = shared_transformer("flux").clone()
-    model.add_wrapper_with_key("apply_model", "torch.compile", lambda executor, *a, **k: executor(*a, **k))
     with pytest.raises(ValueError, match="bypass the TorchCompileModel node"):
-        sample(guider("flux", [concept("flux")], [EVERYWHERE], model=model))
+        sample(guider("flux", [concept("flux")], [EVERYWHERE], model=compiled("flux")))
 
 
 def test_a_network_with_another_pack_s_attentions_is_refused(monkeypatch):
