@@ -16,7 +16,7 @@ import torch._dynamo
 from comfyui_concepts.host.compose import guider as compose_guider
 from comfyui_concepts.host.conduct import path_guider
 from comfyui_concepts.host.conduct.paths import Paths
-from comfyui_concepts.host.erase.apply import _mapped_rows
+from comfyui_concepts.host.erase.entry.hooks import mapped_rows
 
 from ..conftest import TINY_UNET, tiny_model
 from .ours import ERASURE, GRADIENTS, OURS
@@ -47,7 +47,7 @@ def company():
 
     def picture(kind: str, edits: bool) -> torch.Tensor:
         if (kind, edits) not in pictures:
-            erased = partial(_mapped_rows, matrix=ERASURE.text, strength=1.0)
+            erased = partial(mapped_rows, matrix=ERASURE.text, strength=1.0)
             whose = replace(setting(kind), edit=erased) if edits else setting(kind)
             pictures[kind, edits] = sample(plain(whose), whose.steps)
         return pictures[kind, edits]
