@@ -14,7 +14,7 @@ from typing import Any
 
 from .gallery import API, ROOT
 from .registry import core_origin
-from .twins import without
+from .twin import without
 from .ui_graph import COLUMN, ROW, Graph, identity_of, inputs_of, parts
 
 FOLDER = ROOT / "subgraphs"

@@ -34,7 +34,7 @@ ROLES: dict[str, tuple[str, ...]] = {
         "ConceptsAnagramPixelGuider", "ConceptsComposer", "ConceptsComposerOptions", "ConceptsConductorGuider",
         "ConceptsConductorOptions", "ConceptsConductorMoreOptions", "ConceptsConductorBlocks",
         "ConceptsLayoutReference", "ConceptsKeepObjectsApart", "ConceptsTimeTravelSampler",
-        "EmptyLatentImage", "EmptySD3LatentImage", "RepeatLatentBatch",
+        "EmptyLatentImage", "EmptySD3LatentImage", "EmptyFlux2LatentImage", "RepeatLatentBatch",
         "RandomNoise", "KSamplerSelect", "BasicScheduler", "SamplerCustomAdvanced", "KSampler",
     ),
     "Result": (

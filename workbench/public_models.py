@@ -17,11 +17,13 @@ class PublicModel(NamedTuple):
         side: px, what it was trained at.
         nodes: by number, in place of the demo model's.
         outputs: the links that stand for the demo model's MODEL, CLIP, VAE and, of models in parts, LATENT.
+        newer: choices in its nodes that the oldest hosts of the pack do not offer yet.
     """
 
     side: int
     nodes: Mapping[str, dict[str, Any]]
     outputs: tuple[Link, ...]
+    newer: tuple[str, ...] = ()
 
 
 def _node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -33,17 +35,31 @@ def _checkpoint(name: str, side: int) -> PublicModel:
     return PublicModel(side, nodes, ((DEMO, 0), (DEMO, 1), (DEMO, 2)))
 
 
-def _in_parts(side: int, network: str, clip: dict[str, Any], vae: str, shift: float | None = None) -> PublicModel:
-    """A model whose network, text encoder and VAE are files of their own. ``shift``: of its noise levels."""
+def _in_parts(
+    side: int,
+    network: str,
+    clip: dict[str, Any],
+    vae: str,
+    shift: float | None = None,
+    latent: str = "EmptySD3LatentImage",
+    newer: tuple[str, ...] = (),
+) -> PublicModel:
+    """A model whose network, text encoder and VAE are files of their own.
+
+    Args:
+        shift: of its noise levels.
+        latent: the node that makes its empty latent.
+    """
     nodes = {
         DEMO: _node("UNETLoader", unet_name=network, weight_dtype="default"),
         "101": clip,
         "102": _node("VAELoader", vae_name=vae),
-        "103": _node("EmptySD3LatentImage", width=side, height=side, batch_size=1),
+        "103": _node(latent, width=side, height=side, batch_size=1),
     }
     if shift is not None:
         nodes["104"] = _node("ModelSamplingAuraFlow", model=[DEMO, 0], shift=shift)
-    return PublicModel(side, nodes, ((DEMO if shift is None else "104", 0), ("101", 0), ("102", 0), ("103", 0)))
+    outputs = ((DEMO if shift is None else "104", 0), ("101", 0), ("102", 0), ("103", 0))
+    return PublicModel(side, nodes, outputs, newer)
 
 
 SD15 = _checkpoint("v1-5-pruned-emaonly-fp16.safetensors", 512)
@@ -73,4 +89,26 @@ QWEN_IMAGE = _in_parts(
     _node("CLIPLoader", clip_name="qwen_2.5_vl_7b_fp8_scaled.safetensors", type="qwen_image", device="default"),
     "qwen_image_vae.safetensors",
     shift=3.1,
+)
+KLEIN = _in_parts(
+    1024,
+    "flux-2-klein-base-4b.safetensors",
+    _node("CLIPLoader", clip_name="qwen_3_4b.safetensors", type="flux2", device="default"),
+    "flux2-vae.safetensors",
+    latent="EmptyFlux2LatentImage",
+)
+KREA_2 = _in_parts(
+    1024,
+    "krea2_turbo_fp8_scaled.safetensors",
+    _node("CLIPLoader", clip_name="qwen3vl_4b_fp8_scaled.safetensors", type="krea2", device="default"),
+    "qwen_image_vae.safetensors",
+    latent="EmptyLatentImage",
+    newer=("krea2",),
+)
+ANIMA = _in_parts(
+    1024,
+    "anima-base-v1.0.safetensors",
+    _node("CLIPLoader", clip_name="qwen_3_06b_base.safetensors", type="stable_diffusion", device="default"),
+    "qwen_image_vae.safetensors",
+    latent="EmptyLatentImage",
 )

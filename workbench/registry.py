@@ -17,7 +17,8 @@ _LEAST_HOST = _PROJECT["tool"]["comfy"]["requires-comfyui"].removeprefix(">=")
 
 _HUB = "https://huggingface.co/"
 _Z_IMAGE, _QWEN_IMAGE = "Comfy-Org/z_image_turbo", "Comfy-Org/Qwen-Image_ComfyUI"
-_FLUX_TEXT = "comfyanonymous/flux_text_encoders"
+_FLUX_TEXT, _KREA_2, _ANIMA = "comfyanonymous/flux_text_encoders", "Comfy-Org/Krea-2", "circlestone-labs/Anima"
+_KLEIN = "Comfy-Org/flux2-klein"
 _PUBLIC = {
     "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive", ""),
     "sd_xl_base_1.0.safetensors": ("checkpoints", "stabilityai/stable-diffusion-xl-base-1.0", ""),
@@ -30,6 +31,12 @@ _PUBLIC = {
     "qwen_image_fp8_e4m3fn.safetensors": ("diffusion_models", _QWEN_IMAGE, "split_files/diffusion_models/"),
     "qwen_2.5_vl_7b_fp8_scaled.safetensors": ("text_encoders", _QWEN_IMAGE, "split_files/text_encoders/"),
     "qwen_image_vae.safetensors": ("vae", _QWEN_IMAGE, "split_files/vae/"),
+    "flux-2-klein-base-4b.safetensors": ("diffusion_models", _KLEIN, "split_files/diffusion_models/"),
+    "flux2-vae.safetensors": ("vae", "Comfy-Org/flux2-dev", "split_files/vae/"),
+    "krea2_turbo_fp8_scaled.safetensors": ("diffusion_models", _KREA_2, "diffusion_models/"),
+    "qwen3vl_4b_fp8_scaled.safetensors": ("text_encoders", _KREA_2, "text_encoders/"),
+    "anima-base-v1.0.safetensors": ("diffusion_models", _ANIMA, "split_files/diffusion_models/"),
+    "qwen_3_06b_base.safetensors": ("text_encoders", _ANIMA, "split_files/text_encoders/"),
 }
 """By file name: the folder below ``models``, the repository that has it under this very name, and the path there."""
 

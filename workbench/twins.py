@@ -1,38 +1,14 @@
-"""Twins of the graphs for the user's own checkpoints: the same graph with another loader, canvas and prompts.
-
-``TWINS`` says what a twin changes. The rest comes from its source, so the two cannot drift. ``dev.py workflows`` writes
-them.
-"""
+"""The twins of the graphs for the user's own checkpoints. ``dev.py workflows`` writes them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .gallery import API, CHECKPOINTS
-from .public_models import DEMO, DEMO_SIDE, FLUX, QWEN_IMAGE, SD15, SDXL, Z_IMAGE, PublicModel
-
-_LENGTHS = ("width", "height", "left", "top", "right", "bottom")
-
-
-@dataclass(frozen=True)
-class Twin:
-    """What a twin does differently.
-
-    Attributes:
-        source: the graph it is the twin of.
-        model: a public one; the person chooses their own of the same family.
-        values: by node and input.
-        left_out: nodes that know the demo model alone; what they are linked to does without.
-    """
-
-    source: str
-    model: PublicModel
-    values: dict[tuple[str, str], Any]
-    left_out: tuple[str, ...] = ()
+from .gallery import CHECKPOINTS
+from .public_models import ANIMA, FLUX, KLEIN, KREA_2, QWEN_IMAGE, SD15, SDXL, Z_IMAGE
+from .twin import Twin, text_of
 
 
 def _prompts(*texts: str, first: int = 2) -> dict[tuple[str, str], Any]:
@@ -72,7 +48,7 @@ _ONE_PET_EACH = _two_loras(
     "my cat",
     ("a photo of my dog on the left and a cat on the right", "a photo of a dog on the left and my cat on the right"),
 )
-_PETS_IN_REGIONS = _prompts(_PETS) | _ONE_PET_EACH | {("9", "amount"): 1, ("12", "steps"): 20}
+_PETS_IN_REGIONS = _prompts("a photo of a meadow") | _ONE_PET_EACH | {("9", "amount"): 1, ("12", "steps"): 20}
 _TWO_THINGS = _prompts("a photo of a cat, a meadow", "a photo of a basket of strawberries, a meadow") | {
     ("12", "cfg"): 7.0
 }
@@ -166,6 +142,25 @@ TWINS = {
     ),
     "compose_transformer_flux": Twin("compose_transformer", FLUX, _PETS_IN_REGIONS | {("8", "cfg"): 1.0}),
     "compose_transformer_qwen_image": Twin("compose_transformer", QWEN_IMAGE, _PETS_IN_REGIONS | {("8", "cfg"): 4.0}),
+    "compose_transformer_klein": Twin("compose_transformer", KLEIN, _PETS_IN_REGIONS | {("8", "cfg"): 5.0}),
+    "compose_transformer_krea_2": Twin(
+        "compose_transformer", KREA_2, _PETS_IN_REGIONS | {("8", "cfg"): 1.0, ("12", "steps"): 8}
+    ),
+    "compose_transformer_anima": Twin(
+        "compose_transformer",
+        ANIMA,
+        _prompts("a meadow, flowers, blue sky, no humans, best quality", "worst quality, low quality")
+        | _two_loras(
+            ", flowers, blue sky, best quality",
+            "my first character",
+            "my second character",
+            (
+                "2girls, my first character on the left and another girl on the right, standing in a meadow",
+                "2girls, a girl on the left and my second character on the right, standing in a meadow",
+            ),
+        )
+        | {("9", "amount"): 1, ("8", "cfg"): 4.0, ("12", "steps"): 30},
+    ),
     "compose_automatic_sdxl": Twin(
         "compose_automatic",
         SDXL,
@@ -257,44 +252,8 @@ TWINS = {
 }
 
 
-def twin_graph(twin: Twin) -> dict[str, Any]:
-    """The twin in API format.
-
-    Raises:
-        KeyError: a node or an input its source does not have.
-    """
-    model = twin.model
-    graph = without(twin.left_out, json.loads((API / f"{twin.source}.json").read_text()))
-    for node in graph.values():
-        for name, value in node["inputs"].items():
-            if isinstance(value, list) and value[0] == DEMO:
-                node["inputs"][name] = list(model.outputs[value[1]])
-            elif name in _LENGTHS and isinstance(value, int):
-                node["inputs"][name] = value * model.side // DEMO_SIDE
-    graph = {DEMO: {}} | graph | dict(model.nodes)
-    for (node_id, name), value in twin.values.items():
-        inputs = graph[node_id]["inputs"]
-        inputs[name] = value if name in inputs else inputs[name]
-    return graph
-
-
-def without(nodes: Sequence[str], graph: dict[str, Any]) -> dict[str, Any]:
-    """The graph without some nodes and without the links from them."""
-    return {
-        identity: node
-        | {"inputs": {k: v for k, v in node["inputs"].items() if not (isinstance(v, list) and v[0] in nodes)}}
-        for identity, node in graph.items()
-        if identity not in nodes
-    }
-
-
 def write_all() -> list[Path]:
     """Writes every twin into ``workflows/api/checkpoints``."""
     for name, twin in TWINS.items():
         (CHECKPOINTS / f"{name}.json").write_text(text_of(twin))
     return [CHECKPOINTS / f"{name}.json" for name in TWINS]
-
-
-def text_of(twin: Twin) -> str:
-    """The file of a twin."""
-    return json.dumps(twin_graph(twin), indent=2, ensure_ascii=False) + "\n"

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import tarfile
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -89,10 +90,13 @@ def _flat_icons() -> dict[str, str]:
     root.mkdir(parents=True, exist_ok=True)
     tarballs = sorted(root.glob("iconify-json-fluent-emoji-flat-*.tgz"))
     if not tarballs:
-        try:
-            subprocess.run(["npm", "pack", "--silent", FLAT_PACKAGE], cwd=root, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise ArtMissing(f"training needs the flat art; in {root} run: npm pack {FLAT_PACKAGE}") from error
+        with tempfile.TemporaryDirectory(dir=root) as fresh:  # another trainer never sees half of it
+            try:
+                subprocess.run(["npm", "pack", "--silent", FLAT_PACKAGE], cwd=fresh, check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise ArtMissing(f"training needs the flat art; in {root} run: npm pack {FLAT_PACKAGE}") from error
+            for made in Path(fresh).glob("*.tgz"):
+                made.replace(root / made.name)
         tarballs = sorted(root.glob("iconify-json-fluent-emoji-flat-*.tgz"))
     with tarfile.open(tarballs[-1]) as archive:
         member = archive.extractfile("package/icons.json")

@@ -67,9 +67,9 @@ class JointInjection(TransformerInjection):
 
 
 class JointGuider(TransformerGuider):
-    """LoRA Composer where text and picture attend together.
+    """LoRA Composer where text and picture attend together. Soft regions fade in all that concepts do to the picture.
 
-    Soft regions fade in what their LoRA does; who reads whom is decided at half.
+    A concept's own words read the part of the picture that its region covers by half.
     """
 
     injection = JointInjection

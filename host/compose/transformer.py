@@ -96,8 +96,9 @@ class TransformerInjection(ABC):
         """Who reads whom in a picture of so many frames, of which each has the same regions."""
         if frames not in self._groups:
             inside = None if self.masks is None else self.masks.inside(self.grid).repeat(1, frames)
+            soft = None if self.masks is None or not self.soft else self.masks.weights(self.grid).repeat(1, frames)
             given = (self.settings.isolation, self.settings.base_in_regions, self.tokens * frames)
-            self._groups[frames] = RegionGroups(inside, *given)
+            self._groups[frames] = RegionGroups(inside, *given, soft)
         return self._groups[frames]
 
     def options(self, model_options: ModelOptions) -> ModelOptions:

@@ -25,10 +25,19 @@ class Extent(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Tokens that read the same: their positions in the sequence, and those of what they read; both (number,)."""
+    """Tokens that read the same: their positions in the sequence, and those of what they read; both (number,).
+
+    Attributes:
+        shares: how much of a token's answer comes from this group, (queries,); None where all of it does.
+    """
 
     queries: torch.Tensor
     keys: torch.Tensor
+    shares: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Group:
+        shares = None if self.shares is None else self.shares.to(device)
+        return Group(self.queries.to(device), self.keys.to(device), shares)
 
 
 def prompt_groups(prompts: Sequence[Extent], length: int) -> list[Group]:
@@ -38,7 +47,7 @@ def prompt_groups(prompts: Sequence[Extent], length: int) -> list[Group]:
         prompts: where the prompts are; tokens of none are in no group, and nobody reads them.
         length: of the sequence.
     """
-    return _merged([(own, own) for own in _marked(prompts, length)])
+    return _merged([(own.float(), own) for own in _marked(prompts, length)])
 
 
 def search_groups(prompts: Sequence[Extent], start: int, length: int) -> list[Group]:
@@ -52,7 +61,8 @@ def search_groups(prompts: Sequence[Extent], start: int, length: int) -> list[Gr
     """
     base, *concepts = _marked(prompts, length)
     (behind,) = _marked([Extent(start, length)], length)
-    return _merged([(base | behind, base | behind), *((own, own | behind) for own in concepts)])
+    groups = [((base | behind).float(), base | behind), *((own.float(), own | behind) for own in concepts)]
+    return _merged(groups)
 
 
 def region_groups(
@@ -62,6 +72,7 @@ def region_groups(
     length: int,
     isolation: bool = True,
     with_base: bool = True,
+    weights: torch.Tensor | None = None,
 ) -> list[Group]:
     """The groups of text and picture in one sequence.
 
@@ -77,23 +88,28 @@ def region_groups(
         length: of the sequence.
         isolation: whether regions ignore each other; otherwise all of the picture reads all of the picture.
         with_base: whether regions read the base prompt too.
+        weights: of soft regions, background first, (1 + regions, tokens), which add up to one in every token. A token's
+            answer is the mean of what it would read in each, by these weights. None: ``inside`` says all.
     """
     base, *concepts = _marked(prompts, length)
     regions = inside.new_zeros(len(inside), length)
     regions[:, start : start + inside.shape[1]] = inside
     picture, behind = _marked([Extent(start, start + inside.shape[1]), Extent(start + inside.shape[1], length)], length)
     outside = picture & ~regions.any(0)
-    found = [(base, base | picture | behind)]
-    found += [(own, own | region | behind) for own, region in zip(concepts, regions, strict=True)]
-    sets = [members.nonzero().flatten().tolist() for members in regions[:, picture].T.unique(dim=0)]
+    found = [(base.float(), base | picture | behind)]
+    found += [(own.float(), own | region | behind) for own, region in zip(concepts, regions, strict=True)]
     home = [] if outside.any() else list(range(len(regions)))  # of what is behind the picture
-    for members in sets if home in sets else [*sets, home]:
-        queries = _in_exactly(regions, members) & picture
+    owners = _owners(inside, weights)
+    if home not in [members for members, _ in owners]:
+        owners.append((home, torch.zeros(inside.shape[1])))
+    for members, share in owners:
         read = base.clone() if with_base or not members else torch.zeros_like(base)
         for number in members:
             read |= concepts[number] | regions[number]
         read |= outside if isolation and members else picture
-        found.append((queries | behind if members == home else queries, read | behind))
+        answered = behind.float() if members == home else torch.zeros(length)
+        answered[picture] = share
+        found.append((answered, read | behind))
     return _merged(found)
 
 
@@ -104,9 +120,14 @@ class RegionGroups:
     """
 
     def __init__(
-        self, inside: torch.Tensor | None, isolation: bool = True, with_base: bool = True, tokens: int = 0
+        self,
+        inside: torch.Tensor | None,
+        isolation: bool = True,
+        with_base: bool = True,
+        tokens: int = 0,
+        weights: torch.Tensor | None = None,
     ) -> None:
-        self.inside, self.isolation, self.with_base = inside, isolation, with_base
+        self.inside, self.isolation, self.with_base, self.weights = inside, isolation, with_base, weights
         self.tokens = tokens if inside is None else inside.shape[1]
         self._found: dict[tuple[object, ...], list[Group]] = {}
 
@@ -121,7 +142,7 @@ class RegionGroups:
             if text < length < text + self.tokens:
                 raise unknown_grid(length - text, [self.tokens])
             groups = self._of(prompts, text, length)
-            self._found[key] = [Group(*(at.to(device) for at in group)) for group in groups]
+            self._found[key] = [group.to(device) for group in groups]
         return self._found[key]
 
     def _of(self, prompts: tuple[Extent, ...], text: int, length: int) -> list[Group]:
@@ -129,15 +150,20 @@ class RegionGroups:
             return prompt_groups(prompts, length)
         if self.inside is None:
             return search_groups(prompts, text, length)
-        return region_groups(prompts, self.inside, text, length, self.isolation, self.with_base)
+        return region_groups(prompts, self.inside, text, length, self.isolation, self.with_base, self.weights)
 
 
 def grouped(groups: Sequence[Group], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attend: Attend) -> torch.Tensor:
     """Attention in which every token reads what its group does, (…, tokens, channels); zero for tokens of no group."""
-    parts = [attend(q.index_select(-2, own), *(t.index_select(-2, read) for t in (k, v))) for own, read in groups]
+    parts = [
+        attend(q.index_select(-2, group.queries), *(t.index_select(-2, group.keys) for t in (k, v))) for group in groups
+    ]
     out = parts[0].new_zeros(*parts[0].shape[:-2], q.shape[-2], parts[0].shape[-1])
     for group, part in zip(groups, parts, strict=True):
-        out = out.index_copy(-2, group.queries, part)
+        if group.shares is None:
+            out = out.index_copy(-2, group.queries, part)
+        else:
+            out = out.index_add(-2, group.queries, part * group.shares[:, None].to(part))
     return out
 
 
@@ -147,18 +173,26 @@ def _marked(extents: Sequence[Extent], length: int) -> list[torch.Tensor]:
     return [(at >= extent.start) & (at < extent.stop) for extent in extents]
 
 
-def _in_exactly(regions: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
-    """The tokens that these regions (regions, length) own, and no others do."""
-    wanted = torch.zeros(len(regions), 1, dtype=torch.bool)
-    wanted[list(members)] = True
-    return (regions == wanted).all(0)
+def _owners(inside: torch.Tensor, weights: torch.Tensor | None) -> list[tuple[list[int], torch.Tensor]]:
+    """Sets of regions, and how much of each token of the picture is theirs, (tokens,); both as ``region_groups``."""
+    if weights is not None:
+        return [([number - 1] if number else [], row) for number, row in enumerate(weights.float())]
+    return [
+        (members.nonzero().flatten().tolist(), (inside == members[:, None]).all(0).float())
+        for members in inside.T.unique(dim=0)
+    ]
 
 
 def _merged(found: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[Group]:
-    """Groups of queries and keys, each (length,) of bool; those with the same keys are one."""
+    """Groups of how much a token's answer is theirs (length,) and of keys (length,) of bool; one for the same keys."""
     by_keys: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
-    for queries, read in found:
+    for share, read in found:
         name = read.numpy().tobytes()
-        by_keys[name] = (queries | by_keys[name][0] if name in by_keys else queries, read)
-    pairs = ((queries.nonzero().flatten(), read.nonzero().flatten()) for queries, read in by_keys.values())
-    return [Group(queries, read) for queries, read in pairs if len(queries)]
+        by_keys[name] = (share + by_keys[name][0] if name in by_keys else share, read)
+    groups = []
+    for share, read in by_keys.values():
+        queries = share.nonzero().flatten()
+        part = share[queries]
+        if len(queries):
+            groups.append(Group(queries, read.nonzero().flatten(), None if (part == 1).all() else part))
+    return groups

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_concepts.workbench.blueprints import BLUEPRINTS
-from comfyui_concepts.workbench.twins import without
+from comfyui_concepts.workbench.twin import without
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENTER = "\ue007"

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from comfyui_concepts.workbench.checkers import checkers
+from comfyui_concepts.workbench.twins import TWINS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 API = sorted((ROOT / "workflows" / "api").rglob("*.json"))
+NEWER = {value for twin in TWINS.values() for value in twin.model.newer}
 CONVERT = """
 import json, pathlib, sys
 from autograph.convert import convert
@@ -26,12 +28,12 @@ for name in sys.argv[3:]:
 
 @pytest.fixture(scope="module")
 def schema(object_info, tmp_path_factory):
-    """The host's list of nodes in a file, as if the user had every model file that a graph names."""
+    """The host's list of nodes in a file, as if it were new enough for every graph and had every file they name."""
     known = json.loads(json.dumps(object_info))
     for path in API:
         for node in json.loads(path.read_text()).values():
             for name, value in node["inputs"].items():
-                if str(value).endswith(".safetensors"):
+                if str(value).endswith(".safetensors") or str(value) in NEWER:
                     _offer(known[node["class_type"]]["input"], name, value)
     file = tmp_path_factory.mktemp("checkers") / "object_info.json"
     file.write_text(json.dumps(known))

@@ -38,6 +38,9 @@ WORDS = r"cross_attn\.[kv]|text_embedding"
 """Layers that the text alone goes through."""
 INSIDE = r"^blocks\.|text_embedding"
 OUT = {"wan": "o", "cosmos": "output_proj", "anima": "output_proj"}
+ROUNDED = {"wan": 1e-6, "cosmos": 2e-6, "anima": 1e-6}
+"""How far equal pictures may be apart. Cosmos's noise is 80 high at first, and what is left when the sampler has taken
+it off is rounded at that height: half a step of float32 there (3.8e-6) is 1e-6 of the picture."""
 
 
 @functools.cache
@@ -106,7 +109,7 @@ def alone(own, prompts):
 def test_a_region_over_everything_is_the_concept_s_prompt_with_its_lora_in_the_weights(name):
     own, prompts = concept(name, wanted=INSIDE), base(name)
     theirs = sample(plain(patched(name, INSIDE), alone(own, prompts)))
-    assert apart(sample(guider(name, [own], everywhere(), prompts=prompts)), theirs) < 1e-6
+    assert apart(sample(guider(name, [own], everywhere(), prompts=prompts)), theirs) < ROUNDED[name]
 
 
 @pytest.mark.parametrize("name", CROSS)
@@ -141,7 +144,7 @@ def test_batches_cfg_1_and_further_steps_are_those_of_the_concept(name, cfg, ste
     theirs = sample(plain(patched(name, INSIDE), alone(own, prompts)), batch=2, steps=steps)
     made = guider(name, [own], everywhere(), prompts=prompts)
     ours = sample(made, batch=2, steps=steps)
-    assert apart(ours, theirs) < 1e-6 * steps
+    assert apart(ours, theirs) < ROUNDED[name] * steps
     assert torch.equal(sample(made, batch=2, steps=steps), ours)  # nothing is left of the first run
 
 
@@ -150,7 +153,7 @@ def test_every_frame_has_the_same_regions(name):
     own, prompts = concept(name, wanted=INSIDE), base(name)
     theirs = sample(plain(patched(name, INSIDE), alone(own, prompts)), frames=3)
     assert theirs.shape[2] == 3
-    assert apart(sample(guider(name, [own], everywhere(), prompts=prompts), frames=3), theirs) < 1e-6
+    assert apart(sample(guider(name, [own], everywhere(), prompts=prompts), frames=3), theirs) < ROUNDED[name]
 
 
 def test_without_token_lora_only_cross_attention_has_the_lora():

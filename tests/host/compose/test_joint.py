@@ -188,8 +188,8 @@ def test_a_control_net_s_part_lands_on_the_picture():
     assert apart(sample(plain(patched(name), seen._replace(positive=own.positive))), theirs) > 1e-3
 
 
-def test_a_soft_region_fades_in_what_its_lora_does():
-    name = "flux"
+@pytest.mark.parametrize("name", ["flux", "zimage"])
+def test_a_soft_region_fades_in_what_its_lora_does_and_in_what_it_reads(name):
     covered = torch.linspace(0.6, 1, SIZE[1]).expand(1, *SIZE)
     hard, soft = (sample(guider(name, [concept(name)], covered, soft=soft)) for soft in (False, True))
     assert torch.equal(hard, sample(guider(name, [concept(name)], everywhere())))

@@ -61,6 +61,42 @@ def test_groups_are_the_attention_under_a_mask_that_says_it_pair_by_pair(share, 
     assert (grouped(groups, q, k, v, attention) - theirs).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize(("isolation", "with_base"), itertools.product((True, False), repeat=2))
+def test_where_regions_fade_a_token_reads_the_weighted_mean_of_what_it_would_read_in_each(isolation, with_base):
+    """Against the plainest form: every token asks every region whole, by the mask that says it pair by pair."""
+    generator = torch.Generator().manual_seed(8)
+    weights = torch.rand(3, TOKENS, generator=generator) * (torch.rand(3, TOKENS, generator=generator) < 0.6)
+    weights[0] += (weights.sum(0) == 0).float()
+    weights /= weights.sum(0)
+    inside = weights[1:] >= 0.5
+    how = {"isolation": isolation, "with_base": with_base}
+    q, k, v = torch.randn(3, 2, 3, LENGTH, 8, generator=generator, dtype=torch.float64)
+    mine = grouped(region_groups(PROMPTS, inside, START, LENGTH, **how, weights=weights), q, k, v, attention)
+    owners = [_owners(inside, token) for token in range(LENGTH)]
+    theirs = torch.zeros_like(mine)
+    for token, own in enumerate(owners):
+        asked = [(own, 1.0)]
+        if START <= token < START + TOKENS:
+            asked = list(zip([{"background"}, {0}, {1}], weights[:, token - START].tolist(), strict=True))
+        for one, share in asked:
+            mask = torch.tensor([[_reads(one, key, **how) for key in owners]])
+            if share and mask.any():
+                theirs[..., token, :] += share * attention(q[..., [token], :], k, v, attn_mask=mask)[..., 0, :]
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_sharp_weights_are_the_groups_of_sharp_regions():
+    inside = torch.zeros(2, TOKENS, dtype=torch.bool)
+    inside[0, :9], inside[1, 12:20] = True, True
+    weights = torch.cat([(~inside.any(0))[None], inside]).float()
+    sharp, soft = (
+        sorted((group.queries.tolist(), group.keys.tolist(), group.shares) for group in groups)
+        for groups in (region_groups(PROMPTS, inside, START, LENGTH, weights=w) for w in (None, weights))
+    )
+    assert sharp == soft
+    assert len(sharp) == 5  # the background with the base's prompt, two other prompts, two regions
+
+
 def test_every_token_is_in_one_group_and_the_keys_of_groups_differ():
     inside = torch.zeros(2, TOKENS, dtype=torch.bool)
     inside[0, :12], inside[1, 8:18] = True, True
