@@ -25,7 +25,7 @@ from ..host.lora.files import LoraFile, read_lora
 from ..host.registry import unet_of
 from ..methods.compose.settings import Compose
 from ..methods.compose.similarity import ObjectPositions
-from . import bench_compose_joint, object_prompts
+from . import object_prompts, transformer_bench
 from .concept_tasks import lora_of
 from .random_models import SD15_UNET, boxes, random_model
 from .timing import peak_of, ratios
@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench compose")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="of the demo model; SD 1.5 takes 2")
-    models = ["demo", "sd15", *bench_compose_joint.NAMES]
+    models = ["demo", "sd15", *transformer_bench.NAMES]
     parser.add_argument("--model", choices=models, action="append", help="only this one; default: demo and sd15")
     parser.add_argument("--concepts", type=int, action="append", help="only this many (again for more)")
     parser.add_argument("--case", choices=list(CASES), action="append", help="only this one (again for more)")
@@ -134,8 +134,8 @@ def main(arguments: list[str]) -> int:
     logging.disable(logging.INFO)
     counts, cases = options.concepts or [1, 2, 4, 8], options.case or list(CASES)
     for name in options.model or ["demo", "sd15"]:
-        if name in bench_compose_joint.NAMES:
-            bench_compose_joint.run(name, counts, options.runs)
+        if name in transformer_bench.NAMES:
+            transformer_bench.run("compose", name, counts, options.runs)
             continue
         bench = demo_bench(options.steps, options.runs) if name == "demo" else sd15_bench(max(counts), options.runs)
         print_costs(bench, counts, cases)

@@ -23,6 +23,7 @@ from ..host.lora.concept import Concept
 from ..host.lora.files import LoraFile
 from ..methods.masks import MaskPyramid
 from ..methods.regions import Box, Region
+from . import transformer_bench
 from .host_hooks import hooked_in
 from .random_models import SD15_UNET, random_model
 from .timing import in_turn
@@ -136,12 +137,17 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench conduct")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--concepts", type=int, action="append", help="only this number (again for more); else 1 to 6")
-    parser.add_argument("--model", choices=("demo", "sd15"), action="append", help="only this model")
+    models = ("demo", "sd15", *transformer_bench.NAMES)
+    parser.add_argument("--model", choices=models, action="append", help="only this one; default: demo and sd15")
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     for name in options.model or ("demo", "sd15"):
+        counts = options.concepts or range(1, 7)
+        if name in transformer_bench.NAMES:
+            transformer_bench.run("conduct", name, counts, options.runs)
+            continue
         patcher = load_demo_model()[0] if name == "demo" else random_model(SD15_UNET)
         channels = (UNET if name == "demo" else SD15_UNET)["context_dim"]
-        for count in options.concepts or range(1, 7):
+        for count in counts:
             compare(name, ConductBench(patcher, channels, count, CELLS), options.runs)
     return 0

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from comfyui_concepts.boards import bench_anagram, bench_compose, bench_compose_joint, random_transformers, timing
+from comfyui_concepts.boards import bench_anagram, bench_compose, random_transformers, timing, transformer_bench
 from comfyui_concepts.methods.anagram.combine import PRESETS
 
 
@@ -30,14 +30,15 @@ def test_the_composers_bench_prints_a_ratio_a_case(capsys):
     ("zimage", {"dim": 256, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "n_layers": 1}),
     ("qwen", {"attention_head_dim": 32, "num_attention_heads": 2, "axes_dims_rope": (8, 12, 12), "num_layers": 1}),
 ])  # fmt: skip
-def test_the_composers_bench_on_transformers_prints_ours_and_the_hosts_hooks(capsys, monkeypatch, family, small):
+@pytest.mark.parametrize("verb", transformer_bench.OURS)
+def test_benches_on_transformers_print_ours_and_the_hosts_hooks(capsys, monkeypatch, verb, family, small):
     known = random_transformers.TRANSFORMERS[family]
     small = known._replace(config=known.config | small, text=(16,))
     width = {"flux": "context_in_dim", "zimage": "cap_feat_dim", "qwen": "joint_attention_dim"}[family]
     small.config[width] = 16
     monkeypatch.setitem(random_transformers.TRANSFORMERS, family, small)
     with torch.inference_mode():
-        bench_compose_joint.run(family, [2], 1, cells=8, tokens=32)
+        transformer_bench.run(verb, family, [2], 1, cells=8, tokens=32)
     printed = capsys.readouterr().out
     assert re.search(rf"{family} of 0\.\d\d B parameters, 2 concepts, cfg 1: ours \d+\.\d\d × plain sampling", printed)
     assert re.search(r"host hooks \d+\.\d\d × plain sampling .* host hooks -?\d+$", printed.strip())

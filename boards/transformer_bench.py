@@ -1,4 +1,4 @@
-"""``dev.py bench compose --model flux|zimage|qwen|krea2``: LoRA Composer where text and picture attend together.
+"""``dev.py bench compose|conduct --model flux|zimage|qwen|krea2``: several concepts where text and picture meet.
 
 At the token counts of a picture of 1024 × 1024: 4096 of the image, and 256 of each prompt.
 """
@@ -6,7 +6,7 @@ At the token counts of a picture of 1024 × 1024: 4096 of the image, and 256 of 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,11 @@ import node_helpers
 import torch
 
 from ..host.compose.joint import JointGuider
+from ..host.conduct.path_guider import PathGuider
 from ..host.engine.base_prompts import BasePrompts
 from ..host.lora.concept import Concept
 from ..methods.compose.settings import Compose
+from ..methods.masks import MaskPyramid
 from .host_hooks import hooked_in
 from .random_models import boxes
 from .random_transformers import TRANSFORMERS, random_lora, random_prompt, random_transformer
@@ -26,7 +28,7 @@ from .timing import in_turn
 CELLS, TOKENS = 128, 256  # of a latent's side; of a prompt
 
 
-class JointBench:
+class TransformerBench:
     """One step at cfg 1 of everything that is compared, for N concepts on one model."""
 
     def __init__(self, name: str, concepts: int, cells: int = CELLS, tokens: int = TOKENS) -> None:
@@ -53,10 +55,16 @@ class JointBench:
         """The base prompt alone."""
         return self._plain(self.base)
 
-    def ours(self) -> Callable[[], None]:
+    def composer(self) -> Callable[[], None]:
         """LoRA Composer with a box a concept."""
         prompts = BasePrompts(self.base, self.base, 1.0)
         guider = JointGuider(self.model, prompts, self.concepts, partial(boxes, self.count), Compose(reinit="off"))
+        return lambda: self._sample(guider)
+
+    def conductor(self) -> Callable[[], None]:
+        """Concept Conductor with a box a concept."""
+        prompts = BasePrompts(self.base, self.base, 1.0)
+        guider = PathGuider(self.model, prompts, self.concepts, lambda h, w: MaskPyramid(boxes(self.count, h, w)))
         return lambda: self._sample(guider)
 
     def hooks(self) -> Callable[[], None]:
@@ -68,9 +76,13 @@ class JointBench:
         return self._plain(positive + node_helpers.conditioning_set_values(self.base, {"default": True}))
 
 
-def print_costs(name: str, bench: JointBench, runs: int) -> None:
+OURS = {"compose": TransformerBench.composer, "conduct": TransformerBench.conductor}
+"""By family of benches."""
+
+
+def print_costs(family: str, name: str, bench: TransformerBench, runs: int) -> None:
     """Prints seconds over those of plain sampling, all run in turn, and how far memory grows."""
-    actions = {"plain sampling": bench.plain(), "ours": bench.ours(), "host hooks": bench.hooks()}
+    actions = {"plain sampling": bench.plain(), "ours": OURS[family](bench), "host hooks": bench.hooks()}
     grown, times = in_turn(actions, runs)
     parts = []
     for title in ("ours", "host hooks"):
@@ -85,10 +97,10 @@ def print_costs(name: str, bench: JointBench, runs: int) -> None:
     )
 
 
-def run(name: str, counts: list[int], runs: int, cells: int = CELLS, tokens: int = TOKENS) -> None:
+def run(family: str, name: str, counts: Sequence[int], runs: int, cells: int = CELLS, tokens: int = TOKENS) -> None:
     """Prints a line for each number of concepts."""
     for count in counts:
-        print_costs(name, JointBench(name, count, cells, tokens), runs)
+        print_costs(family, name, TransformerBench(name, count, cells, tokens), runs)
 
 
 NAMES = tuple(TRANSFORMERS)
