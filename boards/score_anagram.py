@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..demo.judge import CLASSES, READER, Judge
-from ..demo.sampling import SETTINGS, DemoSampler, encode, noise_for
+from ..demo.sampling import DemoSampler, encode, noise_for
 from ..host.anagram.guider import ViewsGuider
 from ..host.anagram.request import anagram_request
 from ..host.anagram.views import ViewPrompt
@@ -22,11 +22,11 @@ from ..host.engine.time_travel import travelling_sampler
 from ..host.engine.vae import cell_side
 from ..host.text.tokens import encode_with_phrase
 from ..methods.anagram.balance import ViewScorer
-from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FULL, Combination
+from ..methods.anagram.combine import AVERAGING, MULTI_TASK_FAST, MULTI_TASK_FULL, Combination
 from ..methods.anagram.score import Readings
 from .anagram_metrics import AnagramMetrics, AnagramResult
 from .anagram_tasks import PAIRS, TRIPLES, TURNED, AnagramTask, caption_of, tasks
-from .board import Board, Job, Row, add_model_option, board_parser
+from .board import Board, Job, Row, board_parser, parsed_with_rows
 from .demo_models import counting_clone
 
 STEPS, CFG = 20, 5.0  # the templates take 30 steps; 20 keep a full board within its time
@@ -61,11 +61,17 @@ METHODS = {
     "anti-segregation": AnagramMethod(Combination(anti_segregation=MULTI_TASK_FULL.anti_segregation)),
     "multi-task": AnagramMethod(MULTI_TASK_FULL, use_scorer=True),
     "multi-task, unread": AnagramMethod(MULTI_TASK_FULL),
+    "multi-task, no gradient": AnagramMethod(MULTI_TASK_FAST, use_scorer=True),
     "time travel": AnagramMethod(AVERAGING, repeats=2),
 }
 METHODS |= {
     f"{name}, best of four": replace(METHODS[name], candidates=4) for name in ("averaging", "balance and contrast")
 }
+ROWS = {
+    "unet": tuple(METHODS),
+    "dit": tuple(name for name, method in METHODS.items() if not method.combination.anti_segregation.strength),
+}
+"""By the kind of demo model: anti-segregation asks for the cross-attention of a UNet."""
 TRAVEL = (0.2, 0.8)  # sampling percent
 AS_COSINES = (0.2, 0.3)
 """CLIP's cosines of a picture with a caption it does not show, and with its own. The balance is made for such scores.
@@ -168,11 +174,12 @@ def run_job(job: Job[AnagramTask], kind: str = "unet") -> tuple[AnagramMetrics, 
 
 def rows(options: argparse.Namespace, seeds: tuple[int, ...]) -> Iterator[Row]:
     """The rows to measure: each method on the same tasks."""
-    kinds = options.kind or list(PAIRS)[: 2 if options.quick else None]
+    chosen = PAIRS[options.pairs_of]
+    kinds = [kind for kind in chosen if kind in (options.kind or chosen)][: 2 if options.quick else None]
     triples = 0 if options.kind else 2 if options.quick else len(TRIPLES)
     pairs = min(options.pairs, 6) if options.quick else options.pairs
-    todo = list(tasks({kind: PAIRS[kind][:pairs] for kind in kinds}, TRIPLES[:triples]))
-    for method in options.method or METHODS:
+    todo = list(tasks({kind: chosen[kind][:pairs] for kind in kinds}, TRIPLES[:triples]))
+    for method in options.method:
         yield Row(method, partial(run_job, kind=options.model), [Job(method, task, seeds) for task in todo])
 
 
@@ -180,9 +187,11 @@ def main(arguments: list[str]) -> int:
     """Prints the board; ``--json FILE`` writes it."""
     parser = board_parser("anagram", "6 pairs in 2 kinds of view, 2 sets of three, 1 seed", list(METHODS))
     parser.add_argument("--pairs", type=int, default=len(TURNED), help="only the first so many pairs of a view")
-    parser.add_argument("--kind", choices=PAIRS, action="append", help="only this kind of view (again for more)")
-    add_model_option(parser, SETTINGS)
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--kind", choices=PAIRS["unet"], action="append", help="only this kind of view (again for more)"
+    )
+    parser.add_argument("--pairs-of", choices=PAIRS, default="unet", help="the pairs that this demo model draws best")
+    options = parsed_with_rows(parser, arguments, ROWS)
     logging.disable(logging.INFO)
     seeds = tuple(SEEDS[:1] if options.quick else SEEDS)
     Board("anagram", list(seeds)).run(list(rows(options, seeds)), options)

@@ -47,6 +47,7 @@ JOINT_COMPOSERS: dict[str, Compose] = {
 HOST = ("stacked LoRAs", "host hooks")
 BARE = ", background as base"
 """Ends the name of a row whose base prompt names no object: where a region is not, none is drawn."""
+BARE_ROWS = ("host hooks", "composer", "composer + token LoRA", "composer, no isolation", "conductor")
 CONCEPT_ROWS = {
     "unet": (*HOST, *COMPOSERS, AUTOMATIC, "conductor"),
     "dit": (
@@ -54,7 +55,7 @@ CONCEPT_ROWS = {
         *JOINT_COMPOSERS,
         AUTOMATIC,
         "conductor",
-        *(f"{name}{BARE}" for name in ("host hooks", "composer + token LoRA", "conductor")),
+        *(f"{name}{BARE}" for name in BARE_ROWS),
     ),
 }
 """The rows with LoRAs, by the kind of demo model."""

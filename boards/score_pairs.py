@@ -3,7 +3,8 @@
 As with any model, some pairs bend into each other and most do not; the papers choose theirs by hand. Here every pair of
 the vocabulary is tried roughly, and the best are tried again on other seeds. In both rounds half of the pictures are
 made by plain averaging and half by the multi-task remedies: pairs that one of them chose alone would favour it. Both
-the judge and the scorer must name them. The pairs of the anagram board are the best of those; its seeds are others.
+the judge and the scorer must name them. The pairs of the anagram board are the best of those, for each demo model; its
+seeds are others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import torch
 
 from ..demo import vocabulary
 from ..demo.judge import UNSURE_BELOW
-from ..demo.sampling import SETTINGS
 from . import score_anagram
 from .anagram_tasks import AnagramTask, Concepts, tasks
 from .board import Board, Job, add_model_option, board_parser, with_progress
@@ -46,7 +46,10 @@ class PairRound(NamedTuple):
 
 
 FIRST = PairRound(("averaging", "balance and contrast"), (31,), steps=10)
-AGAIN = PairRound(("averaging", "multi-task"), (32, 33))
+AGAIN = {
+    "unet": PairRound(("averaging", "multi-task"), (32, 33)),
+    "dit": PairRound(("averaging", "multi-task, no gradient"), (32, 33)),
+}
 
 
 def every_pair(kind: str) -> list[AnagramTask]:
@@ -90,8 +93,8 @@ def score_group(name: str, quick: bool, board: Board, model: str) -> None:
     kinds = VIEWS[name]
     todo, many = (every_pair(kinds[0])[:20], 4) if quick else (every_pair(kinds[0]), FINALISTS)
     best = finalists(name, kinds[0], todo, many, model)
-    again = jobs(tasks({kind: best for kind in kinds}), AGAIN)
-    n = len(kinds) * len(AGAIN.methods) * len(AGAIN.seeds)
+    again = jobs(tasks({kind: best for kind in kinds}), AGAIN[model])
+    n = len(kinds) * len(AGAIN[model].methods) * len(AGAIN[model].seeds)
     with closing(parallel_map(partial(worst_scores, model=model), again)) as scores:
         results = ranked(scores)
     for concepts, both, alignment in results:
@@ -103,10 +106,10 @@ def main(arguments: list[str]) -> int:
     """Prints the finalists of each group of views, best first; ``--json FILE`` writes them."""
     parser = board_parser("pairs", "only the first 20 pairs, and 4 of them again")
     parser.add_argument("--views", choices=VIEWS, action="append", help="only pairs for these views (again for more)")
-    add_model_option(parser, SETTINGS)
+    add_model_option(parser, AGAIN)
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
-    board = Board("pairs", [*FIRST.seeds, *AGAIN.seeds])
+    board = Board("pairs", [*FIRST.seeds, *AGAIN[options.model].seeds])
     for name in options.views or VIEWS:
         score_group(name, options.quick, board, options.model)
     board.write(options.json)
