@@ -151,7 +151,9 @@ def random_prompt(name: str, tokens: int, seed: int) -> list:
 def random_lora(model: Any, seed: int) -> LoraFile:
     """Factors of rank 16 on every linear layer that a trainer would take: those of the blocks that have tokens."""
     architecture, generator, tensors = architecture_of(model), torch.Generator().manual_seed(seed), {}
-    blocks = tuple({f"{site.block}." for site in architecture.sites() if site.attention.kind == "joint"})
+    attend = [(f"{site.block}.", site.attention.kind) for site in architecture.sites()]
+    apart = all(kind != "joint" for _, kind in attend)  # text and picture are never in one sequence
+    blocks = tuple({block for block, kind in attend if apart or kind == "joint"})
     for path, module in architecture.network.named_modules():
         if isinstance(module, torch.nn.Linear) and path.startswith(blocks) and architecture.kind(path) != "global":
             out, into = module.weight.shape
