@@ -192,6 +192,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--pairs-of", choices=PAIRS, default="unet", help="the pairs that this demo model draws best")
     options = parsed_with_rows(parser, arguments, ROWS)
+    if lacking := [kind for kind in options.kind or () if kind not in PAIRS[options.pairs_of]]:
+        parser.error(f"no pairs of {options.pairs_of} are known for {lacking[0]}; {', '.join(PAIRS[options.pairs_of])}")
     logging.disable(logging.INFO)
     seeds = tuple(SEEDS[:1] if options.quick else SEEDS)
     Board("anagram", list(seeds)).run(list(rows(options, seeds)), options)

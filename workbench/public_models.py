@@ -30,6 +30,10 @@ def _node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
+def _clip(name: str, kind: str) -> dict[str, Any]:
+    return _node("CLIPLoader", clip_name=name, type=kind, device="default")
+
+
 def _checkpoint(name: str, side: int) -> PublicModel:
     nodes = {DEMO: _node("CheckpointLoaderSimple", ckpt_name=name)}
     return PublicModel(side, nodes, ((DEMO, 0), (DEMO, 1), (DEMO, 2)))
@@ -67,7 +71,7 @@ SDXL = _checkpoint("sd_xl_base_1.0.safetensors", 1024)
 Z_IMAGE = _in_parts(
     1024,
     "z_image_bf16.safetensors",
-    _node("CLIPLoader", clip_name="qwen_3_4b.safetensors", type="lumina2", device="default"),
+    _clip("qwen_3_4b.safetensors", "lumina2"),
     "ae.safetensors",
     shift=3.0,
 )
@@ -86,21 +90,21 @@ FLUX = _in_parts(
 QWEN_IMAGE = _in_parts(
     1328,
     "qwen_image_fp8_e4m3fn.safetensors",
-    _node("CLIPLoader", clip_name="qwen_2.5_vl_7b_fp8_scaled.safetensors", type="qwen_image", device="default"),
+    _clip("qwen_2.5_vl_7b_fp8_scaled.safetensors", "qwen_image"),
     "qwen_image_vae.safetensors",
     shift=3.1,
 )
 KLEIN = _in_parts(
     1024,
     "flux-2-klein-base-4b.safetensors",
-    _node("CLIPLoader", clip_name="qwen_3_4b.safetensors", type="flux2", device="default"),
+    _clip("qwen_3_4b.safetensors", "flux2"),
     "flux2-vae.safetensors",
     latent="EmptyFlux2LatentImage",
 )
 KREA_2 = _in_parts(
     1024,
     "krea2_turbo_fp8_scaled.safetensors",
-    _node("CLIPLoader", clip_name="qwen3vl_4b_fp8_scaled.safetensors", type="krea2", device="default"),
+    _clip("qwen3vl_4b_fp8_scaled.safetensors", "krea2"),
     "qwen_image_vae.safetensors",
     latent="EmptyLatentImage",
     newer=("krea2",),
@@ -108,7 +112,7 @@ KREA_2 = _in_parts(
 ANIMA = _in_parts(
     1024,
     "anima-base-v1.0.safetensors",
-    _node("CLIPLoader", clip_name="qwen_3_06b_base.safetensors", type="stable_diffusion", device="default"),
+    _clip("qwen_3_06b_base.safetensors", "stable_diffusion"),
     "qwen_image_vae.safetensors",
     latent="EmptyLatentImage",
 )

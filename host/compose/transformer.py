@@ -98,7 +98,7 @@ class TransformerInjection(ABC):
             inside = None if self.masks is None else self.masks.inside(self.grid).repeat(1, frames)
             soft = None if self.masks is None or not self.soft else self.masks.weights(self.grid).repeat(1, frames)
             given = (self.settings.isolation, self.settings.base_in_regions, self.tokens * frames)
-            self._groups[frames] = RegionGroups(inside, *given, soft)
+            self._groups[frames] = RegionGroups(inside, *given, weights=soft)
         return self._groups[frames]
 
     def options(self, model_options: ModelOptions) -> ModelOptions:

@@ -133,6 +133,12 @@ def test_a_demo_model_has_the_rows_that_its_pairs_are_chosen_by(kind):
     assert set(METHODS) - set(rows) == lacking[kind]
 
 
+def test_a_kind_of_view_without_pairs_is_refused_with_those_that_have_some(capsys):
+    with pytest.raises(SystemExit):
+        score_anagram.main(["--model", "dit", "--pairs-of", "dit", "--kind", "jigsaw"])
+    assert "no pairs of dit are known for jigsaw; flip, rotate_180" in capsys.readouterr().err
+
+
 def test_no_tile_stays_in_its_place():
     """A tile that stays reads the same both ways, and the pair would have less to share."""
     (_, tiled) = AnagramTask(("heart", "strawberry"), ("identity", "patch_permute"), "white").views()
